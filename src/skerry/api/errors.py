@@ -1,0 +1,83 @@
+"""Errors as users read them: the element, the cause and a hint, in one sentence.
+
+Lives here: the domain's error types. Must not live here: HTTP numbers (`hub.server.status` maps types to codes) or
+anything about how an error is printed (`cli.output` does that).
+"""
+
+from __future__ import annotations
+
+
+class SkerryError(Exception):
+    """Something went wrong.
+
+    The first line of a subclass's docstring is its default cause. `element` names what it happened to (a field's
+    path, an object, a file); `hint` says what the user can do about it.
+    """
+
+    def __init__(self, cause: str = "", *, element: str = "", hint: str = "") -> None:
+        self.cause = cause or (self.__doc__ or "").splitlines()[0].rstrip(".")
+        self.element = element
+        self.hint = hint
+        super().__init__(self.sentence)
+
+    @property
+    def sentence(self) -> str:
+        """The whole message: `<element>: <cause>; <hint>`."""
+        text = f"{self.element}: {self.cause}" if self.element else self.cause
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+class NotFoundError(SkerryError):
+    """Not found."""
+
+
+class AlreadyExistsError(SkerryError):
+    """Already exists."""
+
+
+class ConflictError(SkerryError):
+    """The object has been modified; read it again and repeat the change."""
+
+
+class InvalidError(SkerryError):
+    """Not valid."""
+
+
+class BadRequestError(SkerryError):
+    """The request cannot be understood."""
+
+
+class UnauthorizedError(SkerryError):
+    """No valid credentials were presented."""
+
+
+class ForbiddenError(SkerryError):
+    """The credentials presented do not allow this."""
+
+
+class ExpiredError(SkerryError):
+    """The requested revision has been compacted away; list again."""
+
+
+class TooLargeError(SkerryError):
+    """Larger than the limit."""
+
+
+class UnavailableError(SkerryError):
+    """Not reachable at the moment."""
+
+
+class TimedOutError(SkerryError):
+    """No answer within the time allowed."""
+
+
+class IntegrityError(SkerryError):
+    """The content does not match its digest, size or signature."""
+
+
+class StorageFullError(SkerryError):
+    """Not enough space left."""
+
+
+class UnsupportedError(SkerryError):
+    """Not supported here."""

@@ -1,0 +1,48 @@
+"""ModelVersion: one immutable trained model with its signature, golden samples and variants."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.variants import Evaluation, Golden, Rejected, Variant
+from skerry.api.meta import API_VERSION, Condition, Digest, Name, ObjectMeta, Struct
+
+
+class Artifact(Struct, frozen=True, kw_only=True):
+    """Where the model version lies: an OCI image index, one manifest per variant."""
+
+    repository: str
+    """Repository on the hub's registry, as in `default/digits`."""
+    digest: Digest
+    """Digest of the image index."""
+
+
+class ModelVersionSpec(Struct, frozen=True, kw_only=True):
+    """What was made, and how it was judged; immutable."""
+
+    model: Name
+    version: str
+    artifact: Artifact
+    signature: ModelSignature
+    evaluation: Evaluation
+    golden: Golden
+    rejected: list[Rejected] = []
+
+
+class ModelVersionStatus(Struct, frozen=True, kw_only=True):
+    """What the hub found in its registry."""
+
+    phase: Literal["Pending", "Ready", "Broken"] = "Pending"
+    variants: list[Variant] = []
+    conditions: list[Condition] = []
+
+
+class ModelVersion(Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """One immutable trained model with its signature (tensors), golden samples, test results and variants."""
+
+    metadata: ObjectMeta
+    spec: ModelVersionSpec
+    status: ModelVersionStatus = ModelVersionStatus()
+    api_version: str = API_VERSION
+    kind: Literal["ModelVersion"] = "ModelVersion"

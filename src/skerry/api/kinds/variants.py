@@ -1,0 +1,106 @@
+"""Variants: the executable forms of a model version, with what was measured of each.
+
+Shared by the factory's card, the OCI config blob of a variant and ModelVersion's status.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from skerry.api.meta import Digest, Ratio, Struct
+
+Format = Literal["onnx", "tflite", "executorch", "torchscript"]
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int4"]
+Engine = Literal["onnxruntime", "litert", "executorch", "torchscript"]
+
+
+class Blob(Struct, frozen=True, kw_only=True):
+    """A content-addressed piece of bytes."""
+
+    digest: Digest
+    size: int
+    """Bytes."""
+    media_type: str = "application/octet-stream"
+
+
+class NumericalError(Struct, frozen=True, kw_only=True):
+    """How far a variant's outputs lie from the source model's on the golden samples."""
+
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    """Cosine similarity of all outputs taken as one vector; 1 is identical."""
+
+
+class Profile(Struct, frozen=True, kw_only=True):
+    """Cost of one variant, measured in a process of its own, batch 1, on one thread."""
+
+    latency_p50_ms: float
+    latency_p95_ms: float
+    peak_memory_bytes: int
+    """Peak resident memory of the whole process that loaded the model and answered, engine included."""
+    runs: int
+    machine: str = ""
+    """Where it was measured: architecture and CPU model."""
+
+
+class Requirements(Struct, frozen=True, kw_only=True):
+    """What a device must have to run a variant."""
+
+    engine: Engine
+    engine_min_version: str = ""
+    precision: Precision
+    architectures: list[str] = []
+    """Empty means any (GOARCH names: amd64, arm64, arm, riscv64)."""
+    memory_bytes: int
+    """Memory for one server process with this variant; the profile's peak."""
+
+
+class Variant(Struct, frozen=True, kw_only=True):
+    """One executable form of a model version: format x precision, with its measurements."""
+
+    name: str
+    """Unique within the model version: `<format>-<precision>`."""
+    format: Format
+    precision: Precision
+    needs: Requirements
+    blob: Blob
+    """The model file itself."""
+    manifest: Digest | None = None
+    """The OCI manifest that holds it, once pushed."""
+    metric: float
+    """The evaluation metric on the test set (see the model version's `evaluation.metric`)."""
+    metric_drop: float
+    """The source model's metric minus this one's; negative when the variant is better."""
+    error: NumericalError
+    profile: Profile
+
+
+class Rejected(Struct, frozen=True, kw_only=True):
+    """A variant the factory made or tried to make, and did not keep."""
+
+    name: str
+    reason: str
+    metric: float | None = None
+
+
+class Golden(Struct, frozen=True, kw_only=True):
+    """Golden samples: inputs with the source model's outputs and, for classifiers, the true labels (`.npz`).
+
+    Arrays: `input.<tensor>` and `output.<tensor>` with the samples along axis 0, optional `labels` (int64, shape [n]).
+    """
+
+    blob: Blob
+    samples: int
+
+
+class Evaluation(Struct, frozen=True, kw_only=True):
+    """How variants were judged in the factory."""
+
+    metric: str
+    """Name of the metric; higher is better. `accuracy` is the share of samples whose arg-max equals the label."""
+    baseline: float
+    """The source model's own metric on the same test set."""
+    samples: int
+    allowed_drop: Ratio
+    """A variant that loses more than this against the baseline is rejected."""

@@ -1,0 +1,189 @@
+"""All ports in one file; read this first.
+
+A port is what the programs need of the outside world. Each has drivers in `skerry.drivers` and one contract suite in
+`tests/contract` that every driver passes. Only `hub.app` and `agent.app` choose drivers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+from skerry.api.kinds.variants import Blob
+from skerry.core import messages
+
+
+class Clock(Protocol):
+    """Time, injected so that tests own it."""
+
+    def now(self) -> datetime: ...  # aware, UTC
+    def monotonic(self) -> float: ...  # seconds
+
+
+# --- store: etcd's semantics as Kubernetes uses them --------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One stored value. Keys are slash-separated paths: `devices/default/till-7`."""
+
+    key: str
+    value: bytes
+    revision: int  # of its last write
+    created: int  # revision of its creation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """One page of a list; `next_key` continues it at the same `revision`, None ends it."""
+
+    records: Sequence[Record]
+    revision: int
+    next_key: str | None
+    remaining: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One event of a watch. A bookmark has no record; a deletion carries the last value, at the deletion's revision."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    revision: int
+    record: Record | None = None
+    previous: Record | None = None
+
+
+class Store(Protocol):
+    """One global revision that rises by one with every write; a write that returned survives a power cut."""
+
+    async def revision(self) -> int: ...
+    async def get(self, key: str) -> Record | None: ...
+    async def create(self, key: str, value: bytes) -> Record: ...  # AlreadyExistsError
+    async def update(self, key: str, value: bytes, *, expected: int) -> Record: ...  # NotFoundError, ConflictError
+    async def delete(self, key: str, *, expected: int | None = None) -> Record: ...  # NotFoundError, ConflictError
+    async def list(self, prefix: str, *, limit: int = 0, start: str = "", revision: int = 0) -> Page:
+        """Records under `prefix` in key order, from key `start` on, as of `revision` (0: now). ExpiredError."""
+        ...
+
+    def watch(self, prefix: str, *, after: int) -> AbstractAsyncContextManager[AsyncIterator[Change]]:
+        """Every change under `prefix` after that revision, in order, none missed, none twice; bookmarks when idle.
+
+        The iterator raises ExpiredError when `after` is compacted away, or when its reader is too slow to keep up.
+        """
+        ...
+
+    async def compact(self, before: int) -> None: ...  # forget history up to and including that revision
+    async def close(self) -> None: ...
+
+
+# --- artifacts ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """One OCI manifest or index as it was pushed, byte for byte."""
+
+    digest: str
+    media_type: str
+    raw: bytes
+
+
+class ArtifactStore(Protocol):
+    """The hub's side of a registry: blobs and manifests by digest, per repository; nothing is visible half-written."""
+
+    async def start_upload(self, repository: str) -> str: ...  # upload id
+    async def append_upload(
+        self, upload: str, chunks: AsyncIterator[bytes], *, offset: int | None = None
+    ) -> int: ...  # new size
+    async def upload_size(self, upload: str) -> int: ...  # NotFoundError
+    async def finish_upload(self, upload: str, digest: str) -> None: ...  # IntegrityError: the upload is dropped
+    async def cancel_upload(self, upload: str) -> None: ...
+    async def stat_blob(self, repository: str, digest: str) -> int: ...  # size; NotFoundError
+    def read_blob(
+        self, repository: str, digest: str, *, start: int = 0, length: int | None = None
+    ) -> AsyncIterator[bytes]: ...
+    async def put_manifest(self, repository: str, reference: str, media_type: str, raw: bytes) -> Manifest: ...
+    async def get_manifest(self, repository: str, reference: str) -> Manifest: ...  # tag or digest; NotFoundError
+    async def list_tags(self, repository: str) -> Sequence[str]: ...
+    async def list_referrers(self, repository: str, digest: str) -> Sequence[Manifest]: ...
+
+
+class ArtifactSource(Protocol):
+    """The device's side: bring one blob into a file, resuming what is there; verified before the final name exists."""
+
+    async def fetch(self, repository: str, blob: Blob, target: Path, *, progress: Callable[[int], None]) -> None:
+        """`progress` gets the bytes that came over the network. IntegrityError, NotFoundError, UnavailableError."""
+        ...
+
+
+# --- device link --------------------------------------------------------------------------------------------------
+
+
+class DeviceLink(Protocol):
+    """The device's end. `connect` is one connection: the caller reconnects, with backoff."""
+
+    def connect(self, *, boot_id: str) -> AbstractAsyncContextManager[DeviceConnection]: ...  # UnavailableError
+
+
+class DeviceConnection(Protocol):
+    """One live connection; online is announced by the driver, with offline as its last will."""
+
+    async def send(self, message: messages.Reported | messages.CommandResult) -> None: ...  # UnavailableError
+    def incoming(
+        self,
+    ) -> AsyncIterator[tuple[Literal["desired", "command"], bytes]]: ...  # raw envelopes; ends by UnavailableError
+
+
+class HubLink(Protocol):
+    """The hub's end of all devices' links."""
+
+    def connect(self) -> AbstractAsyncContextManager[HubConnection]: ...  # UnavailableError
+
+
+class HubConnection(Protocol):
+    """One live connection of the hub to its devices' carrier."""
+
+    async def publish_desired(self, uid: str, envelope: bytes) -> None: ...  # kept for devices that are away
+    async def forget(self, uid: str) -> None: ...  # drop whatever is kept for a device that was deleted
+    async def send_command(self, uid: str, envelope: bytes) -> None: ...
+    def incoming(self) -> AsyncIterator[tuple[str, messages.FromDevice]]: ...  # (authenticated uid, message)
+
+
+# --- runtime ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """One server to start: a command, its directory, its environment and its limits."""
+
+    name: str  # unique on the device: <workload>-<slot>
+    argv: Sequence[str]
+    directory: Path
+    environment: Mapping[str, str]
+    log: Path
+    memory_limit_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instance:
+    """A started server, known again after the agent's restart by more than its pid."""
+
+    name: str
+    id: str  # the runtime's own: `<pid>:<start time>` for a process
+
+
+class Runtime(Protocol):
+    """Supervises servers; they outlive the agent and are adopted when it returns."""
+
+    name: str
+
+    async def start(self, launch: Launch) -> Instance: ...  # UnavailableError, StorageFullError
+    async def alive(self, instance: Instance) -> bool: ...
+    async def wait(self, instance: Instance) -> str: ...  # why it ended, as a sentence
+    async def stop(self, instance: Instance, *, grace_seconds: float) -> None: ...  # gone when this returns
+    async def peak_memory(self, instance: Instance) -> int: ...  # bytes; 0 when it cannot be read
+    async def list(self) -> Sequence[Instance]: ...  # all of ours, also of earlier agents

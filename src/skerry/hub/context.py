@@ -1,0 +1,29 @@
+"""What the hub's parts are handed: one value, made in `app`, instead of globals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skerry.core.ports import ArtifactStore, Clock
+from skerry.hub.objects import Objects
+
+if TYPE_CHECKING:
+    from skerry.hub.gateway import Gateway
+    from skerry.hub.pki import Authority
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubContext:
+    """The hub's parts, as controllers and HTTP handlers use them."""
+
+    objects: Objects
+    artifacts: ArtifactStore
+    clock: Clock
+    authority: Authority
+    gateway: Gateway
+    state_dir: Path
+    hub_url: str
+    mqtt_host: str
+    mqtt_port: int

@@ -1,0 +1,237 @@
+"""Typed resources over the store: the one place that knows keys, encodings and metadata rules.
+
+Keys are `<plural>/<namespace>/<name>`; internal records (`desired/<uid>`) have typed access of their own at the end.
+Lives here: what create, update and status update mean for metadata (uid, generation, resourceVersion). Must not live
+here: HTTP, validation of user input, controllers' decisions.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+
+from skerry.api import selector as selectors
+from skerry.api.errors import AlreadyExistsError, ConflictError, NotFoundError
+from skerry.api.kinds import KINDS, KindInfo, Resource
+from skerry.api.meta import LabelSelectorRequirement
+from skerry.core.desired import DesiredRecord
+from skerry.core.ports import Clock, Record, Store
+
+DESIRED_PREFIX = "desired/"
+_ATTEMPTS = 20  # a conflict means that somebody else progressed, so this many in a row do not happen
+
+T = TypeVar("T", bound=Resource)
+_INFOS: dict[type[Any], KindInfo] = {info.type: info for info in KINDS}
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectChange(Generic[T]):
+    """One change of one object; a BOOKMARK has no object. `revision` is where a later watch can go on."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    revision: int
+    object: T | None = None
+    previous: T | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectPage(Generic[T]):
+    """One page of a list; `next_key` goes into the next call's `start`."""
+
+    items: list[T]
+    revision: int
+    next_key: str | None
+    remaining: int
+
+
+class Objects:
+    """All resources of all kinds."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self._clock = clock
+
+    async def get(self, kind: type[T], namespace: str, name: str) -> T:
+        """Return the object. Raises NotFoundError."""
+        found = await self.find(kind, namespace, name)
+        if found is None:
+            raise NotFoundError(element=f'{_INFOS[kind].plural} "{name}"')
+        return found
+
+    async def find(self, kind: type[T], namespace: str, name: str) -> T | None:
+        """Return the object, or None."""
+        record = await self.store.get(key_of(kind, namespace, name))
+        return None if record is None else decode(kind, record)
+
+    async def create(self, item: T) -> T:
+        """Store a new object; sets uid (kept if given), creationTimestamp, generation 1. Raises AlreadyExistsError."""
+        kind, meta = type(item), item.metadata
+        name = meta.name or f"{meta.generate_name}{secrets.token_hex(4)}"
+        meta = msgspec.structs.replace(
+            meta,
+            name=name,
+            uid=meta.uid or str(uuid.uuid4()),
+            generation=1,
+            creation_timestamp=self._clock.now().replace(microsecond=0),
+            resource_version="",
+        )
+        try:
+            record = await self.store.create(key_of(kind, meta.namespace, name), encode(_with_meta(item, meta)))
+        except AlreadyExistsError:
+            raise AlreadyExistsError(element=f'{_INFOS[kind].plural} "{name}"') from None
+        return decode(kind, record)
+
+    async def replace(self, item: T, *, expected: str | None = None) -> T:
+        """Write metadata and spec, keeping the stored status; the generation rises if the spec changed.
+
+        `expected` is the resourceVersion the caller read; None takes the item's own, "" takes whatever is stored.
+        Raises NotFoundError, ConflictError. An unchanged object is not written again.
+        """
+        wanted = item.metadata.resource_version if expected is None else expected
+
+        def change(current: T) -> T:
+            if wanted and wanted != current.metadata.resource_version:
+                raise ConflictError(element=f'{_INFOS[type(item)].plural} "{item.metadata.name}"')
+            old = current.metadata
+            meta = msgspec.structs.replace(
+                item.metadata,
+                uid=old.uid,
+                creation_timestamp=old.creation_timestamp,
+                deletion_timestamp=old.deletion_timestamp,
+                generation=old.generation + (item.spec != current.spec),
+                resource_version=old.resource_version,
+            )
+            return _replaced(item, metadata=meta, status=current.status)
+
+        return await self._change(type(item), item.metadata.namespace, item.metadata.name, change)
+
+    async def update_status(self, kind: type[T], namespace: str, name: str, change: Callable[[T], T]) -> T:
+        """Write what `change` makes of the object's status; runs again on a conflict, writes nothing when unchanged.
+
+        `change` must not touch the spec; metadata (labels, annotations) may change. Raises NotFoundError.
+        """
+        return await self._change(kind, namespace, name, change)
+
+    async def delete(self, kind: type[T], namespace: str, name: str, *, uid: str = "", resource_version: str = "") -> T:
+        """Remove the object; the preconditions hold where given. Raises NotFoundError, ConflictError."""
+        current = await self.get(kind, namespace, name)
+        element = f'{_INFOS[kind].plural} "{name}"'
+        if uid and uid != current.metadata.uid:
+            raise ConflictError(f"its uid is {current.metadata.uid}, not {uid}", element=element)
+        expected = int(resource_version) if resource_version else None
+        await self.store.delete(key_of(kind, namespace, name), expected=expected)
+        return current
+
+    async def list(
+        self,
+        kind: type[T],
+        namespace: str = "",
+        *,
+        labels: Sequence[LabelSelectorRequirement] = (),
+        limit: int = 0,
+        start: str = "",
+        revision: int = 0,
+    ) -> ObjectPage[T]:
+        """Return objects in key order, of one namespace or (empty) of all. Raises ExpiredError for an old revision.
+
+        With `labels` a page may hold fewer than `limit` items though more follow: follow `next_key`.
+        """
+        page = await self.store.list(prefix_of(kind, namespace), limit=limit, start=start, revision=revision)
+        items = [decode(kind, record) for record in page.records]
+        kept = [item for item in items if selectors.matches(labels, item.metadata.labels)] if labels else items
+        return ObjectPage(items=kept, revision=page.revision, next_key=page.next_key, remaining=page.remaining)
+
+    @asynccontextmanager
+    async def watch(
+        self, kind: type[T], namespace: str = "", *, after: int
+    ) -> AsyncIterator[AsyncIterator[ObjectChange[T]]]:
+        """Every change of this kind after a revision, in order. Raises ExpiredError (list again, watch from there)."""
+        async with self.store.watch(prefix_of(kind, namespace), after=after) as changes:
+
+            async def typed() -> AsyncIterator[ObjectChange[T]]:
+                async for change in changes:
+                    yield ObjectChange(
+                        type=change.type,
+                        revision=change.revision,
+                        object=None if change.record is None else decode(kind, change.record),
+                        previous=None if change.previous is None else decode(kind, change.previous),
+                    )
+
+            yield typed()
+
+    async def get_desired(self, uid: str) -> DesiredRecord | None:
+        """Return what is assigned to a device, or None when nothing ever was."""
+        record = await self.store.get(f"{DESIRED_PREFIX}{uid}")
+        return None if record is None else msgspec.json.decode(record.value, type=DesiredRecord)
+
+    async def change_desired(
+        self, empty: DesiredRecord, change: Callable[[DesiredRecord], DesiredRecord]
+    ) -> DesiredRecord:
+        """Write what `change` makes of a device's record, starting from `empty` when there is none yet."""
+        key = f"{DESIRED_PREFIX}{empty.uid}"
+        for _ in range(_ATTEMPTS):
+            record = await self.store.get(key)
+            current = empty if record is None else msgspec.json.decode(record.value, type=DesiredRecord)
+            changed = change(current)
+            if changed == current and record is not None:
+                return current
+            try:
+                if record is None:
+                    await self.store.create(key, _ENCODER.encode(changed))
+                else:
+                    await self.store.update(key, _ENCODER.encode(changed), expected=record.revision)
+            except (ConflictError, AlreadyExistsError, NotFoundError):
+                continue
+            return changed
+        raise ConflictError(element=f"desired state of device {empty.uid}")
+
+    async def _change(self, kind: type[T], namespace: str, name: str, change: Callable[[T], T]) -> T:
+        key = key_of(kind, namespace, name)
+        for _ in range(_ATTEMPTS):
+            current = await self.get(kind, namespace, name)
+            changed = change(current)
+            if changed == current:
+                return current
+            try:
+                record = await self.store.update(key, encode(changed), expected=int(current.metadata.resource_version))
+            except ConflictError:
+                continue
+            return decode(kind, record)
+        raise ConflictError(element=f'{_INFOS[kind].plural} "{name}"')
+
+
+def prefix_of(kind: type[Any], namespace: str = "") -> str:
+    """Return the store prefix of a kind, or of one namespace of it."""
+    plural = _INFOS[kind].plural
+    return f"{plural}/{namespace}/" if namespace else f"{plural}/"
+
+
+def key_of(kind: type[Any], namespace: str, name: str) -> str:
+    """Return an object's store key."""
+    return f"{_INFOS[kind].plural}/{namespace}/{name}"
+
+
+def encode(item: Resource) -> bytes:
+    """Return the object as it is stored: JSON without its resourceVersion, which is the record's revision."""
+    return _ENCODER.encode(_with_meta(item, msgspec.structs.replace(item.metadata, resource_version="")))
+
+
+def decode(kind: type[T], record: Record) -> T:
+    """Return the stored object with its resourceVersion."""
+    item = msgspec.json.decode(record.value, type=kind)
+    return _with_meta(item, msgspec.structs.replace(item.metadata, resource_version=str(record.revision)))
+
+
+def _with_meta(item: T, meta: Any) -> T:
+    return _replaced(item, metadata=meta)
+
+
+def _replaced(item: T, **changes: Any) -> T:
+    return msgspec.structs.replace(item, **changes)

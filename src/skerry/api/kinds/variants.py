@@ -63,6 +63,8 @@ class Variant(Struct, frozen=True, kw_only=True):
     """Unique within the model version: `<format>-<precision>`."""
     format: Format
     precision: Precision
+    recipe: str = ""
+    """How it was made, where there is more than one way: `static-qdq-per-channel`."""
     needs: Requirements
     blob: Blob
     """The model file itself."""

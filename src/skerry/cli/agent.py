@@ -1,0 +1,40 @@
+"""`skerry agent ...`: hands over to the agent's own program, so that what runs on a device stays small."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from skerry.cli.options import StateDir
+
+app = typer.Typer(help="The program on the device: enrol it, run it.", no_args_is_help=True)
+
+
+@app.command()
+def enroll(
+    hub: Annotated[str, typer.Option(help="The hub's URL, as in https://hub.example:7443.")],
+    token: Annotated[str, typer.Option(help="A join token from `skerry hub token create`.", envvar="SKERRY_JOIN_TOKEN")],
+    name: Annotated[str, typer.Option(help="The device's name; the hostname unless given.")] = "",
+    state_dir: StateDir = None,
+) -> None:
+    """Make a key on this device, have the hub certify it, and remember the hub."""
+    arguments = ["enroll", "--hub", hub, "--token", token]
+    if name:
+        arguments += ["--name", name]
+    _become_agent(arguments, state_dir)
+
+
+@app.command()
+def run(state_dir: StateDir = None) -> None:
+    """Run the agent in the foreground, until it is told to stop."""
+    _become_agent(["run"], state_dir)
+
+
+def _become_agent(arguments: list[str], state_dir: StateDir) -> None:
+    if state_dir is not None:
+        arguments += ["--state-dir", str(state_dir)]
+    # Replacing the process leaves typer and rich behind: the agent's resident memory is a promise.
+    os.execv(sys.executable, [sys.executable, "-m", "skerry.agent", *arguments])  # noqa: S606

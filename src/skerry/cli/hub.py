@@ -1,0 +1,77 @@
+"""`skerry hub ...`: start a hub, make join tokens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from skerry.api.errors import InvalidError, UnsupportedError
+from skerry.api.kinds.enrollment import JoinToken
+from skerry.cli import options, output
+
+app = typer.Typer(help="The control plane: start it, let devices in.", no_args_is_help=True)
+tokens = typer.Typer(help="Join tokens: short-lived secrets that let devices enrol.", no_args_is_help=True)
+app.add_typer(tokens, name="token")
+
+
+@app.command()
+def start(
+    state_dir: options.StateDir = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    api_port: Annotated[int, typer.Option(help="HTTPS port; 0 chooses a free one and keeps it.")] = 7443,
+    mqtt_port: Annotated[int, typer.Option(help="MQTT port; 0 chooses a free one and keeps it.")] = 8883,
+    advertise: Annotated[list[str] | None, typer.Option(help="Further names or addresses devices reach the hub by.")] = None,
+) -> None:
+    """Run the hub in the foreground. The first start makes the certificates, an admin credential and a kubeconfig."""
+    try:
+        import skerry.hub.app  # noqa: F401, PLC0415 - an extra; a plain install is an agent and a command line
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"this installation has no hub (no module {error.name})", hint="install it with: pip install 'skerry[hub]'"
+        ) from None
+    arguments = ["--state-dir", str(state_dir or options.default_hub_dir()), "--host", host]
+    arguments += ["--api-port", str(api_port), "--mqtt-port", str(mqtt_port)]
+    for name in advertise or []:
+        arguments += ["--advertise", name]
+    os.execv(sys.executable, [sys.executable, "-m", "skerry.hub", *arguments])  # noqa: S606
+
+
+@tokens.command("create")
+def create_token(
+    ttl: Annotated[str, typer.Option(help="How long it is good, as in 30m or 24h.")] = "1h",
+    uses: Annotated[int, typer.Option(help="How many devices may enrol with it.")] = 1,
+    label: Annotated[list[str] | None, typer.Option(help="key=value, put on every device that enrols with it.")] = None,
+    namespace: options.Namespace = "",
+    kubeconfig: options.Kubeconfig = None,
+) -> None:
+    """Make a join token and print it; it is shown this once."""
+    raw = {
+        "apiVersion": "skerry.dev/v1alpha1",
+        "kind": "JoinToken",
+        "metadata": {"generateName": "token-"},
+        "spec": {"ttl": ttl, "uses": uses, "labels": _labels(label or [])},
+    }
+    with options.connect(kubeconfig, namespace) as client:
+        token = client.create(raw, JoinToken)
+    output.out.print(token.status.token)
+
+
+@tokens.command("list")
+def list_tokens(namespace: options.Namespace = "", kubeconfig: options.Kubeconfig = None) -> None:
+    """List join tokens; their secrets are not stored, so they cannot be shown again."""
+    from skerry.cli.get import show  # noqa: PLC0415
+
+    show("tokens", namespace=namespace, kubeconfig=kubeconfig)
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InvalidError(f'"{pair}" is not a label', element="--label", hint="write key=value, as in site=lab")
+        labels[key] = value
+    return labels

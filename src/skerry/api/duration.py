@@ -12,8 +12,9 @@ from typing import Annotated
 import msgspec
 
 from skerry.api.errors import InvalidError
+from skerry.api.meta import END
 
-PATTERN = r"^(0|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+)$"
+PATTERN = rf"^(0|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+){END}"
 
 Duration = Annotated[
     str,
@@ -45,15 +46,17 @@ def to_seconds(text: str) -> float:
 
 
 def render(value: timedelta) -> str:
-    """Render a duration the short way people write it: 5400 s -> `1h30m`, 0.25 s -> `250ms`."""
-    total = value.total_seconds()
-    if total < 1:
-        return f"{total * 1000:g}ms" if total else "0s"
-    hours, rest = divmod(total, 3600)
-    minutes, seconds = divmod(rest, 60)
-    parts = [
-        f"{int(hours)}h" if hours else "",
-        f"{int(minutes)}m" if minutes else "",
-        f"{seconds:g}s" if seconds else "",
-    ]
-    return "".join(parts)
+    """Render a duration the short way people write it, exactly: 5400 s -> `1h30m`, 0.25 s -> `250ms`."""
+    if value < timedelta(0):
+        return f"-{render(-value)}"
+    if value < timedelta(seconds=1):
+        return f"{_decimal(value // timedelta(microseconds=1), 1000)}ms" if value else "0s"
+    minutes, micros = divmod(value // timedelta(microseconds=1), 60_000_000)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours}h" if hours else "", f"{minutes}m" if minutes else ""]
+    return "".join([*parts, f"{_decimal(micros, 1_000_000)}s" if micros else ""])
+
+
+def _decimal(number: int, divisor: int) -> str:
+    whole, rest = divmod(number, divisor)
+    return f"{whole}.{rest:0{len(str(divisor)) - 1}d}".rstrip("0").rstrip(".")

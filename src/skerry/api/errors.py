@@ -6,6 +6,8 @@ anything about how an error is printed (`cli.output` does that).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class SkerryError(Exception):
     """Something went wrong.
@@ -41,6 +43,24 @@ class ConflictError(SkerryError):
 
 class InvalidError(SkerryError):
     """Not valid."""
+
+    problems: tuple[InvalidError, ...] = ()
+    """The single problems, when this error stands for several."""
+
+    @classmethod
+    def of(cls, problems: Sequence[InvalidError]) -> InvalidError:
+        """Return one error that says all problems: the only one itself, or a list with one line each."""
+        if len(problems) == 1:
+            return problems[0]
+        lines = "".join(f"\n  - {problem.sentence}" for problem in problems)
+        several = cls(f"{len(problems)} problems:{lines}")
+        several.problems = tuple(problems)
+        return several
+
+    @property
+    def each(self) -> tuple[InvalidError, ...]:
+        """All problems one by one; the error itself when it is about a single one."""
+        return self.problems or (self,)
 
 
 class BadRequestError(SkerryError):

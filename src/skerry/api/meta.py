@@ -17,11 +17,16 @@ API_VERSION = f"{GROUP}/{VERSION}"
 DeviceUid = NewType("DeviceUid", str)
 """The hub's opaque identity of a device; also its certificate's CN and its MQTT client id."""
 
-Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}$", description="sha256:<64 hex digits>")]
+# `$` alone would also accept a trailing newline.
+END = r"$(?!\n)"
+NAME_PATTERN = rf"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*{END}"
+LABEL_PATTERN = rf"^[a-z0-9]([-a-z0-9]*[a-z0-9])?{END}"
+
+Digest = Annotated[str, msgspec.Meta(pattern=rf"^sha256:[0-9a-f]{{64}}{END}", description="sha256:<64 hex digits>")]
 Name = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        pattern=NAME_PATTERN,
         max_length=253,
         description="a DNS subdomain name: a-z, 0-9, '-' and '.'",
     ),

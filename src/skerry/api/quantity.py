@@ -12,8 +12,9 @@ from typing import Annotated
 import msgspec
 
 from skerry.api.errors import InvalidError
+from skerry.api.meta import END
 
-PATTERN = r"^[+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]{1,2})?$"
+PATTERN = rf"^[+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]{{1,2}})?{END}"
 
 Quantity = Annotated[
     str,
@@ -36,8 +37,8 @@ _SPLIT = re.compile(PATTERN)
 
 def parse(text: str) -> Decimal:
     """Return the quantity's value in its base unit (bytes, cores). Raises InvalidError."""
-    match = _SPLIT.match(text)
-    if match is None or len(text) > 32:
+    match = _SPLIT.match(text) if len(text) <= 32 else None
+    if match is None:
         raise InvalidError(
             f'"{text}" is not a quantity', hint="write a number with an optional suffix, as in 500m, 64Mi or 2G"
         )

@@ -17,8 +17,8 @@ _VALUE = r"(?:[A-Za-z0-9](?:[-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?"
 _HINT = "write it as in site=lab,tier!=test,arch in (amd64,arm64),!retired"
 
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(rf"({_KEY})\s+in\s+\(([^()]*)\)"), "In"),
-    (re.compile(rf"({_KEY})\s+notin\s+\(([^()]*)\)"), "NotIn"),
+    (re.compile(rf"({_KEY})\s+in\s*\(([^()]*)\)"), "In"),
+    (re.compile(rf"({_KEY})\s+notin\s*\(([^()]*)\)"), "NotIn"),
     (re.compile(rf"({_KEY})\s*!=\s*({_VALUE})"), "NotIn"),
     (re.compile(rf"({_KEY})\s*==?\s*({_VALUE})"), "In"),
     (re.compile(rf"!\s*({_KEY})()"), "DoesNotExist"),
@@ -30,8 +30,7 @@ _LABEL_KEY = re.compile(_KEY)
 
 def parse_labels(text: str) -> list[LabelSelectorRequirement]:
     """Parse `a=b,c in (d,e),!f`. Empty text selects everything. Raises InvalidError."""
-    if len(text) > MAX_SELECTOR_LENGTH:
-        raise InvalidError(f"is longer than {MAX_SELECTOR_LENGTH} characters", element="label selector")
+    _check_length(text, "label selector")
     return [_parse_term(term) for term in _split_terms(text)]
 
 
@@ -61,10 +60,12 @@ def render(wanted: Sequence[LabelSelectorRequirement]) -> str:
 
 def parse_fields(text: str, allowed: Sequence[str]) -> list[tuple[str, bool, str]]:
     """Parse `metadata.name=x,status.phase!=Online` into (path, equal, value). Raises InvalidError."""
+    _check_length(text, "field selector")
     terms: list[tuple[str, bool, str]] = []
-    for term in filter(None, (part.strip() for part in text[: MAX_SELECTOR_LENGTH + 1].split(","))):
-        path, operator, value = re.match(r"([^=!]*)(!=|==|=|)(.*)", term).groups()  # type: ignore[union-attr]
-        if not operator or path not in allowed:
+    for term in filter(None, (part.strip() for part in text.split(","))):
+        operator = next((o for o in ("!=", "==", "=") if o in term), "")
+        path, _, value = (part.strip() for part in term.partition(operator)) if operator else ("", "", "")
+        if path not in allowed:
             raise InvalidError(
                 f'"{term[:80]}" is not a supported field selector',
                 element="field selector",
@@ -72,6 +73,11 @@ def parse_fields(text: str, allowed: Sequence[str]) -> list[tuple[str, bool, str
             )
         terms.append((path, operator != "!=", value))
     return terms
+
+
+def _check_length(text: str, element: str) -> None:
+    if len(text) > MAX_SELECTOR_LENGTH:
+        raise InvalidError(f"is longer than {MAX_SELECTOR_LENGTH} characters", element=element)
 
 
 def _split_terms(text: str) -> list[str]:

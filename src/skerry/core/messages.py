@@ -18,7 +18,7 @@ from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
 from skerry.api.kinds.device import DeviceFacts, WorkloadStatus
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Requirements
-from skerry.api.meta import Struct
+from skerry.api.meta import NAME_PATTERN, Struct
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -38,11 +38,11 @@ class ServingDesired(Struct, frozen=True, kw_only=True):
 class WorkloadDesired(Struct, frozen=True, kw_only=True):
     """One model deployment as one device is to run it: everything needed to install it without asking again."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+    name: Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=253)]
     """The deployment's name; names the workload's directory on the device."""
     rollout: ShortText
     revision: int
-    model: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+    model: Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=253)]
     """Model name as served (`/v2/models/<model>`)."""
     model_version: ShortText
     """Name of the ModelVersion object."""

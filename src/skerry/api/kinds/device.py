@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from skerry.api.meta import API_VERSION, Condition, ObjectMeta, Struct
+from skerry.api.meta import API_VERSION, LABEL_PATTERN, Condition, ObjectMeta, Struct
 
 WorkloadPhase = Literal[
     "Pending",
@@ -164,4 +164,6 @@ class Device(Struct, frozen=True, kw_only=True, omit_defaults=False):
     kind: Literal["Device"] = "Device"
 
 
-DeviceName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+DeviceName = Annotated[
+    str, msgspec.Meta(pattern=LABEL_PATTERN, max_length=63, description="a DNS label: a-z, 0-9 and '-'")
+]

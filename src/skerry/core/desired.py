@@ -41,6 +41,9 @@ class Assignment(Struct, frozen=True, kw_only=True):
     assigned_at: datetime
     returned_from: str = ""
     """The rollout whose failure put this assignment back; empty otherwise."""
+    manifest_version: int = 0
+    """The record's version that first carried this workload, set by `assign`: a device that has accepted only an older
+    one does not speak of this workload yet."""
 
 
 class DesiredRecord(Struct, frozen=True, kw_only=True):
@@ -60,8 +63,11 @@ class DesiredRecord(Struct, frozen=True, kw_only=True):
 
 def assign(record: DesiredRecord, assignment: Assignment) -> DesiredRecord:
     """Put an assignment in place of the same deployment's old one; the version rises if the workload differs."""
+    old = record.find(assignment.workload.name)
+    unchanged = old is not None and old.workload == assignment.workload
+    since = old.manifest_version if old is not None and unchanged else record.manifest_version + 1
     others = [a for a in record.assignments if a.workload.name != assignment.workload.name]
-    return _raise_version(record, [*others, assignment])
+    return _raise_version(record, [*others, msgspec.structs.replace(assignment, manifest_version=since)])
 
 
 def withdraw(record: DesiredRecord, deployment: str) -> DesiredRecord:

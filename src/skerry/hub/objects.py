@@ -51,6 +51,14 @@ class ObjectPage(Generic[T]):
     remaining: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredDesired:
+    """A device's record as it was written, with the revision of that write."""
+
+    record: DesiredRecord
+    revision: int
+
+
 class Objects:
     """All resources of all kinds."""
 
@@ -175,21 +183,27 @@ class Objects:
         self, empty: DesiredRecord, change: Callable[[DesiredRecord], DesiredRecord]
     ) -> DesiredRecord:
         """Write what `change` makes of a device's record, starting from `empty` when there is none yet."""
+        return (await self.update_desired(empty, change)).record
+
+    async def update_desired(
+        self, empty: DesiredRecord, change: Callable[[DesiredRecord], DesiredRecord]
+    ) -> StoredDesired:
+        """Do what `change_desired` does and tell the revision too, for callers that keep a cache of their own."""
         key = f"{DESIRED_PREFIX}{empty.uid}"
         for _ in range(_ATTEMPTS):
             record = await self.store.get(key)
             current = empty if record is None else msgspec.json.decode(record.value, type=DesiredRecord)
             changed = change(current)
             if changed == current and record is not None:
-                return current
+                return StoredDesired(record=current, revision=record.revision)
             try:
                 if record is None:
-                    await self.store.create(key, _ENCODER.encode(changed))
+                    written = await self.store.create(key, _ENCODER.encode(changed))
                 else:
-                    await self.store.update(key, _ENCODER.encode(changed), expected=record.revision)
+                    written = await self.store.update(key, _ENCODER.encode(changed), expected=record.revision)
             except (ConflictError, AlreadyExistsError, NotFoundError):
                 continue
-            return changed
+            return StoredDesired(record=changed, revision=written.revision)
         raise ConflictError(element=f"desired state of device {empty.uid}")
 
     async def _change(self, kind: type[T], namespace: str, name: str, change: Callable[[T], T]) -> T:

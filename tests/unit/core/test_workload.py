@@ -1,0 +1,577 @@
+"""The workload's state machine: every way through it, and a kill before and after every single instruction."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from skerry.api.kinds.device import Measurement
+from skerry.api.kinds.tensors import ModelSignature, TensorSpec
+from skerry.api.kinds.variants import Blob, Requirements
+from skerry.core import journal, workload
+from skerry.core.journal import (
+    Exited,
+    Faulted,
+    Fetch,
+    Fetched,
+    Install,
+    Laid,
+    Launched,
+    Moment,
+    Probe,
+    Probed,
+    Ready,
+    Resumed,
+    Serve,
+    State,
+    Tidied,
+    Tidy,
+    Unwanted,
+    Wanted,
+)
+from skerry.core.messages import ServingDesired, WorkloadDesired
+
+MEASURED = Measurement(
+    samples=4,
+    accuracy=1.0,
+    agreement=1.0,
+    max_abs_error=0.0,
+    latency_p50_ms=1.0,
+    latency_p95_ms=2.0,
+    peak_memory_bytes=1,
+)
+
+
+def wish(version: str, *, rollout: str = "", port: int = 0) -> WorkloadDesired:
+    tensor = TensorSpec(name="x", datatype="FP32", shape=[-1, 4])
+    number = int(version[1:])
+    return WorkloadDesired(
+        name="digits",
+        rollout=rollout or f"digits-{number}",
+        revision=number,
+        model="digits",
+        model_version=f"digits-{version}",
+        version=version,
+        variant="onnx-fp32",
+        format="onnx",
+        needs=Requirements(engine="onnxruntime", precision="fp32", memory_bytes=1),
+        signature=ModelSignature(inputs=[tensor], outputs=[tensor]),
+        repository="default/digits",
+        blob=Blob(digest=f"sha256:{number:064x}", size=10),
+        serving=ServingDesired(port=port),
+    )
+
+
+class KilledError(Exception):
+    """The agent's end."""
+
+
+@dataclass
+class World:
+    """What survives the agent: the disk, the servers; and what befalls its actions."""
+
+    kill_at: int = -1
+    power: bool = False
+    """The kill takes the servers with it."""
+    journal: State | None = None
+    wanted: WorkloadDesired | None = None
+    cache: set[str] = field(default_factory=set)
+    files: set[int] = field(default_factory=set)
+    servers: dict[int, int] = field(default_factory=dict)
+    broken: frozenset[str] = frozenset()
+    """Versions whose server never answers."""
+    unprobeable: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()
+    """Versions the registry does not have."""
+    instruction: int = 0
+    seconds: float = 0.0
+    must_serve: bool = False
+    """From here on some server has to answer at every instruction."""
+    next_port: int = 40000
+
+    def tick(self) -> None:
+        self.seconds += 0.25
+        if self.must_serve:
+            assert self.servers, "nothing serves"
+        self.instruction += 1
+        if self.instruction == self.kill_at:
+            raise KilledError
+
+    def moment(self) -> Moment:
+        return Moment(
+            wall=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds), monotonic=self.seconds, boot="b"
+        )
+
+
+@dataclass
+class Agent:
+    """The smallest engine that keeps the machine's contract: journal first, then the actions in order."""
+
+    world: World
+    state: State = field(default_factory=lambda: State(name="digits"))
+    gone: bool = False
+    queue: deque[journal.Event] = field(default_factory=deque)
+
+    def start(self) -> None:
+        if self.world.journal is not None:
+            self.state = self.world.journal
+            self.queue.append(Resumed())
+        self.queue.append(Unwanted() if self.world.wanted is None else Wanted(self.world.wanted))
+        if self.world.journal is None and self.world.wanted is None:
+            self.queue.clear()
+            self.gone = True
+
+    def run(self) -> None:
+        for _ in range(500):
+            if not self.queue:
+                return
+            self.handle(self.queue.popleft())
+        raise AssertionError("it does not come to rest")
+
+    def handle(self, event: journal.Event) -> None:
+        state, actions = workload.step(self.state, event, self.world.moment())
+        self.world.tick()
+        if state is None:
+            self.world.journal, self.gone = None, True
+            self.queue.clear()
+            self.world.tick()
+            return
+        if state != self.world.journal:
+            raw = msgspec.json.encode(state)
+            self.world.journal = msgspec.json.decode(raw, type=State)
+            assert self.world.journal == state
+        self.state = state
+        self.world.tick()
+        for action in actions:
+            self.carry_out(action)
+            self.world.tick()
+
+    def carry_out(self, action: journal.Action) -> None:
+        world = self.world
+        match action:
+            case Tidy():
+                for serial in [s for s in world.servers if s not in action.running]:
+                    del world.servers[serial]
+                    world.tick()
+                for serial in [s for s in world.files if s not in action.files]:
+                    world.files.discard(serial)
+                    world.tick()
+                self.queue.append(Tidied())
+            case Fetch(slot=slot):
+                if slot.desired.version in world.missing:
+                    self.queue.append(
+                        Faulted(serial=slot.serial, component="the registry", element="blob", cause="Not found")
+                    )
+                    return
+                new = slot.desired.blob.digest not in world.cache
+                world.tick()
+                world.cache.add(slot.desired.blob.digest)
+                self.queue.append(Fetched(serial=slot.serial, network_bytes=10 if new else 0))
+            case Install(slot=slot):
+                assert slot.desired.blob.digest in world.cache
+                world.tick()
+                world.files.add(slot.serial)
+                self.queue.append(Laid(serial=slot.serial))
+            case Serve():
+                self.serve(action)
+            case Probe(slot=slot):
+                assert slot.serial in world.servers
+                if slot.desired.version in world.unprobeable:
+                    self.queue.append(
+                        Faulted(serial=slot.serial, component="the probe", element="digits", cause="wrong shape")
+                    )
+                else:
+                    self.queue.append(Probed(serial=slot.serial, measurement=MEASURED))
+
+    def serve(self, action: Serve) -> None:
+        world, slot = self.world, action.slot
+        assert slot.serial in world.files, "started without its files"
+        if slot.desired.version in world.broken:
+            world.servers.pop(slot.serial, None)
+            self.queue.append(Launched(serial=slot.serial, port=1))
+            self.queue.append(
+                Faulted(
+                    serial=slot.serial,
+                    component="the inference server",
+                    element="digits",
+                    cause="it ended",
+                    final=False,
+                )
+            )
+            return
+        if slot.port == 0 or slot.serial not in world.servers:
+            world.servers.pop(slot.serial, None)
+            taken = set(world.servers.values())
+            free = next((p for p in action.ports if p not in taken), None)
+            if free is None and action.strict:
+                self.queue.append(
+                    Faulted(
+                        serial=slot.serial,
+                        component="the inference server",
+                        element="digits",
+                        cause="port in use",
+                        final=False,
+                    )
+                )
+                return
+            if free is None:
+                world.next_port += 1
+                free = world.next_port
+            world.servers[slot.serial] = free
+            world.tick()
+        self.queue.append(Launched(serial=slot.serial, port=world.servers[slot.serial]))
+        self.queue.append(Ready(serial=slot.serial))
+
+
+def live(world: World) -> Agent:
+    """Run agents, one after the other, until one comes to rest."""
+    while True:
+        agent = Agent(world)
+        agent.start()
+        try:
+            agent.run()
+        except KilledError:
+            if world.power:
+                world.servers.clear()
+            continue
+        return agent
+
+
+def install(world: World, desired: WorkloadDesired | None) -> Agent:
+    world.wanted = desired
+    return live(world)
+
+
+def prepared(*versions: str, **fields: object) -> World:
+    world = World(**fields)  # type: ignore[arg-type]
+    for version in versions:
+        install(world, wish(version))
+    world.instruction = 0
+    return world
+
+
+SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, dict[str, frozenset[str]], str, str]] = {
+    # name: (installed before, wish, what is wrong, expected phase, expected running version)
+    "install": ((), wish("v1"), {}, "Running", "v1"),
+    "update": (("v1",), wish("v2"), {}, "Running", "v2"),
+    "third": (("v1", "v2"), wish("v3"), {}, "Running", "v3"),
+    "fixed port": (("v1",), wish("v2", port=8080), {}, "Running", "v2"),
+    "rollback: server": (("v1",), wish("v2"), {"broken": frozenset({"v2"})}, "Running", "v1"),
+    "rollback: probe": (("v1",), wish("v2"), {"unprobeable": frozenset({"v2"})}, "Running", "v1"),
+    "rollback: fetch": (("v1",), wish("v2"), {"missing": frozenset({"v2"})}, "Running", "v1"),
+    "first fails": ((), wish("v1"), {"broken": frozenset({"v1"})}, "Failed", ""),
+    "removal": (("v1", "v2"), None, {}, "", ""),
+}
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["agent killed", "power cut"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_kill_at_every_instruction_converges(name: str, power: bool) -> None:
+    before, desired, wrong, phase, version = SCENARIOS[name]
+    whole = prepared(*before, **wrong)
+    install(whole, desired)
+    assert whole.instruction > 5
+    for kill_at in range(1, whole.instruction + 1):
+        world = prepared(*before, **wrong)
+        world.kill_at, world.power = kill_at, power
+        world.must_serve = bool(before) and desired is not None and not power and desired.serving.port == 0
+        agent = install(world, desired)
+        check_rest(world, agent, desired, phase, version)
+
+
+def check_rest(world: World, agent: Agent, desired: WorkloadDesired | None, phase: str, version: str) -> None:
+    if desired is None:
+        assert agent.gone
+        assert (world.journal, world.servers, world.files) == (None, {}, set())
+        return
+    state = agent.state
+    assert state.phase == phase
+    assert state.candidate is None
+    assert state == world.journal
+    status = workload.report(state)
+    assert status.rollout == desired.rollout
+    assert world.files == {slot.serial for slot in workload.slots(state)}
+    if not version:
+        assert status.running is None
+        assert world.servers == {}
+        return
+    assert state.current is not None
+    assert status.running is not None
+    assert status.running.model_version == f"digits-{version}"
+    assert world.servers == {state.current.serial: status.running.port}
+    if desired.serving.port:
+        assert status.running.port == desired.serving.port
+    if version == desired.version:
+        assert status.measurement == MEASURED
+        assert status.message == ""
+        assert status.install_seconds is not None
+    else:
+        assert status.message.startswith("While ")
+        assert status.measurement is None
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    wishes=st.lists(st.sampled_from(["v1", "v2", "v3", "v4", "-"]), min_size=1, max_size=6),
+    kills=st.lists(st.integers(min_value=1, max_value=60), max_size=4),
+    power=st.booleans(),
+)
+def test_any_wishes_and_kills_end_where_the_last_wish_leads(wishes: list[str], kills: list[int], power: bool) -> None:
+    world = World(broken=frozenset({"v3"}), unprobeable=frozenset({"v4"}), power=power)
+    left = deque(kills)
+    for version in wishes:
+        world.wanted = None if version == "-" else wish(version)
+        world.instruction, world.kill_at = 0, left.popleft() if left else -1
+        agent = live(world)
+    last = wishes[-1]
+    if last == "-":
+        assert (world.journal, world.servers, world.files) == (None, {}, set())
+    elif last in ("v1", "v2"):
+        check_rest(world, agent, wish(last), "Running", last)
+    else:
+        good = [v for v in wishes if v not in ("v3", "v4")]
+        expected = good[-1] if good and good[-1] != "-" else ""
+        check_rest(world, agent, wish(last), "Running" if expected else "Failed", expected)
+
+
+def drive(state: State, *events: journal.Event, at: float = 0.0) -> tuple[State, list[journal.Action]]:
+    actions: list[journal.Action] = []
+    for event in events:
+        moment = Moment(wall=datetime(2026, 1, 1, tzinfo=UTC), monotonic=at, boot="b")
+        after, actions = workload.step(state, event, moment)
+        assert after is not None
+        state = after
+    return state, actions
+
+
+def running(version: str = "v1") -> State:
+    state, _ = drive(
+        State(name="digits"),
+        Wanted(wish(version)),
+        Fetched(serial=1, network_bytes=10),
+        Laid(serial=1),
+        Launched(serial=1, port=4001),
+        Ready(serial=1),
+        Probed(serial=1, measurement=MEASURED),
+    )
+    assert state.phase == "Running"
+    return state
+
+
+def offline(serial: int) -> Faulted:
+    return Faulted(serial=serial, component="the registry", element="blob", cause="no route", hint="wait", final=False)
+
+
+def test_tables_name_existing_rules() -> None:
+    named = {*workload.WISHES.values(), *workload.INSTALLING.values(), *workload.SERVING.values()}
+    assert named == set(workload._RULES)
+
+
+def test_a_fetch_without_network_is_tried_for_ever_ever_slower() -> None:
+    state, actions = drive(running(), Wanted(wish("v2")))
+    ceilings = []
+    for _ in range(40):
+        state, actions = drive(state, offline(2))
+        assert state.phase == "Fetching"
+        [fetch] = actions
+        assert isinstance(fetch, Fetch)
+        ceilings.append(fetch.delay_ceiling)
+    assert ceilings == sorted(ceilings)
+    assert ceilings[-1] == workload.FETCH_CEILING_SECONDS
+    assert state.message == 'While Fetching, the registry failed for "blob": no route; wait; trying again'
+    assert workload.report(state).running is not None
+
+
+def test_the_sentence_of_a_failure_is_kept_and_the_old_version_named() -> None:
+    state, _ = drive(
+        running(),
+        Wanted(wish("v2")),
+        Faulted(serial=2, component="the registry", element="blob", cause="digest mismatch", hint="push it again"),
+        Tidied(),
+    )
+    status = workload.report(state)
+    assert status.phase == "Running"
+    assert (status.rollout, status.running and status.running.rollout) == ("digits-2", "digits-1")
+    assert status.message == 'While Fetching, the registry failed for "blob": digest mismatch; push it again'
+    again, actions = drive(state, Wanted(wish("v2")))
+    assert (again, actions) == (state, []), "what failed for good is not tried again by itself"
+    back, _ = drive(state, Wanted(wish("v1")))
+    assert workload.report(back).message == ""
+    assert workload.report(back).measurement == MEASURED
+
+
+def test_a_new_rollout_of_the_same_content_installs_nothing() -> None:
+    state, actions = drive(running(), Wanted(wish("v1", rollout="digits-9")))
+    assert state.phase == "Running"
+    assert [type(a) for a in actions] == [Tidy]
+    status = workload.report(state)
+    assert status.running is not None
+    assert status.running.rollout == "digits-9"
+    assert (status.measurement, status.install_seconds, status.fetched_bytes) == (MEASURED, 0.0, 0)
+
+
+def test_a_wish_that_supersedes_one_being_installed_drops_it_and_its_late_events() -> None:
+    state, _ = drive(running(), Wanted(wish("v2")), Fetched(serial=2, network_bytes=5), Laid(serial=2))
+    state, actions = drive(state, Wanted(wish("v3")))
+    tidy, fetch = actions
+    assert isinstance(tidy, Tidy)
+    assert (set(tidy.running), set(tidy.files)) == ({1}, {1, 3})
+    assert isinstance(fetch, Fetch)
+    assert fetch.slot.desired.version == "v3"
+    for late in (Launched(serial=2, port=9), Ready(serial=2), Exited(serial=2, cause="x", uptime_seconds=1)):
+        assert drive(state, late) == (state, [])
+
+
+def test_a_crash_loop_falls_back_to_the_previous_version() -> None:
+    state, _ = drive(
+        running(),
+        Wanted(wish("v2")),
+        Fetched(serial=2, network_bytes=5),
+        Laid(serial=2),
+        Launched(serial=2, port=4002),
+        Ready(serial=2),
+        Probed(serial=2, measurement=None),
+    )
+    for crash in range(1, workload.MAX_CRASHES):
+        state, [serve] = drive(state, Exited(serial=2, cause="it ended by signal 11", uptime_seconds=1))
+        assert isinstance(serve, Serve)
+        assert (state.phase, state.restarts) == ("Starting", crash)
+        assert workload.report(state).running is None
+        state, _ = drive(state, Launched(serial=2, port=4002), Ready(serial=2))
+        assert state.phase == "Running"
+    state, actions = drive(state, Exited(serial=2, cause="it ended by signal 11", uptime_seconds=1))
+    assert state.phase == "RollingBack"
+    assert [type(a) for a in actions] == [Tidy, Serve]
+    state, _ = drive(state, Tidied(), Launched(serial=1, port=4001), Ready(serial=1))
+    status = workload.report(state)
+    assert (status.phase, status.rollout) == ("Running", "digits-2")
+    assert status.running is not None
+    assert status.running.rollout == "digits-1"
+    assert "signal 11" in status.message
+
+
+def test_a_crash_loop_with_nothing_to_fall_back_to_fails_and_still_tries() -> None:
+    state = running()
+    for _ in range(workload.MAX_CRASHES + 3):
+        state, [serve] = drive(state, Exited(serial=1, cause="it ended", uptime_seconds=1))
+        assert isinstance(serve, Serve)
+    assert state.phase == "Failed"
+    assert "it ended" in workload.report(state).message
+    state, _ = drive(state, Launched(serial=1, port=1), Ready(serial=1))
+    assert state.phase == "Running"
+
+
+def test_a_server_that_settled_has_a_clean_record() -> None:
+    state = running()
+    for _ in range(3 * workload.MAX_CRASHES):
+        state, _ = drive(state, Exited(serial=1, cause="it ended", uptime_seconds=workload.SETTLED_SECONDS))
+        assert state.crashes == 1
+    assert state.restarts == 3 * workload.MAX_CRASHES
+
+
+def test_the_current_server_is_restarted_while_a_candidate_is_being_fetched() -> None:
+    state, _ = drive(running(), Wanted(wish("v2")))
+    state, [serve] = drive(state, Exited(serial=1, cause="it ended", uptime_seconds=1))
+    assert isinstance(serve, Serve)
+    assert (state.phase, serve.slot.serial) == ("Fetching", 1)
+    state, _ = drive(state, Launched(serial=1, port=4009), Ready(serial=1))
+    status = workload.report(state)
+    assert status.phase == "Fetching"
+    assert status.running is not None
+    assert status.running.port == 4009
+
+
+def test_damaged_files_are_fetched_again() -> None:
+    bad = Faulted(serial=1, component="the disk", element="model", cause="digest", final=False, damaged=True)
+    state, actions = drive(running(), bad)
+    assert state.phase == "Fetching"
+    assert state.current is None
+    assert [type(a) for a in actions] == [Tidy, Fetch]
+    assert state.candidate is not None
+    assert state.candidate.desired == wish("v1")
+
+
+def test_an_agent_that_dies_with_every_start_gives_the_candidate_up() -> None:
+    state, _ = drive(running(), Wanted(wish("v2")), Fetched(serial=2, network_bytes=5), Laid(serial=2))
+    state, _ = drive(state, Launched(serial=2, port=4002))
+    for _ in range(workload.MAX_INTERRUPTIONS - 1):
+        state, _ = drive(state, Resumed())
+        assert state.phase == "Starting"
+    state, _ = drive(state, Resumed())
+    assert state.phase == "RollingBack"
+    assert "interrupted" in state.failure
+    state, _ = drive(state, Tidied(), Launched(serial=1, port=4001), Ready(serial=1))
+    assert state.phase == "Running"
+
+
+def test_install_seconds_need_the_same_boot() -> None:
+    state, _ = drive(State(name="digits"), Wanted(wish("v1")), at=100.0)
+    events: list[journal.Event] = [
+        Fetched(serial=1, network_bytes=10),
+        Laid(serial=1),
+        Launched(serial=1, port=4001),
+        Ready(serial=1),
+        Probed(serial=1, measurement=None),
+    ]
+    same, _ = drive(state, *events, at=102.5)
+    assert same.install_seconds == 2.5
+    after = state
+    for event in events:
+        stepped, _ = workload.step(
+            after, event, Moment(wall=datetime(2026, 1, 1, tzinfo=UTC), monotonic=3.0, boot="another")
+        )
+        assert stepped is not None
+        after = stepped
+    assert after.phase == "Running"
+    assert after.install_seconds is None
+
+
+EVENTS = st.one_of(
+    st.builds(Wanted, st.sampled_from([wish("v1"), wish("v2"), wish("v2", port=8080)])),
+    st.just(Unwanted()),
+    st.just(Resumed()),
+    st.just(Tidied()),
+    st.builds(Fetched, serial=st.integers(1, 4), network_bytes=st.integers(0, 9)),
+    st.builds(Laid, serial=st.integers(1, 4)),
+    st.builds(Launched, serial=st.integers(1, 4), port=st.integers(1, 9)),
+    st.builds(Ready, serial=st.integers(1, 4)),
+    st.builds(Probed, serial=st.integers(1, 4), measurement=st.sampled_from([None, MEASURED])),
+    st.builds(
+        Faulted,
+        serial=st.integers(1, 4),
+        component=st.just("c"),
+        element=st.just("e"),
+        cause=st.text(max_size=3000),
+        final=st.booleans(),
+        damaged=st.booleans(),
+    ),
+    st.builds(Exited, serial=st.integers(1, 4), cause=st.just("x"), uptime_seconds=st.sampled_from([0.0, 100.0])),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=40))
+def test_no_order_of_events_breaks_it(events: list[journal.Event]) -> None:
+    state = State(name="digits")
+    for event in events:
+        after, actions = workload.step(
+            state, event, Moment(wall=datetime(2026, 1, 1, tzinfo=UTC), monotonic=1, boot="b")
+        )
+        if after is None:
+            state = State(name="digits")
+            continue
+        named = {slot.serial for slot in workload.slots(after)}
+        for action in actions:
+            assert action.files == named if isinstance(action, Tidy) else action.slot.serial in named
+        assert msgspec.json.decode(msgspec.json.encode(after), type=State) == after
+        status = workload.report(after)
+        assert len(status.message) <= workload.MAX_MESSAGE
+        if after.phase == "Running":
+            assert status.running is not None
+        state = after

@@ -1,0 +1,229 @@
+"""Waves: who is on a rollout, how each device stands, how far a wave goes, and who comes next. Pure.
+
+Lives here: the reading of one device's record and report, targets, order, and what a wave's status shows. Must not live
+here: verdicts (`core.gates`) or what follows from them (`core.rollout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+
+import msgspec
+
+from skerry.api.kinds.device import WorkloadStatus
+from skerry.api.kinds.model_deployment import Wave
+from skerry.api.kinds.rollout import Rollout, WaveDevice, WaveStatus
+from skerry.core.desired import Assignment
+from skerry.core.gates import Sample, State
+
+MAX_LISTED = 50
+"""Devices listed in a status; the counts are complete."""
+_MAX_TEXT = 300
+_FALLEN = ("RollingBack", "Failed")
+_ORDER: dict[State, int] = {"Failed": 0, "Waiting": 1, "Running": 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """One device as a rollout sees it: selected now, or still holding this deployment's workload."""
+
+    uid: str
+    name: str
+    selected: bool = True
+    """It matches the deployment's selector."""
+    online: bool = True
+    cordoned: bool = False
+    unfit: str = ""
+    """Why no variant of this rollout fits it; empty when one does."""
+    previous_unfit: str = ""
+    """The same for the rollout that devices return to."""
+    assignment: Assignment | None = None
+    """What its record holds for this deployment."""
+    observed: int = 0
+    """The manifest version it has accepted."""
+    report: WorkloadStatus | None = None
+    """What it last said of this deployment's workload."""
+
+    @property
+    def rollout(self) -> str:
+        """Name of the rollout it is assigned to, or empty."""
+        return self.assignment.workload.rollout if self.assignment else ""
+
+    @property
+    def current_report(self) -> WorkloadStatus | None:
+        """What it said of the workload that is assigned now; None while it may still mean an earlier one."""
+        if self.assignment is None or self.report is None or self.observed < self.assignment.manifest_version:
+            return None
+        return self.report if self.report.rollout == self.rollout else None
+
+    @property
+    def serves_assigned(self) -> bool:
+        """Whether it reports that what is assigned is what serves."""
+        report = self.current_report
+        return (
+            report is not None
+            and report.phase == "Running"
+            and report.running is not None
+            and report.running.rollout == report.rollout
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How one device stands with the rollout it is on."""
+
+    member: Member
+    wave: int
+    state: State
+    phase: str
+    message: str = ""
+    deadline: datetime | None = None
+    """When it counts as failed if nothing changes; for those that wait."""
+    proven: bool = False
+    """Its wave has passed."""
+
+    @property
+    def sample(self) -> Sample:
+        """What it contributes to the gates."""
+        report = self.member.current_report
+        return Sample(
+            device=self.member.name,
+            state=self.state,
+            measurement=report.measurement if report else None,
+            why=self.message,
+            excused=self.proven,
+        )
+
+
+def belongs(member: Member, rollout: Rollout) -> bool:
+    """Return whether a device is on this rollout: assigned to it, for this very deployment."""
+    assignment = member.assignment
+    return (
+        assignment is not None
+        and assignment.workload.rollout == rollout.metadata.name
+        and assignment.deployment_uid == rollout.spec.deployment_uid
+    )
+
+
+def eligible(member: Member, rollout: Rollout) -> bool:
+    """Return whether a coming wave may take this device."""
+    return member.selected and not member.cordoned and not member.unfit and not belongs(member, rollout)
+
+
+def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, measured: bool) -> Standing:
+    """Say how a device that is on the rollout stands while wave `index` is under way.
+
+    Failed: it says so (RollingBack, Failed, or Running another rollout), or its time is over. Running: it serves this
+    rollout and, if gates need it (`measured`), has measured it; or it did so before and is restarting.
+    """
+    assignment = member.assignment
+    if assignment is None:
+        raise ValueError(f"{member.name} is on no rollout")
+    report = member.current_report
+    proven, deadline = assignment.wave < index, assignment.assigned_at + timeout
+    phase = report.phase if report else "Pending"
+    said = report.message[:_MAX_TEXT] if report else ""
+
+    def standing(state: State, message: str = "", until: datetime | None = None) -> Standing:
+        return Standing(
+            member=member,
+            wave=assignment.wave,
+            state=state,
+            phase=phase,
+            message=message,
+            deadline=until,
+            proven=proven,
+        )
+
+    if report is not None and report.phase in _FALLEN:
+        return standing("Failed", said or f"it reports {report.phase}")
+    if report is not None and _fell_back(report):
+        back_on = report.running.rollout[:_MAX_TEXT] if report.running else ""
+        return standing("Failed", f"it fell back to {back_on}" + (f": {said}" if said else ""))
+    if proven or _has_run(member, measured=measured):
+        return standing("Running", said)
+    if now >= deadline:
+        return standing("Failed", _late(member, report, timeout))
+    return standing("Waiting", said or ("" if member.online else "offline"), deadline)
+
+
+def target_of(wave: Wave, base: int) -> int:
+    """Return how many of `base` devices are on the rollout when this wave is done; a share is rounded up."""
+    if wave.count is not None:
+        return min(wave.count, base)
+    return -(-(100 if wave.percent is None else wave.percent) * base // 100)
+
+
+def plan_of(waves: Sequence[Wave]) -> list[Wave]:
+    """Return the waves to go through: those asked for and, if they end below 100 percent, one for all the rest."""
+    return [*waves] if waves and waves[-1].percent == 100 else [*waves, Wave(name="rest", percent=100)]
+
+
+def name_of(wave: Wave, index: int) -> str:
+    """Return a wave's name, made up from its place when it has none."""
+    return wave.name or f"wave-{index + 1}"
+
+
+def take(candidates: Sequence[Member], count: int, rollout: Rollout) -> list[Member]:
+    """Choose who comes next: online devices first, then in an order that only rollout and device decide."""
+
+    def key(member: Member) -> tuple[bool, bytes]:
+        return not member.online, sha256(f"{rollout.metadata.uid}/{member.uid}".encode()).digest()
+
+    return sorted(candidates, key=key)[: max(count, 0)]
+
+
+def describe(wave: WaveStatus, index: int, standings: Sequence[Standing], now: datetime) -> WaveStatus:
+    """Return the wave's status with its own devices counted and the first of them listed, failures first."""
+    own = [standing for standing in standings if standing.wave == index]
+    known = {device.name: device for device in wave.devices}
+    shown = sorted(own, key=lambda s: (_ORDER[s.state], s.member.name))[:MAX_LISTED]
+    return msgspec.structs.replace(
+        wave,
+        assigned=len(own),
+        running=sum(s.state == "Running" for s in own),
+        failed=sum(s.state == "Failed" for s in own),
+        devices=[_listed(standing, known.get(standing.member.name), now) for standing in shown],
+    )
+
+
+def _listed(standing: Standing, known: WaveDevice | None, now: datetime) -> WaveDevice:
+    assignment, report = standing.member.assignment, standing.member.current_report
+    seconds = known.seconds if known else None
+    if seconds is None and standing.state == "Running" and assignment is not None:
+        seconds = round((now - assignment.assigned_at).total_seconds(), 3)
+    return WaveDevice(
+        name=standing.member.name,
+        variant=assignment.workload.variant if assignment else "",
+        phase="Failed" if standing.state == "Failed" else standing.phase,
+        message=standing.message,
+        measurement=report.measurement if report else None,
+        seconds=seconds,
+    )
+
+
+def _fell_back(report: WorkloadStatus) -> bool:
+    return report.phase == "Running" and report.running is not None and report.running.rollout != report.rollout
+
+
+def _has_run(member: Member, *, measured: bool) -> bool:
+    """It serves and is measured; or it was measured and is restarting, with nothing else serving in its place."""
+    report = member.current_report
+    if report is None:
+        return False
+    if member.serves_assigned:
+        return report.measurement is not None or not measured
+    elsewhere = report.running is not None and report.running.rollout != report.rollout
+    return report.measurement is not None and not elsewhere
+
+
+def _late(member: Member, report: WorkloadStatus | None, timeout: timedelta) -> str:
+    within = f"within {timeout.total_seconds():g} s"
+    if member.serves_assigned:
+        return f"it runs, but reported no measurement {within}"
+    if not member.online:
+        return f"it was not Running {within}, it is offline"
+    return f"it was not Running {within}, it is {report.phase if report else 'silent about this rollout'}"

@@ -1,0 +1,108 @@
+"""What Linux says about processes: a bounded reading of `/proc`, and nothing else.
+
+Lives here: parsing of `/proc/<pid>/{stat,environ,status}` (proc(5)). Must not live here: signals, or which process is
+ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+MAX_BYTES = 1024 * 1024
+"""Of one file of /proc; an environment is smaller than ARG_MAX, usually 128 KiB for one string."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stat:
+    """The fields of `/proc/<pid>/stat` that tell one process from another."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+    start_time: int
+    """Clock ticks since boot (field 22)."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more: a zombie, or being taken down."""
+        return self.state in "ZXx"
+
+
+def parse_stat(raw: str) -> Stat | None:
+    """Parse one line of `/proc/<pid>/stat`; None when it is not one.
+
+    The command stands in parentheses and may itself hold spaces and parentheses: the last one ends it.
+    """
+    start, end = raw.find("("), raw.rfind(")")
+    fields = raw[end + 1 :].split()
+    if not 0 < start < end or len(fields) < 20:
+        return None
+    try:
+        return Stat(
+            pid=int(raw[:start]),
+            state=fields[0],
+            parent=int(fields[1]),
+            group=int(fields[2]),
+            session=int(fields[3]),
+            start_time=int(fields[19]),
+        )
+    except ValueError:
+        return None
+
+
+def read_stat(pid: int) -> Stat | None:
+    """Return the process's identity, or None when there is no such process."""
+    raw = _read(pid, "stat")
+    return parse_stat(raw.decode(errors="replace")) if raw else None
+
+
+def read_variable(pid: int, name: str) -> str | None:
+    """Return a variable of the environment the process was started with; None when it has none or hides it."""
+    prefix = name.encode() + b"="
+    for entry in _read(pid, "environ").split(b"\0"):
+        if entry.startswith(prefix):
+            return entry[len(prefix) :].decode(errors="replace")
+    return None
+
+
+def read_peak_memory(pid: int) -> int:
+    """Return the peak resident memory (VmHWM) in bytes; 0 when it cannot be read."""
+    for line in _read(pid, "status").splitlines():
+        if line.startswith(b"VmHWM:"):
+            digits = line.split()[1]
+            return int(digits) * 1024 if digits.isdigit() else 0
+    return 0
+
+
+def read_oom_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory since boot; 0 when it does not say."""
+    try:
+        with (PROC / "vmstat").open("rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        return 0
+    return 0
+
+
+def pids() -> Iterator[int]:
+    """Yield every process that can be seen."""
+    with os.scandir(PROC) as entries:
+        for entry in entries:
+            if entry.name.isdigit():
+                yield int(entry.name)
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        with (PROC / str(pid) / name).open("rb") as file:
+            return file.read(MAX_BYTES)
+    except OSError:
+        return b""

@@ -1,0 +1,154 @@
+"""Starting one process so that it stands on its own: session, limits, log, no new privileges.
+
+Lives here: fork and exec, and what belongs to them. Must not live here: knowing a process again (`process`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from skerry.api.errors import StorageFullError, UnavailableError
+from skerry.core.ports import Launch
+
+log = logging.getLogger(__name__)
+
+MAX_LOG_BYTES = 5 * 1024 * 1024
+"""Beyond this a log becomes `<log>.1`, in place of the older one."""
+OOM_SCORE = 500
+"""Servers die before the agent when the machine runs out of memory."""
+_PR_SET_NO_NEW_PRIVS = 38
+_Result = TypeVar("_Result")
+
+
+class _Detached(subprocess.Popen[bytes]):
+    """A process that outlives us on purpose: nobody complains when this object goes away."""
+
+    def __del__(self, *_: Any) -> None:
+        """Do nothing; the runtime collects the exit status by pid."""
+
+
+async def in_fresh_thread(work: Callable[[], _Result]) -> _Result:
+    """Run `work` in a thread of its own that may gain no privileges (prctl(2) PR_SET_NO_NEW_PRIVS), nor its children.
+
+    The attribute belongs to a thread and is inherited over fork and exec, so that no code has to run between the two,
+    where an interpreter with threads must not run any. Cancelling the wait does not cut `work` short.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[_Result] = loop.create_future()
+
+    def settle(result: _Result | None, error: BaseException | None) -> None:
+        if outcome.cancelled():
+            return
+        if error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            _renounce_privileges()
+            result = work()
+        except BaseException as error:  # noqa: BLE001 (handed to the waiter)
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="spawn").start()
+    return await outcome
+
+
+def spawn(launch: Launch, environment: Mapping[str, str]) -> int:
+    """Start the process and return its pid. Raises UnavailableError, StorageFullError."""
+    try:
+        launch.log.parent.mkdir(parents=True, exist_ok=True)
+        bound_log(launch.log)
+        output = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _translated(error, str(launch.log)) from error
+    try:
+        process = _Detached(
+            list(launch.argv),
+            cwd=launch.directory,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            close_fds=True,
+            start_new_session=True,
+        )
+    except (OSError, ValueError, IndexError) as error:
+        culprit = getattr(error, "filename", None) or next(iter(launch.argv), launch.name)
+        raise _translated(error, str(culprit)) from error
+    finally:
+        os.close(output)
+    _limit(process.pid, launch.memory_limit_bytes)
+    return process.pid
+
+
+def bound_log(path: Path) -> None:
+    """Move a log that is too long aside and go on with an empty one; whoever appends to it need not reopen it."""
+    try:
+        if path.stat().st_size <= MAX_LOG_BYTES:
+            return
+        older = path.with_name(f"{path.name}.1")
+        with path.open("rb") as source, older.open("wb") as target:
+            source.seek(-min(MAX_LOG_BYTES, path.stat().st_size), os.SEEK_END)
+            shutil.copyfileobj(source, target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        older.unlink(missing_ok=True)  # room is worth more than the past
+    os.truncate(path, 0)
+
+
+def write_unsynced(path: Path, content: bytes) -> None:
+    """Replace a file in one step; it need not survive a power cut. Raises StorageFullError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _translated(error, str(path)) from error
+
+
+def _limit(pid: int, memory_limit_bytes: int) -> None:
+    try:
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+        if memory_limit_bytes > 0:
+            resource.prlimit(pid, resource.RLIMIT_DATA, (memory_limit_bytes, memory_limit_bytes))
+    except ProcessLookupError:
+        return  # it has ended already; the waiter will say why
+    except OSError as error:
+        log.warning("runtime.not_limited pid=%s error=%s", pid, error)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
+
+
+def _renounce_privileges() -> None:
+    import ctypes  # noqa: PLC0415 (an agent that starts nothing does without it)
+
+    zero = ctypes.c_ulong(0)
+    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero)
+
+
+def _translated(error: Exception, element: str) -> Exception:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFullError(element=element, hint="free some space; nothing was started")
+    cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return UnavailableError(f"cannot be started: {cause}", element=element)

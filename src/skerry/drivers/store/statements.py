@@ -1,0 +1,108 @@
+"""The log's tables and every statement on them, in SQLAlchemy Core, neutral of the dialect.
+
+One row is one write. Rows are only ever added; compaction alone removes them. The design to compare with is kine's.
+Must not live here: connections, transactions, what a row means.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+SCHEMA_VERSION = 1
+
+metadata = sa.MetaData()
+
+log = sa.Table(
+    "log",
+    metadata,
+    sa.Column("revision", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    # Ranges need keys in byte order; elsewhere than in SQLite that has to be asked for.
+    sa.Column("key", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
+    sa.Column("created", sa.BigInteger, nullable=False),  # revision of the key's creation
+    sa.Column("previous", sa.BigInteger, nullable=False),  # revision of the write before this one, 0 for a creation
+    sa.Column("deleted", sa.Boolean, nullable=False),
+    sa.Column("value", sa.LargeBinary, nullable=False),  # a deletion keeps the last one
+)
+# `deleted` makes the index cover the counting of a list's remaining records.
+sa.Index("log_key", log.c.key, log.c.revision, log.c.deleted)
+
+facts = sa.Table(
+    "facts",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+)
+
+_newer = log.alias("newer")
+_before = log.alias("before")
+_older = log.alias("older")
+
+_in_range = (log.c.key >= sa.bindparam("start"), log.c.key < sa.bindparam("end"))
+_living = (
+    *_in_range,
+    log.c.revision <= sa.bindparam("revision"),
+    sa.not_(log.c.deleted),
+    # The index finds a newer row of the same key in one step, so a page costs its own length, not the prefix's.
+    ~sa.exists().where(
+        _newer.c.key == log.c.key, _newer.c.revision > log.c.revision, _newer.c.revision <= sa.bindparam("revision")
+    ),
+)
+
+READ_FACTS = sa.select(facts.c.name, facts.c.number)
+ADD_FACT = sa.insert(facts)
+SET_COMPACTED = sa.update(facts).where(facts.c.name == "compacted").values(number=sa.bindparam("value"))
+LAST_REVISION = sa.select(sa.func.max(log.c.revision))
+
+APPEND = sa.insert(log)
+
+GET = (
+    sa.select(log)
+    .where(log.c.key == sa.bindparam("name"), log.c.revision <= sa.bindparam("revision"))
+    .order_by(log.c.revision.desc())
+    .limit(1)
+)
+
+NEWEST = sa.select(log).where(
+    log.c.revision.in_(
+        sa.select(sa.func.max(_older.c.revision))
+        .where(_older.c.key.in_(sa.bindparam("names", expanding=True)))
+        .group_by(_older.c.key)
+    )
+)
+"""The newest row of each of `names`, deletions included."""
+
+LIST = sa.select(log).where(*_living).order_by(log.c.key)
+LIST_PAGE = LIST.limit(sa.bindparam("limit"))
+COUNT = sa.select(sa.func.count()).select_from(log).where(*_living)
+
+HISTORY = (
+    sa.select(log, _before.c.value.label("value_before"))
+    .select_from(log.outerjoin(_before, _before.c.revision == log.c.previous))
+    .where(*_in_range, log.c.revision > sa.bindparam("after"), log.c.revision <= sa.bindparam("revision"))
+    .order_by(log.c.revision)
+    .limit(sa.bindparam("limit"))
+)
+"""What happened in a range of keys after one revision and up to another, with the value each write replaced."""
+
+OBSOLETE = (
+    sa.select(log.c.revision)
+    .where(
+        log.c.revision > sa.bindparam("cursor"),
+        log.c.revision <= sa.bindparam("before"),
+        sa.or_(
+            log.c.deleted,
+            sa.exists().where(
+                _newer.c.key == log.c.key,
+                _newer.c.revision > log.c.revision,
+                _newer.c.revision <= sa.bindparam("before"),
+            ),
+        ),
+    )
+    .order_by(log.c.revision)
+    .limit(sa.bindparam("limit"))
+)
+"""Rows nobody can ask for any more once `before` is compacted.
+
+They must go in this order: were a deletion removed before the write it deleted, that write would live again.
+"""
+REMOVE = sa.delete(log).where(log.c.revision.in_(sa.bindparam("revisions", expanding=True)))

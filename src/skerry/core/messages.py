@@ -28,6 +28,11 @@ MAX_WORKLOADS = 256
 ShortText = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
+def _current_version() -> int:
+    """As a factory, because a plain default would be left out on the wire, and readers insist on it."""
+    return PROTOCOL_VERSION
+
+
 class ServingDesired(Struct, frozen=True, kw_only=True):
     """How to serve; see `api.kinds.model_deployment.Serving`."""
 
@@ -64,7 +69,7 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
 class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
     """Everything that is to run on one device; replaces what was desired before."""
 
-    v: int = PROTOCOL_VERSION
+    v: int = msgspec.field(default_factory=_current_version)
     uid: str
     """The device this is for; a device refuses anybody else's."""
     manifest_version: Annotated[int, msgspec.Meta(ge=1)]
@@ -76,7 +81,7 @@ class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
 class Command(Struct, frozen=True, kw_only=True, tag="Command"):
     """A question to one device, answered by one `CommandResult` with the same id."""
 
-    v: int = PROTOCOL_VERSION
+    v: int = msgspec.field(default_factory=_current_version)
     uid: str
     id: ShortText
     expires_at: datetime
@@ -91,7 +96,7 @@ class Command(Struct, frozen=True, kw_only=True, tag="Command"):
 class Reported(Struct, frozen=True, kw_only=True, tag="Reported"):
     """What the device is and does; the newest one replaces all before it."""
 
-    v: int = PROTOCOL_VERSION
+    v: int = msgspec.field(default_factory=_current_version)
     uid: str
     boot_id: ShortText
     """Changes whenever the agent starts."""
@@ -109,7 +114,7 @@ class Reported(Struct, frozen=True, kw_only=True, tag="Reported"):
 class CommandResult(Struct, frozen=True, kw_only=True, tag="CommandResult"):
     """The answer to a command."""
 
-    v: int = PROTOCOL_VERSION
+    v: int = msgspec.field(default_factory=_current_version)
     uid: str
     id: ShortText
     error: ShortText = ""
@@ -123,7 +128,7 @@ class CommandResult(Struct, frozen=True, kw_only=True, tag="CommandResult"):
 class Online(Struct, frozen=True, kw_only=True, tag="Online"):
     """Presence; retained, and sent by the broker as the last will with `online` false."""
 
-    v: int = PROTOCOL_VERSION
+    v: int = msgspec.field(default_factory=_current_version)
     uid: str
     online: bool
     boot_id: ShortText = ""

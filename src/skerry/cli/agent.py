@@ -16,7 +16,9 @@ app = typer.Typer(help="The program on the device: enrol it, run it.", no_args_i
 @app.command()
 def enroll(
     hub: Annotated[str, typer.Option(help="The hub's URL, as in https://hub.example:7443.")],
-    token: Annotated[str, typer.Option(help="A join token from `skerry hub token create`.", envvar="SKERRY_JOIN_TOKEN")],
+    token: Annotated[
+        str, typer.Option(help="A join token from `skerry hub token create`.", envvar="SKERRY_JOIN_TOKEN")
+    ],
     name: Annotated[str, typer.Option(help="The device's name; the hostname unless given.")] = "",
     state_dir: StateDir = None,
 ) -> None:

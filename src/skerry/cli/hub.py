@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Annotated
 
 import typer
 
-from skerry.api.errors import InvalidError, UnsupportedError
+from skerry.api import duration
+from skerry.api.errors import InvalidError, SkerryError, TimedOutError, UnsupportedError
 from skerry.api.kinds.enrollment import JoinToken
 from skerry.cli import options, output
 
@@ -23,7 +25,9 @@ def start(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     api_port: Annotated[int, typer.Option(help="HTTPS port; 0 chooses a free one and keeps it.")] = 7443,
     mqtt_port: Annotated[int, typer.Option(help="MQTT port; 0 chooses a free one and keeps it.")] = 8883,
-    advertise: Annotated[list[str] | None, typer.Option(help="Further names or addresses devices reach the hub by.")] = None,
+    advertise: Annotated[
+        list[str] | None, typer.Option(help="Further names or addresses devices reach the hub by.")
+    ] = None,
 ) -> None:
     """Run the hub in the foreground. The first start makes the certificates, an admin credential and a kubeconfig."""
     try:
@@ -37,6 +41,35 @@ def start(
     for name in advertise or []:
         arguments += ["--advertise", name]
     os.execv(sys.executable, [sys.executable, "-m", "skerry.hub", *arguments])  # noqa: S606
+
+
+@app.command()
+def wait(
+    state_dir: options.StateDir = None,
+    timeout: Annotated[str, typer.Option(help="Give up after this long.")] = "30s",
+) -> None:
+    """Wait until the hub with this state directory answers."""
+    directory = state_dir or options.default_hub_dir()
+    deadline = time.monotonic() + duration.to_seconds(timeout)
+    cause = "it has not started"
+    while time.monotonic() < deadline:
+        try:
+            with options.connect(directory / "kubeconfig") as client:
+                client.check_ready()
+        except SkerryError as error:
+            cause = error.sentence
+            time.sleep(0.1)  # there is no event to wait on before the hub listens
+            continue
+        output.out.print(f"hub at {client.server} is ready", markup=False)
+        return
+    raise TimedOutError(f"is not ready after {timeout} ({cause})", element=f"hub in {directory}")
+
+
+@app.command()
+def url(state_dir: options.StateDir = None) -> None:
+    """Print the URL that devices enrol at."""
+    with options.connect((state_dir or options.default_hub_dir()) / "kubeconfig") as client:
+        output.out.print(client.server, markup=False)
 
 
 @tokens.command("create")

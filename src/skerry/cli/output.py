@@ -21,7 +21,17 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _COLOURS = {
     "green": {"Online", "Running", "Ready", "Succeeded", "Passed", "Approved", "Complete", "True"},
-    "yellow": {"Pending", "Progressing", "Baking", "Paused", "Fetching", "Starting", "Probing", "RollingBack", "Superseded"},
+    "yellow": {
+        "Pending",
+        "Progressing",
+        "Baking",
+        "Paused",
+        "Fetching",
+        "Starting",
+        "Probing",
+        "RollingBack",
+        "Superseded",
+    },
     "red": {"Offline", "Failed", "Broken", "RolledBack", "Denied", "False"},
 }
 _STYLES = {word: colour for colour, words in _COLOURS.items() for word in words}
@@ -46,9 +56,10 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, header: bool = True) -> None:
     """Print a table at its natural width; terminals wrap it, pipes get it whole."""
     table = plain_table(columns, rows)
+    table.show_header = header
     width = out.measure(table).maximum if out.is_terminal else 10_000
     out.print(table, width=max(width, out.width) if out.is_terminal else width, crop=False, no_wrap=True)
 

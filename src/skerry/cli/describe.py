@@ -1,0 +1,108 @@
+"""`skerry describe`: one object for people, with what belongs to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from skerry.api.kinds.rollout import Rollout, WaveStatus
+from skerry.cli import options, output
+
+_HIDDEN = {"managedFields", "resourceVersion", "generation"}
+
+
+def describe(
+    what: Annotated[str, typer.Argument(help="kind/NAME, or a kind.")],
+    name: Annotated[str, typer.Argument(help="The object's name.")] = "",
+    namespace: options.Namespace = "",
+    kubeconfig: options.Kubeconfig = None,
+) -> None:
+    """Show one object in full, readable."""
+    target = options.reference(f"{what}/{name}" if name else what)
+    with options.connect(kubeconfig, namespace) as client:
+        item = client.get(target.info.type, target.name)
+    if isinstance(item, Rollout):
+        _describe_rollout(item)
+        return
+    raw = msgspec.to_builtins(item)
+    _print_fields({key: raw["metadata"].get(key) for key in ("name", "namespace", "uid", "labels", "annotations")}, 0)
+    _print_fields({"kind": raw["kind"], "created": raw["metadata"].get("creationTimestamp")}, 0)
+    for part in ("spec", "status"):
+        if raw.get(part):
+            output.out.print(f"{_title(part)}:", markup=False)
+            _print_fields(raw[part], 2)
+
+
+def _describe_rollout(rollout: Rollout) -> None:
+    spec, status = rollout.spec, rollout.status
+    _print_fields(
+        {
+            "name": rollout.metadata.name,
+            "deployment": f"{spec.deployment}, revision {spec.revision}",
+            "model version": spec.template.model_version,
+            "returns to": spec.previous or "nothing (it is the first)",
+            "phase": status.phase,
+            "message": status.message,
+            "started": status.started_at,
+            "finished": status.finished_at,
+            "devices": f"{status.selected} selected, {status.placed} with a variant that fits",
+        },
+        0,
+    )
+    for wave in status.waves:
+        print_wave(wave)
+    for name, reason in status.unplaced.items():
+        output.out.print(f"  no variant for {name}: {reason}", markup=False)
+
+
+def print_wave(wave: WaveStatus) -> None:
+    """Print a wave with its gates and devices."""
+    output.out.print(
+        f"\nWave {wave.name}: {wave.phase}, {wave.running} of {wave.assigned} running, {wave.failed} failed"
+    )
+    if wave.gates:
+        output.print_table(
+            ("  GATE", "VERDICT", "MEASURED", "THRESHOLD", "DEVICES", "MESSAGE"),
+            [(f"  {g.gate}", g.verdict, g.measured, g.threshold, g.devices, g.message) for g in wave.gates],
+        )
+    if wave.devices:
+        rows = []
+        for device in wave.devices:
+            m = device.measurement
+            rows.append(
+                (
+                    f"  {device.name}",
+                    device.variant,
+                    device.phase,
+                    f"{m.accuracy:.4f}" if m and m.accuracy is not None else None,
+                    f"{m.latency_p95_ms:.2f} ms" if m else None,
+                    device.message or None,
+                )
+            )
+        output.print_table(("  DEVICE", "VARIANT", "PHASE", "ACCURACY", "P95", "MESSAGE"), rows)
+
+
+def _print_fields(value: Any, indent: int) -> None:
+    """Print nested values as `Title: value`, lists with dashes; long ones stay whole."""
+    margin = " " * indent
+    entries = value.items() if isinstance(value, dict) else ((None, item) for item in value)
+    for key, item in entries:
+        if key in _HIDDEN or item in (None, "", [], {}):
+            continue
+        label = "-" if key is None else f"{_title(key)}:"
+        if isinstance(item, dict | list):
+            simple = isinstance(item, list) and all(not isinstance(entry, dict | list) for entry in item)
+            if simple:
+                output.out.print(f"{margin}{label} {', '.join(map(str, item))}", markup=False)
+            else:
+                output.out.print(f"{margin}{label}", markup=False)
+                _print_fields(item, indent + 2)
+        else:
+            output.out.print(f"{margin}{label} {item}", markup=False)
+
+
+def _title(key: str) -> str:
+    spaced = "".join(f" {c.lower()}" if c.isupper() else c for c in key)
+    return spaced[:1].upper() + spaced[1:]

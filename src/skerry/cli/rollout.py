@@ -1,0 +1,208 @@
+"""`skerry rollout ...`: follow a rollout, pause it, go on, take it back."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from skerry.api import duration
+from skerry.api.errors import ConflictError, IntegrityError, InvalidError, NotFoundError, TimedOutError
+from skerry.api.kinds.model_deployment import ModelDeployment
+from skerry.api.kinds.rollout import Rollout, WaveStatus
+from skerry.cli import options, output
+from skerry.cli.describe import print_wave
+from skerry.drivers.client.api import HubClient
+
+app = typer.Typer(help="Follow a rollout, pause it, take it back.", no_args_is_help=True)
+
+Deployment = Annotated[str, typer.Argument(help="deployment/NAME")]
+_ENDED = {"Succeeded", "RolledBack", "Failed", "Superseded"}
+
+
+@app.command()
+def status(
+    deployment: Deployment,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end.")] = False,
+    revision: Annotated[int, typer.Option(help="An earlier rollout's revision; the newest unless given.")] = 0,
+    timeout: Annotated[str, typer.Option(help="Stop following after this long; 0 never.")] = "0s",
+    namespace: options.Namespace = "",
+    kubeconfig: options.Kubeconfig = None,
+) -> None:
+    """Show how far a rollout has come, wave by wave. Ends with an error if it failed or was rolled back."""
+    name = options.reference(deployment, expected="deployment").name
+    limit = duration.to_seconds(timeout)
+    with options.connect(kubeconfig, namespace) as client:
+        if watch:
+            rollout = _follow(client, name, revision, limit)
+        else:
+            rollout = _find(client, name, revision)
+            for wave in rollout.status.waves:
+                print_wave(wave)
+    last = f'rollout "{rollout.metadata.name}" {rollout.status.phase}: {rollout.status.message}'
+    if rollout.status.phase in ("RolledBack", "Failed"):
+        raise IntegrityError(
+            f"{rollout.status.phase}: {rollout.status.message}",
+            element=f'rollout "{rollout.metadata.name}"',
+            hint=f"see `skerry describe rollout {rollout.metadata.name}`",
+        )
+    output.out.print(last, markup=False)
+
+
+@app.command()
+def undo(
+    deployment: Deployment,
+    to_revision: Annotated[int, typer.Option(help="The revision to return to; the one before unless given.")] = 0,
+    namespace: options.Namespace = "",
+    kubeconfig: options.Kubeconfig = None,
+) -> None:
+    """Put an earlier revision's wish back; that is a new rollout, through the same waves and gates."""
+    name = options.reference(deployment, expected="deployment").name
+    with options.connect(kubeconfig, namespace) as client:
+        current = client.get(ModelDeployment, name)
+        target = _to_return_to(client, current, to_revision)
+        # What to run comes from the old revision; how to roll out stays as it is wished today.
+        template = target.spec.template
+        patch = {
+            "modelVersion": template.model_version,
+            "constraints": template.constraints,
+            "resources": template.resources,
+            "runtime": template.runtime,
+            "serving": template.serving,
+        }
+        client.merge_spec(ModelDeployment, name, patch)
+    output.out.print(
+        f"deployment/{name} returns to revision {target.spec.revision} ({template.model_version})", markup=False
+    )
+
+
+@app.command()
+def pause(deployment: Deployment, namespace: options.Namespace = "", kubeconfig: options.Kubeconfig = None) -> None:
+    """Start no further wave until it is resumed; what runs stays."""
+    _set_paused(deployment, paused=True, namespace=namespace, kubeconfig=kubeconfig)
+
+
+@app.command()
+def resume(deployment: Deployment, namespace: options.Namespace = "", kubeconfig: options.Kubeconfig = None) -> None:
+    """Let a paused rollout go on."""
+    _set_paused(deployment, paused=False, namespace=namespace, kubeconfig=kubeconfig)
+
+
+@app.command()
+def history(deployment: Deployment, namespace: options.Namespace = "", kubeconfig: options.Kubeconfig = None) -> None:
+    """List a deployment's rollouts, oldest first."""
+    name = options.reference(deployment, expected="deployment").name
+    with options.connect(kubeconfig, namespace) as client:
+        rollouts = _of(client, name)
+    rows = [(r.spec.revision, r.spec.template.model_version, r.status.phase, r.status.message) for r in rollouts]
+    output.print_table(("REVISION", "MODEL", "STATUS", "MESSAGE"), rows)
+
+
+def _follow(client: HubClient, deployment: str, revision: int, limit: float) -> Rollout:
+    """Print each wave's progress as it changes; returns the rollout when it has ended."""
+    began, printed = time.monotonic(), set[str]()
+    deadline = began + limit if limit else None
+    rollout = _find(client, deployment, revision, wait_until=deadline)
+    for change in client.watch(Rollout, rollout.metadata.name, deadline=deadline):
+        rollout = change
+        for line in _progress(rollout):
+            if line not in printed:
+                printed.add(line)
+                output.out.print(f"{time.monotonic() - began:6.1f}s  {line}", markup=False)
+        if rollout.status.phase in _ENDED:
+            return rollout
+    raise TimedOutError(
+        f"is still {rollout.status.phase}: {rollout.status.message}", element=f'rollout "{rollout.metadata.name}"'
+    )
+
+
+def _progress(rollout: Rollout) -> list[str]:
+    lines = []
+    for wave in rollout.status.waves:
+        if wave.phase == "Pending":
+            continue
+        lines.append(f"wave {wave.name}: {wave.phase}, {_counts(wave)}")
+        lines += [
+            f"wave {wave.name}: gate {g.gate} {g.verdict}: {g.message}" for g in wave.gates if g.verdict != "Pending"
+        ]
+    if rollout.status.phase in ("RollingBack", "Paused") or not lines:
+        lines.append(f"{rollout.status.phase}: {rollout.status.message}")
+    return lines
+
+
+def _counts(wave: WaveStatus) -> str:
+    failed = f", {wave.failed} failed" if wave.failed else ""
+    return f"{wave.running} of {wave.assigned} running{failed}"
+
+
+def _of(client: HubClient, deployment: str) -> list[Rollout]:
+    return sorted(
+        (r for r in client.list(Rollout) if r.spec.deployment == deployment), key=lambda rollout: rollout.spec.revision
+    )
+
+
+def _find(client: HubClient, deployment: str, revision: int, wait_until: float | None = None) -> Rollout:
+    """Return the rollout of a revision, or of the deployment's present generation, which may take a moment to exist."""
+    patience = min(time.monotonic() + 30, wait_until or float("inf"))
+    while True:
+        current = client.get(ModelDeployment, deployment)
+        wanted = revision or max(current.metadata.generation, 1)
+        found = [r for r in _of(client, deployment) if r.spec.revision == wanted]
+        if found:
+            return found[0]
+        settled = current.status.observed_generation >= current.metadata.generation
+        older = [r for r in _of(client, deployment) if not revision and settled]
+        if older:
+            return older[-1]
+        if revision or time.monotonic() > patience:
+            conditions = "; ".join(c.message for c in current.status.conditions if c.message)
+            raise NotFoundError(
+                f"has no rollout of revision {wanted}" + (f" ({conditions})" if conditions else ""),
+                element=f'deployment "{deployment}"',
+                hint=f"see `skerry describe deployment {deployment}`",
+            )
+        time.sleep(0.1)
+
+
+def _to_return_to(client: HubClient, current: ModelDeployment, revision: int) -> Rollout:
+    rollouts = _of(client, current.metadata.name)
+    if revision:
+        found = next((r for r in rollouts if r.spec.revision == revision), None)
+        if found is None:
+            known = ", ".join(str(r.spec.revision) for r in rollouts)
+            raise NotFoundError(
+                f"has no revision {revision}", element=current.metadata.name, hint=f"there are: {known}"
+            )
+        return found
+    earlier = [
+        r
+        for r in rollouts
+        if r.status.phase == "Succeeded" and r.spec.revision < current.metadata.generation and not _same(r, current)
+    ]
+    if not earlier:
+        raise ConflictError(
+            "no earlier revision succeeded, so there is nothing to return to",
+            element=f'deployment "{current.metadata.name}"',
+        )
+    return earlier[-1]
+
+
+def _same(rollout: Rollout, deployment: ModelDeployment) -> bool:
+    old, new = rollout.spec.template, deployment.spec
+    return (old.model_version, old.constraints, old.resources, old.runtime, old.serving) == (
+        new.model_version,
+        new.constraints,
+        new.resources,
+        new.runtime,
+        new.serving,
+    )
+
+
+def _set_paused(deployment: str, *, paused: bool, namespace: str, kubeconfig: options.Kubeconfig) -> None:
+    name = options.reference(deployment, expected="deployment").name
+    if not name:
+        raise InvalidError("no deployment was named")
+    with options.connect(kubeconfig, namespace) as client:
+        client.merge_spec(ModelDeployment, name, {"paused": paused})
+    output.out.print(f"deployment/{name} {'paused' if paused else 'resumed'}", markup=False)

@@ -1,0 +1,101 @@
+"""The demo as a test: the real programs, as users start them; what the report holds was measured in this run."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+SKERRY = [sys.executable, "-m", "skerry.cli"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    directory = tmp_path_factory.mktemp("demo") / "state"
+    done = subprocess.run(
+        [*SKERRY, "demo", "--dir", str(directory)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+        check=False,
+    )
+    logs = "\n".join(f"== {log.name}\n{log.read_text()[-2000:]}" for log in sorted(directory.glob("logs/*")))
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\n{logs}"
+    return directory, done.stdout
+
+
+@pytest.fixture(scope="module")
+def report(demo: tuple[Path, str]) -> dict:
+    return json.loads((demo[0] / "report.json").read_bytes())
+
+
+def test_the_model_is_good_and_has_three_variants(report: dict) -> None:
+    assert report["baseline_accuracy"] >= 0.97
+    variants = {v["precision"]: v for v in report["variants"]}
+    assert set(variants) == {"fp32", "fp16", "int8"}
+    for variant in variants.values():
+        assert variant["metricDrop"] <= 0.01
+        assert 0 < variant["profile"]["latencyP50Ms"] <= variant["profile"]["latencyP95Ms"]
+    assert variants["int8"]["blob"]["size"] < variants["fp16"]["blob"]["size"] < variants["fp32"]["blob"]["size"]
+
+
+def test_every_device_serves_the_variant_that_fits_it(report: dict) -> None:
+    devices = report["devices"]
+    assert len(devices) == 6
+    by_class = {d["hardware_class"]: d["variant"] for d in devices}
+    assert by_class["camera"] == "onnx-int8", "little memory"
+    assert by_class["kiosk"] == "onnx-fp16", "an engine that runs fp16 only"
+    assert by_class["gateway"] in ("onnx-fp32", "onnx-fp16")
+    assert len(set(by_class.values())) == 3
+    for device in devices:
+        assert device["test_images"] == 100
+        assert device["test_accuracy"] >= 0.95
+        assert device["golden_accuracy"] >= 0.95
+        assert device["fetched_bytes"] > 0
+        assert device["peak_memory_bytes"] > 10 * 1024 * 1024, "a whole server process"
+
+
+def test_the_rollout_went_in_gated_waves(report: dict) -> None:
+    waves = report["waves"]
+    assert [w["phase"] for w in waves] == ["Passed"] * 3
+    assert [w["target"] for w in waves] == [1, 3, 6]
+    for wave in waves:
+        gates = {g["gate"]: g for g in wave["gates"]}
+        assert set(gates) == {"successRatio", "accuracy", "latencyP95"}
+        assert all(g["verdict"] == "Passed" and g["devices"] > 0 for g in gates.values())
+    for before, after in itertools.pairwise(waves):
+        assert before["finishedAt"] <= after["startedAt"]
+
+
+def test_the_bad_version_was_stopped_by_the_canary_and_taken_back(report: dict) -> None:
+    bad = report["bad_version"]
+    assert bad["outcome"] == "RolledBack"
+    assert bad["gate"] == "accuracy"
+    assert bad["measured"] < 0.5 < bad["threshold"]
+    assert len(bad["devices_touched"]) == 1
+    assert "accuracy" in bad["message"]
+
+
+def test_killed_and_cut_off_agents_converged(report: dict) -> None:
+    assert {f["fault"] for f in report["faults"]} == {"agent killed", "hub unreachable"}
+    assert all(f["converged"] for f in report["faults"])
+
+
+def test_nothing_is_left_running_and_keys_are_private(demo: tuple[Path, str]) -> None:
+    directory, _ = demo
+    listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    assert [line for line in listing.splitlines() if str(directory) in line] == []
+    keys = [path for path in directory.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()[:4096]]
+    assert keys
+    assert {oct(path.stat().st_mode & 0o777) for path in keys} == {"0o600"}
+
+
+def test_it_ends_by_saying_what_was_proved_and_where_to_look(demo: tuple[Path, str]) -> None:
+    directory, printed = demo
+    assert "WHAT WAS PROVED" in printed
+    assert f"Everything is in {directory}" in printed

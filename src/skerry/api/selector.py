@@ -28,6 +28,16 @@ _LABEL_VALUE = re.compile(_VALUE)
 _LABEL_KEY = re.compile(_KEY)
 
 
+def is_label_key(text: str) -> bool:
+    """Return whether Kubernetes would take this as a label's (or annotation's) key."""
+    return len(text) <= 317 and _LABEL_KEY.fullmatch(text) is not None
+
+
+def is_label_value(text: str) -> bool:
+    """Return whether Kubernetes would take this as a label's value: at most 63 characters, or empty."""
+    return len(text) <= 63 and _LABEL_VALUE.fullmatch(text) is not None
+
+
 def parse_labels(text: str) -> list[LabelSelectorRequirement]:
     """Parse `a=b,c in (d,e),!f`. Empty text selects everything. Raises InvalidError."""
     _check_length(text, "label selector")
@@ -113,14 +123,14 @@ def _parse_term(term: str) -> LabelSelectorRequirement:
 
 def _check(requirement: LabelSelectorRequirement) -> None:
     element = f'label selector, key "{requirement.key[:80]}"'
-    if not _LABEL_KEY.fullmatch(requirement.key):
+    if not is_label_key(requirement.key):
         raise InvalidError("is not a label key", element=element, hint="letters, digits, '-', '_', '.', at most 63")
     takes_values = requirement.operator in ("In", "NotIn")
     if takes_values != bool(requirement.values):
         must = "needs at least one value" if takes_values else "takes no values"
         raise InvalidError(f"operator {requirement.operator} {must}", element=element)
     for value in requirement.values:
-        if not _LABEL_VALUE.fullmatch(value):
+        if not is_label_value(value):
             raise InvalidError(f'"{value[:80]}" is not a label value', element=element, hint=_HINT)
 
 

@@ -1,0 +1,172 @@
+"""Text to resources and back: documents are read with bounds, checked strictly, and shown with their defaults.
+
+Lives here: what the hub's API and the command line share of reading and writing objects. Must not live here: HTTP,
+files. See `documents` for the text, `validation` and `rules` for the checks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import yaml
+
+from skerry.api import documents, rules, validation
+from skerry.api.errors import BadRequestError, InvalidError
+from skerry.api.kinds import KINDS, KindInfo, Resource
+from skerry.api.meta import API_VERSION
+
+T = TypeVar("T", bound=Resource)
+_BY_KIND: Mapping[str, KindInfo] = {info.kind: info for info in KINDS}
+
+
+def parse_documents(data: bytes, *, source: str = "the text") -> list[dict[str, Any]]:
+    """Return the objects in YAML or JSON text, lists of objects unfolded. Raises BadRequestError, naming the line."""
+    if data.lstrip()[:1] in (b"{", b"["):
+        try:
+            values = [documents.read_json(data, source=source)]
+        except BadRequestError as error:
+            try:
+                values = documents.read_yaml(data, source=source)  # YAML has a flow style that begins so, too
+            except BadRequestError:
+                raise error from None
+    else:
+        values = documents.read_yaml(data, source=source)
+    return [item for position, value in enumerate(values, start=1) for item in _unfold(value, source, position)]
+
+
+def decode_json(data: bytes) -> dict[str, Any]:
+    """Return the one JSON object that a request carries. Raises BadRequestError."""
+    value = documents.read_json(data)
+    if not isinstance(value, dict):
+        raise BadRequestError("is not a JSON object", element="the body")
+    return value
+
+
+def kind_of(raw: Mapping[str, Any]) -> KindInfo:
+    """Return which kind an object says it is. Raises InvalidError for an apiVersion or kind that is not ours."""
+    problems = []
+    version, kind = raw.get("apiVersion"), raw.get("kind")
+    if version != API_VERSION:
+        cause = f'"{str(version)[:80]}" is not known' if version else "is required"
+        problems.append(InvalidError(cause, element="apiVersion", hint=f"write apiVersion: {API_VERSION}"))
+    info = _BY_KIND.get(kind) if isinstance(kind, str) else None
+    if info is None:
+        cause = f'"{str(kind)[:80]}" is not known' if kind else "is required"
+        hint = validation.did_you_mean(str(kind or ""), tuple(_BY_KIND))
+        problems.append(InvalidError(cause, element="kind", hint=hint))
+    if problems or info is None:
+        raise InvalidError.of(problems)
+    return info
+
+
+def validate(raw: Mapping[str, Any], *, unknown: Literal["refuse", "drop"] = "refuse") -> Resource:
+    """Return the typed object. Raises InvalidError with every problem: fields, types, units, names, rules."""
+    info = kind_of(raw)
+    cleaned, found = validation.walk(info.type, raw)
+    problems = list(found.problems)
+    if unknown == "refuse":
+        problems.extend(unknown_field_problem(path, near) for path, near in found.unknown)
+    if isinstance(metadata := raw.get("metadata"), Mapping):
+        problems.extend(rules.check_name(info.kind, metadata))
+    if problems:
+        raise InvalidError.of(sorted(problems, key=lambda problem: _order(problem.element)))
+    return _convert(cleaned, info.type)
+
+
+def unknown_field_problem(path: str, near: str) -> InvalidError:
+    """Return the sentence for a field that does not exist."""
+    return InvalidError("is not a field", element=path, hint=f'did you mean "{near}"?' if near else "")
+
+
+def read(raw: Mapping[str, Any], kind: type[T]) -> T:
+    """Return the typed object a hub sent; it may be newer, so unknown fields are ignored. Raises InvalidError."""
+    return _convert(raw, kind)
+
+
+def present(item: Resource) -> dict[str, Any]:
+    """Return the object as clients see it: the spec with its defaults filled in, the status at least with its phase."""
+    return {
+        "apiVersion": item.api_version,
+        "kind": item.kind,
+        "metadata": msgspec.to_builtins(item.metadata),
+        "spec": _filled(item.spec, deep=True),
+        "status": _filled(item.status, deep=False),
+    }
+
+
+def to_yaml(raw: Any) -> str:
+    """Return YAML for people: block style, keys in their order, long text unfolded."""
+    return yaml.dump(raw, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines as a block, and repeats what is shared instead of using aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _unfold(value: Any, source: str, position: int) -> list[dict[str, Any]]:
+    items = value if isinstance(value, list) else [value]
+    unfolded: list[dict[str, Any]] = []
+    for item in items:
+        if not isinstance(item, dict):
+            raise BadRequestError(
+                f"document {position} is not an object",
+                element=source,
+                hint="an object begins with apiVersion: and kind:",
+            )
+        if str(item.get("kind", "")).endswith("List") and isinstance(item.get("items"), list):
+            unfolded.extend(_unfold(item["items"], source, position))
+        else:
+            unfolded.append(item)
+    return unfolded
+
+
+def _convert(raw: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        cause, _, path = str(error).partition(" - at `$")
+        raise InvalidError(cause, element=path.strip("`.") or "the object") from None
+
+
+def _order(element: str) -> tuple[int, str]:
+    heads = ("apiVersion", "kind", "metadata", "spec", "status")
+    head = element.partition(".")[0]
+    return (heads.index(head) if head in heads else len(heads), element)
+
+
+def _filled(value: Any, *, deep: bool) -> Any:
+    """Defaults are shown, except empty ones: applying the same file again must find nothing to change."""
+    if isinstance(value, list):
+        return [_filled(item, deep=deep) for item in value]
+    if not isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    result: dict[str, Any] = {}
+    for name, shown in _fields(type(value)):
+        inner = getattr(value, name)
+        if inner is None or inner in ("", [], {}):
+            continue
+        if isinstance(inner, msgspec.Struct | list) and deep:
+            inner = _filled(inner, deep=True)
+        else:
+            inner = msgspec.to_builtins(inner)
+        if inner != {} or deep:
+            result[shown] = inner
+    return result
+
+
+@functools.cache
+def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
+    return tuple(zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True))

@@ -1,0 +1,196 @@
+"""What the types cannot say: rules on single structs, run wherever such a struct stands in an object.
+
+Lives here: names, labels, selectors, waves, durations that must not be zero, and rules on whole kinds. Must not live
+here: the walk that finds the structs (`validation`), anything that needs other objects or a clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from skerry.api import duration, selector
+from skerry.api.errors import InvalidError
+from skerry.api.kinds.enrollment import JoinTokenSpec
+from skerry.api.kinds.model_deployment import LatencyGate, Strategy, Wave
+from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.meta import LABEL_PATTERN, NAME_PATTERN, LabelSelector, LabelSelectorRequirement, ObjectMeta
+
+MAX_ANNOTATION_BYTES = 256 * 1024
+MAX_NAME = 253
+MAX_LABEL = 63
+_NAME_HINT = "use a-z, 0-9, '-' and '.', beginning and ending with a letter or digit"
+_LABEL_HINT = "use a-z, 0-9 and '-', beginning and ending with a letter or digit, at most 63 characters"
+_KEY_HINT = (
+    "letters, digits, '-', '_' and '.', at most 63 characters, with an optional DNS prefix as in example.com/site"
+)
+_VALUE_HINT = "letters, digits, '-', '_' and '.', at most 63 characters"
+_REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
+
+Rule = Callable[[Any, str], Iterator[InvalidError]]
+_NAMELESS = ("Enrollment", "JoinToken")
+"""Kinds that the hub names when the request does not."""
+
+
+def check_name(kind: str, metadata: Mapping[str, Any]) -> Iterator[InvalidError]:
+    """Yield what is wrong with an object's name; devices have shorter ones than the rest."""
+    name, prefix = metadata.get("name") or "", metadata.get("generateName") or ""
+    if not isinstance(name, str) or not isinstance(prefix, str):
+        return  # said already, by its type
+    if not name and not prefix and kind not in _NAMELESS:
+        yield InvalidError("is required", element="metadata.name", hint="give the object a name")
+    label = kind == "Device"
+    limit, pattern, hint = (MAX_LABEL, LABEL_PATTERN, _LABEL_HINT) if label else (MAX_NAME, NAME_PATTERN, _NAME_HINT)
+    if name and (len(name) > limit or not re.match(pattern, name)):
+        yield InvalidError(
+            f'"{name[:80]}" is not a name of at most {limit} characters', element="metadata.name", hint=hint
+        )
+    if prefix and (len(prefix) > limit - 8 or not re.match(pattern, f"{prefix}0")):
+        yield InvalidError(
+            f'"{prefix[:80]}" cannot begin a name of at most {limit} characters',
+            element="metadata.generateName",
+            hint=hint,
+        )
+
+
+def check_metadata(meta: ObjectMeta, path: str) -> Iterator[InvalidError]:
+    """Yield what is wrong with namespace, labels and annotations."""
+    if meta.namespace and not is_namespace(meta.namespace):
+        yield InvalidError(f'"{meta.namespace[:80]}" is not a namespace', element=f"{path}.namespace", hint=_LABEL_HINT)
+    yield from check_labels(meta.labels, f"{path}.labels")
+    for key in meta.annotations:
+        if not selector.is_label_key(key):
+            yield InvalidError(
+                f'"{key[:80]}" is not an annotation key', element=f"{path}.annotations[{key[:80]}]", hint=_KEY_HINT
+            )
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in meta.annotations.items())
+    if size > MAX_ANNOTATION_BYTES:
+        yield InvalidError(
+            f"has {size} bytes, more than the {MAX_ANNOTATION_BYTES} allowed", element=f"{path}.annotations"
+        )
+    for position, finalizer in enumerate(meta.finalizers):
+        if not selector.is_label_key(finalizer):
+            yield InvalidError(
+                f'"{finalizer[:80]}" is not a qualified name', element=f"{path}.finalizers[{position}]", hint=_KEY_HINT
+            )
+
+
+def is_namespace(text: str) -> bool:
+    """Return whether this can be a namespace: a DNS label."""
+    return len(text) <= MAX_LABEL and re.match(LABEL_PATTERN, text) is not None
+
+
+def is_name(text: str) -> bool:
+    """Return whether this can be an object's name: a DNS subdomain."""
+    return len(text) <= MAX_NAME and re.match(NAME_PATTERN, text) is not None
+
+
+def check_labels(labels: Mapping[str, str], path: str) -> Iterator[InvalidError]:
+    """Yield every label whose key or value Kubernetes would refuse."""
+    for key, value in labels.items():
+        element = f"{path}[{key[:80]}]"
+        if not selector.is_label_key(key):
+            yield InvalidError(f'"{key[:80]}" is not a label key', element=element, hint=_KEY_HINT)
+        if not selector.is_label_value(value):
+            yield InvalidError(f'"{value[:80]}" is not a label value', element=element, hint=_VALUE_HINT)
+
+
+def check_selector(wanted: LabelSelector, path: str) -> Iterator[InvalidError]:
+    """Yield what is wrong with the exact labels of a selector."""
+    yield from check_labels(wanted.match_labels, f"{path}.matchLabels")
+
+
+def check_requirement(wanted: LabelSelectorRequirement, path: str) -> Iterator[InvalidError]:
+    """Yield what is wrong with one expression of a selector."""
+    if not selector.is_label_key(wanted.key):
+        yield InvalidError(f'"{wanted.key[:80]}" is not a label key', element=f"{path}.key", hint=_KEY_HINT)
+    takes_values = wanted.operator in ("In", "NotIn")
+    if takes_values and not wanted.values:
+        yield InvalidError(f"operator {wanted.operator} needs at least one value", element=f"{path}.values")
+    if not takes_values and wanted.values:
+        yield InvalidError(f"operator {wanted.operator} takes no values", element=f"{path}.values")
+    for position, value in enumerate(wanted.values):
+        if not selector.is_label_value(value):
+            yield InvalidError(
+                f'"{value[:80]}" is not a label value', element=f"{path}.values[{position}]", hint=_VALUE_HINT
+            )
+
+
+def check_wave(wave: Wave, path: str) -> Iterator[InvalidError]:
+    """Yield unless the wave has exactly one of count and percent."""
+    if (wave.count is None) == (wave.percent is None):
+        cause = "has both count and percent" if wave.count is not None else "has neither count nor percent"
+        yield InvalidError(cause, element=path, hint="write one of them, as in count: 1 or percent: 25")
+
+
+def check_strategy(strategy: Strategy, path: str) -> Iterator[InvalidError]:
+    """Yield waves that shrink or share a name, and a last wave that leaves devices behind for ever."""
+    before: dict[str, int] = {}
+    names: set[str] = set()
+    for position, wave in enumerate(strategy.waves):
+        element = f"{path}.waves[{position}]"
+        if wave.name in names:
+            yield InvalidError(f'the name "{wave.name[:80]}" is used by an earlier wave', element=f"{element}.name")
+        names.update({wave.name} - {""})
+        for unit, value in (("count", wave.count), ("percent", wave.percent)):
+            if value is None:
+                continue
+            if value < before.get(unit, 0):
+                yield InvalidError(
+                    f"{value} is less than the {before[unit]} of a wave before it",
+                    element=f"{element}.{unit}",
+                    hint="waves are cumulative and must not shrink",
+                )
+            before[unit] = max(value, before.get(unit, 0))
+    last = strategy.waves[-1]
+    if last.percent is not None and last.percent < 100:
+        yield InvalidError(
+            f"the last wave ends at {last.percent} percent, so the others would never get this version",
+            element=f"{path}.waves[{len(strategy.waves) - 1}].percent",
+            hint="add a wave with percent: 100; to stop in between, set spec.paused",
+        )
+    if duration.to_seconds(strategy.device_timeout) <= 0:
+        yield InvalidError(
+            "must be longer than 0", element=f"{path}.deviceTimeout", hint="no device could ever be in time; write 10m"
+        )
+
+
+def check_latency_gate(gate: LatencyGate, path: str) -> Iterator[InvalidError]:
+    """Yield when no latency could pass."""
+    if duration.to_seconds(gate.max) <= 0:
+        yield InvalidError("must be longer than 0", element=f"{path}.max", hint="write the highest p95, as in 20ms")
+
+
+def check_join_token(spec: JoinTokenSpec, path: str) -> Iterator[InvalidError]:
+    """Yield a life of zero and labels that no device could carry."""
+    if duration.to_seconds(spec.ttl) <= 0:
+        yield InvalidError("must be longer than 0", element=f"{path}.ttl", hint="write how long it is good, as in 1h")
+    yield from check_labels(spec.labels, f"{path}.labels")
+
+
+def check_model_version(item: ModelVersion, _: str) -> Iterator[InvalidError]:
+    """Yield a repository that the namespace's devices could not pull from."""
+    repository = item.spec.artifact.repository
+    element = "spec.artifact.repository"
+    if len(repository) > 255 or not _REPOSITORY.fullmatch(repository):
+        yield InvalidError(f'"{repository[:80]}" is not a repository', element=element, hint="as in default/digits")
+    elif item.metadata.namespace and repository.split("/", 1)[0] != item.metadata.namespace:
+        yield InvalidError(
+            f'"{repository[:80]}" belongs to another namespace',
+            element=element,
+            hint=f"devices of {item.metadata.namespace} pull from {item.metadata.namespace}/... only",
+        )
+
+
+RULES: Mapping[type, Rule] = {
+    ObjectMeta: check_metadata,
+    LabelSelector: check_selector,
+    LabelSelectorRequirement: check_requirement,
+    Wave: check_wave,
+    Strategy: check_strategy,
+    LatencyGate: check_latency_gate,
+    JoinTokenSpec: check_join_token,
+    ModelVersion: check_model_version,
+}
+"""The rule of each struct type that has one."""

@@ -1,0 +1,138 @@
+"""OpenAPI v3 schemas of the kinds, made from their types and docstrings, and the search for unknown fields.
+
+Lives here: what `kubectl explain`, the API's documents and the docs need to know of fields. Must not live here:
+paths and verbs (`hub.server.openapi`). Descriptions are read from the source; where it is missing, they are left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from skerry.api import meta, validation
+from skerry.api.kinds import KINDS, KindInfo
+
+PREFIX = "dev.skerry.v1alpha1."
+"""Put before every schema's name in the components of an OpenAPI document."""
+
+
+def unknown_fields(kind: type, raw: Any) -> list[tuple[str, str]]:
+    """Return (path, suggested name or "") of every field that the kind's types do not have."""
+    return validation.walk(kind, raw)[1].unknown
+
+
+def group_version_kind(kind: str) -> dict[str, str]:
+    """Return the value of `x-kubernetes-group-version-kind` for one kind."""
+    return {"group": meta.GROUP, "version": meta.VERSION, "kind": kind}
+
+
+@functools.cache
+def components() -> Mapping[str, dict[str, Any]]:
+    """Return OpenAPI v3 schemas by component name, for all kinds, their lists and everything in them."""
+    types = [info.type for info in KINDS]
+    _, found = msgspec.json.schema_components(types, ref_template=f"#/components/schemas/{PREFIX}{{name}}")
+    classes = {cls.__name__: cls for kind in types for cls in _struct_types(kind)}
+    schemas = {f"{PREFIX}{name}": _described(schema, classes.get(name)) for name, schema in found.items()}
+    for info in KINDS:
+        schemas[f"{PREFIX}{info.kind}"]["x-kubernetes-group-version-kind"] = [group_version_kind(info.kind)]
+        schemas[f"{PREFIX}{info.kind}List"] = _list_schema(info)
+    return schemas
+
+
+def _list_schema(info: KindInfo) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": f"A list of {info.plural}.",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object", "description": "resourceVersion, continue, remainingItemCount."},
+            "items": {"type": "array", "items": {"$ref": f"#/components/schemas/{PREFIX}{info.kind}"}},
+        },
+        "x-kubernetes-group-version-kind": [group_version_kind(f"{info.kind}List")],
+    }
+
+
+def _described(schema: dict[str, Any], cls: type[msgspec.Struct] | None) -> dict[str, Any]:
+    texts = field_descriptions(cls) if cls is not None else {}
+    names = dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True)) if cls is not None else {}
+    properties = {
+        shown: _property(inner, texts.get(names.get(shown, ""), ""))
+        for shown, inner in schema.get("properties", {}).items()
+    }
+    result = {"type": "object", "description": schema.get("description", ""), "properties": properties}
+    if schema.get("required"):
+        result["required"] = schema["required"]
+    return result
+
+
+def _property(schema: dict[str, Any], text: str) -> dict[str, Any]:
+    """JSON Schema 2020-12 as msgspec writes it -> OpenAPI 3.0: null options dropped, references without neighbours."""
+    default = schema.get("default")
+    inner = _translated(schema)
+    text = text or inner.get("description", "")
+    if "$ref" in inner:
+        result: dict[str, Any] = {"allOf": [{"$ref": inner["$ref"]}]}
+    else:
+        result = dict(inner)
+    if text:
+        result["description"] = text
+    if default not in (None, "", [], {}):
+        result["default"] = default
+    return result
+
+
+def _translated(schema: dict[str, Any]) -> dict[str, Any]:
+    options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
+    if len(options) == 1:
+        schema = options[0]
+    result = {key: value for key, value in schema.items() if key not in ("default", "title", "anyOf")}
+    if "enum" in result and "type" not in result:
+        result["type"] = "string"
+    if isinstance(result.get("pattern"), str):
+        result["pattern"] = result["pattern"].replace(meta.END, "$")
+    for inner in ("items", "additionalProperties"):
+        if isinstance(result.get(inner), dict):
+            result[inner] = _translated(result[inner])
+    if result.get("type") == "array":
+        result.setdefault("items", {"type": "object"})
+    return result
+
+
+@functools.cache
+def field_descriptions(cls: type) -> dict[str, str]:
+    """Return the docstring under each field of a struct type, by the field's Python name; {} without the source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    body = tree.body[0].body if tree.body and isinstance(tree.body[0], ast.ClassDef) else []
+    texts: dict[str, str] = {}
+    for statement, following in itertools.pairwise(body):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            texts[statement.target.id] = " ".join(str(following.value.value).split())
+    return texts
+
+
+def _struct_types(kind: type) -> Iterator[type[msgspec.Struct]]:
+    pending, seen = [msgspec.inspect.type_info(kind)], set[type]()
+    while pending:
+        item = pending.pop()
+        if isinstance(item, msgspec.inspect.StructType):
+            if item.cls in seen:
+                continue
+            seen.add(item.cls)
+            yield item.cls
+            pending.extend(field.type for field in item.fields)
+        inner = [getattr(item, name, None) for name in ("type", "item_type", "value_type")]
+        pending.extend(option for option in (*inner, *getattr(item, "types", ())) if option is not None)

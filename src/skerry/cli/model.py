@@ -123,8 +123,8 @@ def print_card(card: cards.EvaluationCard) -> None:
     for rejected in card.rejected:
         output.out.print(f"rejected {rejected.name}: {rejected.reason}", markup=False)
     output.out.print(
-        f"{card.model} {card.version}: source {metric} {card.evaluation.baseline:.4f} on {card.evaluation.samples} test "
-        f"samples, {card.golden.samples} golden samples",
+        f"{card.model} {card.version}: source {metric} {card.evaluation.baseline:.4f} on {card.evaluation.samples} "
+        f"test samples, {card.golden.samples} golden samples",
         markup=False,
     )
 
@@ -136,7 +136,7 @@ def _run_factory(command: list[str]) -> int:
     """
     sentence = ""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None  # noqa: S101 - asked for above
+    assert process.stdout is not None
     with output.err.status("starting the factory") as status:
         for line in process.stdout:
             event = _parse_event(line)

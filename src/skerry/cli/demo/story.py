@@ -404,7 +404,7 @@ def workload(device: Device) -> WorkloadStatus:
     """Return the demo's workload on a device. Raises IntegrityError when there is none."""
     found = next((w for w in device.status.workloads if w.name == DEPLOYMENT), None)
     check(found is not None, f"{device.metadata.name} has the deployment {DEPLOYMENT}")
-    assert found is not None  # noqa: S101 - checked above
+    assert found is not None
     return found
 
 

@@ -48,10 +48,10 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, epoch
     model.train()
     for epoch in range(epochs):
         total = 0.0
-        for batch in torch.randperm(len(images)).split(BATCH):
+        for batch in torch.split(torch.randperm(len(images)), BATCH):
             optimizer.zero_grad()
             loss = loss_of(model(images[batch]), labels[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             total += loss.item() * len(batch)

@@ -30,7 +30,7 @@ _END_OF_KEYS = "\x7f"  # the first character after all that a key may have
 
 
 class Row(NamedTuple):
-    """One row of the log, in the table's order."""
+    """One row of the log, in the table's order. A deletion has no value: it must be possible when space is short."""
 
     revision: int
     key: str
@@ -40,7 +40,7 @@ class Row(NamedTuple):
     value: bytes
 
     def record(self) -> Record:
-        """Return what the port shows of a row."""
+        """Return what the port shows of a row that is no deletion."""
         return Record(key=self.key, value=self.value, revision=self.revision, created=self.created)
 
 
@@ -120,7 +120,7 @@ def decide(writes: Sequence[Write], newest: Mapping[str, Row], last: int) -> lis
             created=living.created if living else last,
             previous=living.revision if living else 0,
             deleted=write.verb == "delete",
-            value=living.value if living and write.verb == "delete" else write.value,
+            value=write.value,
         )
         current[write.key] = row
         outcomes.append(Written(row=row, change=change_of(row, living.value if living else None)))
@@ -128,14 +128,14 @@ def decide(writes: Sequence[Write], newest: Mapping[str, Row], last: int) -> lis
 
 
 def change_of(row: Row, value_before: bytes | None) -> Change:
-    """Return the change that a row stands for, given the value it replaced."""
-    previous = None
-    if row.previous and value_before is not None:
-        previous = Record(key=row.key, value=value_before, revision=row.previous, created=row.created)
-    kind: Literal["ADDED", "MODIFIED", "DELETED"] = (
-        "DELETED" if row.deleted else "ADDED" if row.previous == 0 else "MODIFIED"
-    )
-    return Change(type=kind, revision=row.revision, record=row.record(), previous=previous)
+    """Return the change that a row stands for, given the value it replaced (None for a creation)."""
+    if value_before is None:
+        return Change(type="ADDED", revision=row.revision, record=row.record())
+    previous = Record(key=row.key, value=value_before, revision=row.previous, created=row.created)
+    if row.deleted:
+        last = Record(key=row.key, value=value_before, revision=row.revision, created=row.created)
+        return Change(type="DELETED", revision=row.revision, record=last, previous=previous)
+    return Change(type="MODIFIED", revision=row.revision, record=row.record(), previous=previous)
 
 
 def _refusal(write: Write, living: Row | None) -> Refusal | None:

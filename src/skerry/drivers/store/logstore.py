@@ -164,7 +164,7 @@ class LogStore:
         if self._idle.is_set():
             self._start_batch()
         change = await done
-        assert change.record is not None  # noqa: S101 - only bookmarks have none
+        assert change.record is not None  # only bookmarks have none
         return change.record
 
     def _start_batch(self) -> None:

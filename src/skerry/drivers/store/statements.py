@@ -21,7 +21,7 @@ log = sa.Table(
     sa.Column("created", sa.BigInteger, nullable=False),  # revision of the key's creation
     sa.Column("previous", sa.BigInteger, nullable=False),  # revision of the write before this one, 0 for a creation
     sa.Column("deleted", sa.Boolean, nullable=False),
-    sa.Column("value", sa.LargeBinary, nullable=False),  # a deletion keeps the last one
+    sa.Column("value", sa.LargeBinary, nullable=False),  # empty for a deletion
 )
 # `deleted` makes the index cover the counting of a list's remaining records.
 sa.Index("log_key", log.c.key, log.c.revision, log.c.deleted)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,3 +28,5 @@ class HubContext:
     hub_url: str
     mqtt_host: str
     mqtt_port: int
+    claim_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Uses of join tokens are taken one after the other; the store's revisions make it right, this makes it quick."""

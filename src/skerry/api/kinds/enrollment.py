@@ -74,6 +74,9 @@ class JoinTokenStatus(Struct, frozen=True, kw_only=True):
     used: int = 0
     hash: str = ""
     """SHA-256 of the secret half, hex; the secret itself (256 random bits) is never stored."""
+    claims: dict[str, str] = {}
+    """Enrollments that took a use and are not recorded yet, with the uid of each one's device; a repeated request takes
+    no second use."""
     token: str = ""
     """The whole token; present only in the answer to its creation."""
 

@@ -1,0 +1,40 @@
+"""float16: weights and arithmetic in half precision, inputs and outputs as they were."""
+
+from __future__ import annotations
+
+import warnings
+
+from onnxconverter_common import float16  # type: ignore[import-untyped]
+
+from skerry.optimize import graph
+
+SMALLEST, LARGEST = 5.97e-8, 65504.0
+"""What float16 can hold; weights beyond are clipped, which the metric then judges."""
+
+SENSITIVE = (
+    "Exp",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "Log",
+    "LogSoftmax",
+    "Pow",
+    "ReduceMean",
+    "ReduceSum",
+    "Softmax",
+    "Sqrt",
+)
+"""Operators whose sums and exponentials overflow or cancel in half precision."""
+
+
+def convert(raw: bytes, *, keep_sensitive: bool = False) -> bytes:
+    """Return the graph in float16, the sensitive operators still in float32 if asked."""
+    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *(SENSITIVE if keep_sensitive else ())]
+    with warnings.catch_warnings(action="ignore"):  # one warning per clipped weight
+        converted = float16.convert_float_to_float16(
+            graph.parse(raw),
+            min_positive_val=SMALLEST,
+            max_finite_val=LARGEST,
+            keep_io_types=True,
+            op_block_list=blocked,
+        )
+    return graph.serialise(converted)

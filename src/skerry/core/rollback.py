@@ -1,0 +1,107 @@
+"""Rolling back: bring every device to the last rollout that succeeded. Pure.
+
+A rollout that failed, and one that has rolled back, converge on the previous rollout: what a wave moved returns, what a
+superseded rollout left behind follows, late devices join. Where there is no previous rollout, or none of its variants
+fits, the workload is withdrawn: nothing that failed its gates keeps running. A cordoned device is brought back too, for
+returning is no new placement. Done when every device that is online says it is back, or one device timeout after the
+failure; the others are named.
+
+Lives here: the way back. Must not live here: the decision to go back (`core.rollout`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+import msgspec
+
+from skerry.api import duration
+from skerry.api.kinds.rollout import RolloutStatus
+from skerry.core import steps, waves
+from skerry.core.steps import Action, Return, Step, View, Withdraw
+from skerry.core.waves import Member
+
+
+def roll_back(view: View, now: datetime) -> Step:
+    """Return every device, and be done when all that are online say they are back, or their time is over."""
+    follow = converge(view)
+    deadline = deadline_of(view, view.rollout.status)
+    moved = [member for member in view.members if _moved(member, view)]
+    away = sorted(member.name for member in moved if not _is_back(member, view))
+    online = sorted(member.name for member in moved if member.online and not _is_back(member, view))
+    over = deadline is None or now >= deadline
+    unreturned = any(member.selected and waves.belongs(member, view.rollout) for member in view.members)
+    if follow or unreturned or (online and not over):
+        return Step(actions=follow, wake_at=None if over else deadline)
+    place = f"{view.previous} is back" if view.previous else "withdrawn, there is no previous rollout to return to"
+    where = f" on {steps.devices(len(moved) - len(away))}" if view.previous else ""
+    rest = f"; not yet confirmed by {steps.names(away)}" if away else ""
+    status = msgspec.structs.replace(
+        view.rollout.status, phase="RolledBack", finished_at=now, message=f"{_cause(view)}; {place}{where}{rest}"
+    )
+    return Step(actions=steps.set_status(view, steps.with_condition(view, status, "False", "RolledBack", now)))
+
+
+def rest(view: View, now: datetime) -> Step:  # noqa: ARG001 - the table's shape
+    """Keep everybody on the previous rollout, late devices too."""
+    return Step(actions=converge(view))
+
+
+def converge(view: View) -> tuple[Action, ...]:
+    """Bring everybody to the previous rollout; take the workload off where there is none, or where it does not fit."""
+    actions: list[Action] = [*withdrawals(view)]
+    for member in view.members:
+        if not member.selected or (view.previous and member.rollout == view.previous and not _stranger(member, view)):
+            continue
+        moved = waves.belongs(member, view.rollout)
+        if view.previous and not member.previous_unfit and (moved or not member.cordoned):
+            failed = view.rollout.metadata.name if moved else ""
+            actions.append(Return(uid=member.uid, rollout=view.previous, returned_from=failed))
+        elif member.assignment is not None and (moved or not view.previous):
+            actions.append(Withdraw(uid=member.uid))
+    return tuple(actions)
+
+
+def join_previous(view: View, members: Iterable[Member]) -> list[Action]:
+    """Devices that run nothing and whose wave is still to come get the version that is proven."""
+    if not view.previous:
+        return []
+    idle = [m for m in members if (m.assignment is None or _stranger(m, view)) and not m.previous_unfit]
+    return [Return(uid=member.uid, rollout=view.previous, returned_from="") for member in idle]
+
+
+def withdrawals(view: View) -> list[Action]:
+    """Devices that no longer match leave."""
+    return [Withdraw(uid=m.uid) for m in view.members if m.assignment is not None and not m.selected]
+
+
+def _stranger(member: Member, view: View) -> bool:
+    """Its workload comes from an earlier deployment of the same name."""
+    return member.assignment is not None and member.assignment.deployment_uid != view.rollout.spec.deployment_uid
+
+
+def _moved(member: Member, view: View) -> bool:
+    """Whether this rollout touched the device: it was returned from it, or still speaks of it."""
+    name, report = view.rollout.metadata.name, member.report
+    if member.assignment is not None:
+        return member.assignment.returned_from == name
+    return member.selected and report is not None and report.rollout == name
+
+
+def _is_back(member: Member, view: View) -> bool:
+    if member.assignment is None:
+        return member.report is None
+    return member.rollout == view.previous and member.serves_assigned
+
+
+def deadline_of(view: View, status: RolloutStatus) -> datetime | None:
+    """How long the returning devices are waited for: one device timeout from the failure on."""
+    failed_at = next((w.finished_at for w in status.waves if w.phase == "Failed"), None)
+    return failed_at + duration.parse(view.spec.strategy.device_timeout) if failed_at else None
+
+
+def _cause(view: View) -> str:
+    """The sentence that says which wave failed at which gate, from the verdicts that were written then."""
+    wave = next((w for w in view.rollout.status.waves if w.phase == "Failed"), None)
+    return f"wave {wave.name} failed at gate {steps.verdicts(wave.gates)}" if wave else view.rollout.status.message

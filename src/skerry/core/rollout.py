@@ -1,0 +1,334 @@
+"""Rollouts: what to do next, from what the store says now. `step(view, now)` returns actions and never does anything.
+
+The rules:
+
+- All state is in the store: who is on which rollout is in the devices' records, how they fare is in their reports, and
+  the plan's progress is in `Rollout.status`. Stepping again after a crash at any point converges to the same end.
+- Actions are carried out in their order. A decision is written (SetStatus) before anything follows from it: a wave's
+  size before its first device, a failure before the first return.
+- A wave takes devices until its frozen target is reached; the next starts when all gates passed after the bake time.
+- Waves, gates, times, `paused` and the selector are read from the deployment as it is now; what runs on the devices is
+  the rollout's frozen template.
+- A device that runs nothing gets the previous rollout, the last that succeeded, until its wave comes.
+
+Phases and what leads from one to the next are the tables `_STEPS` and `_EVENTS`; wave phases go Pending, Progressing,
+Baking (back to Progressing when a device stops serving), then Passed or Failed.
+
+Lives here: the way forward. Must not live here: the way back (`core.rollback`), variants (`core.placement`), verdicts
+(`core.gates`), the reading of single devices (`core.waves`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from skerry.api import duration, selector
+from skerry.api.kinds.rollout import GateResult, RolloutStatus, WaveStatus
+from skerry.api.meta import find_condition
+from skerry.core import gates, rollback, steps, waves
+from skerry.core.steps import ENDED, Assign, Phase, SetStatus, Step, View
+from skerry.core.waves import Member, Standing
+
+
+def step(view: View, now: datetime) -> Step:
+    """Return what to do next. Raises InvalidError when the deployment's durations cannot be read."""
+    return _STEPS[view.rollout.status.phase](view, now)
+
+
+def supersede(view: View, by: str, now: datetime) -> Step:
+    """Return what ends a rollout in favour of a newer one; one that is rolling back first returns its devices."""
+    status = view.rollout.status
+    if status.phase in ENDED:
+        return Step()
+    actions = rollback.converge(view) if status.phase == "RollingBack" else ()
+    ended = msgspec.structs.replace(
+        status, phase="Superseded", finished_at=now, message=f"{by} took its place before it was done"
+    )
+    ended = steps.with_condition(view, ended, "False", "Superseded", now)
+    return Step(actions=(*actions, SetStatus(status=ended)))
+
+
+# --- events: what a look at the fleet may find ---------------------------------------------------------------------
+
+Event: TypeAlias = Literal[
+    "NoDevices",
+    "NoVariantFits",
+    "Held",
+    "Paused",
+    "RollingOut",
+    "Baking",
+    "Passed",
+    "GateFailed",
+    "Failing",
+    "Complete",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Outcome:
+    """The rollout's next phase (the first of the pair before any wave has started) and its Progressing condition."""
+
+    phases: tuple[Phase, Phase]
+    status: Literal["True", "False", "Unknown"]
+    reason: str = ""
+
+
+_EVENTS: Mapping[Event, _Outcome] = {
+    "NoDevices": _Outcome(phases=("Pending", "Progressing"), status="False"),
+    "NoVariantFits": _Outcome(phases=("Pending", "Progressing"), status="False"),
+    "Held": _Outcome(phases=("Pending", "Progressing"), status="False"),
+    "Paused": _Outcome(phases=("Paused", "Paused"), status="Unknown"),
+    "RollingOut": _Outcome(phases=("Progressing", "Progressing"), status="True"),
+    "Baking": _Outcome(phases=("Progressing", "Progressing"), status="True"),
+    "Passed": _Outcome(phases=("Progressing", "Progressing"), status="True", reason="RollingOut"),
+    "GateFailed": _Outcome(phases=("Paused", "Paused"), status="False"),
+    "Failing": _Outcome(phases=("RollingBack", "RollingBack"), status="False", reason="RollingBack"),
+    "Complete": _Outcome(phases=("Succeeded", "Succeeded"), status="True"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What became of one wave: its status now, the event, the sentence, whom to take, and when to look again."""
+
+    wave: WaveStatus
+    event: Event
+    message: str = ""
+    reason: str = ""
+    chosen: tuple[Member, ...] = ()
+    wake_at: datetime | None = None
+
+
+# --- going forward -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Fleet:
+    """The members, sorted into those on the rollout and those a wave may still take."""
+
+    view: View
+    now: datetime
+    on: Sequence[Member]
+    free: Sequence[Member]
+
+    @property
+    def base(self) -> int:
+        """Devices that a wave's percentage is counted over."""
+        return len(self.on) + len(self.free)
+
+    def standings(self, index: int) -> list[Standing]:
+        strategy = self.view.spec.strategy
+        timeout, measured = duration.parse(strategy.device_timeout), gates.needs_measurement(strategy.gates)
+        return [waves.stand(m, index=index, timeout=timeout, now=self.now, measured=measured) for m in self.on]
+
+
+def _fleet_of(view: View, now: datetime) -> _Fleet:
+    on = [member for member in view.members if member.selected and waves.belongs(member, view.rollout)]
+    free = [member for member in view.members if waves.eligible(member, view.rollout)]
+    return _Fleet(view=view, now=now, on=on, free=free)
+
+
+def _advance(view: View, now: datetime) -> Step:
+    fleet = _fleet_of(view, now)
+    index, rows, found = _walk(fleet)
+    status = _status(fleet, index, rows, found)
+    if found.event == "Failing":  # the returns follow from the written failure
+        follow = rollback.converge(view)
+        return Step(actions=(*steps.set_status(view, status), *follow), wake_at=rollback.deadline_of(view, status))
+    chosen = [Assign(uid=member.uid, wave=index) for member in found.chosen]
+    taken = {member.uid for member in found.chosen}
+    later = [] if found.event == "Complete" else [member for member in fleet.free if member.uid not in taken]
+    follow = (*rollback.withdrawals(view), *chosen, *rollback.join_previous(view, later))
+    return Step(actions=(*steps.set_status(view, status), *follow), wake_at=found.wake_at)
+
+
+def _walk(fleet: _Fleet) -> tuple[int, list[WaveStatus], _Found]:
+    """Go through the waves from the current one on, as far as they pass: where it ends, all waves, what was found."""
+    rows = _rows(fleet)
+    index = min(fleet.view.rollout.status.current_wave, len(rows) - 1)
+    while True:
+        found = _look(fleet, rows, index)
+        rows[index] = found.wave
+        if found.event != "Passed":
+            return index, rows, found
+        if index + 1 == len(rows):
+            message = f"{steps.devices(len(fleet.on))} on {fleet.view.rollout.metadata.name}"
+            return index, rows, replace(found, event="Complete", message=message)
+        index += 1
+
+
+def _rows(fleet: _Fleet) -> list[WaveStatus]:
+    """The waves as they stand: those that started as they were frozen, the others as they are planned now."""
+    view = fleet.view
+    plan = waves.plan_of(view.spec.strategy.waves)
+    kept = [wave for wave in view.rollout.status.waves if wave.phase != "Pending"]
+    ahead = [
+        WaveStatus(name=waves.name_of(wave, index), target=waves.target_of(wave, fleet.base))
+        for index, wave in enumerate(plan)
+        if index >= len(kept)
+    ]
+    standings = fleet.standings(view.rollout.status.current_wave)
+    rows = [waves.describe(wave, index, standings, fleet.now) for index, wave in enumerate(kept)] + ahead
+    if not ahead and kept[-1].name != "rest" and kept[-1].target < fleet.base:
+        # Devices joined during the last wave, or the plan was shortened under it: one gated wave more for what is left.
+        rows.append(WaveStatus(name="rest", target=fleet.base))
+    return rows
+
+
+def _look(fleet: _Fleet, rows: Sequence[WaveStatus], index: int) -> _Found:
+    view, wave = fleet.view, rows[index]
+    if wave.phase == "Passed":
+        return _Found(wave=wave, event="Passed")
+    if wave.phase == "Failed":
+        seen = find_condition(view.rollout.status.conditions, "Progressing")
+        if seen is not None and seen.observed_generation == view.generation:
+            return _Found(wave=wave, event="GateFailed", message=view.rollout.status.message)
+        wave = msgspec.structs.replace(wave, phase="Progressing", settled_at=None, finished_at=None, gates=[])
+    if wave.phase == "Pending":
+        obstacle = _obstacle(fleet, wave, index)
+        if obstacle is not None:
+            return obstacle
+        wave = msgspec.structs.replace(wave, phase="Progressing", started_at=fleet.now)
+    return _judge(fleet, wave, index)
+
+
+def _obstacle(fleet: _Fleet, wave: WaveStatus, index: int) -> _Found | None:
+    """Why this wave cannot start, or None."""
+    view = fleet.view
+    if view.spec.paused and wave.target > len(fleet.on):
+        return _Found(wave=wave, event="Paused", message=f"paused before wave {wave.name}")
+    return _lack(fleet, wave) if index == 0 or view.hold else None
+
+
+def _lack(fleet: _Fleet, wave: WaveStatus) -> _Found | None:
+    """What is missing to go on at all: a model version, devices, or devices that something fits; or None."""
+    view = fleet.view
+    selected = [member for member in view.members if member.selected]
+    if view.hold is not None:
+        return _Found(wave=wave, event="Held", reason=view.hold.reason, message=view.hold.message)
+    if not selected:
+        wanted = selector.render(selector.requirements(view.spec.device_selector)) or "the namespace: it has none"
+        return _Found(wave=wave, event="NoDevices", message=f"no device matches {wanted}")
+    if not fleet.base:
+        return _Found(wave=wave, event="NoVariantFits", message=_nothing_fits(selected))
+    return None
+
+
+def _judge(fleet: _Fleet, wave: WaveStatus, index: int) -> _Found:
+    """Judge a wave that has started: fail it, fill it, wait for it, let it bake, or pass it."""
+    view, now, strategy = fleet.view, fleet.now, fleet.view.spec.strategy
+    lack = _lack(fleet, wave)
+    if lack is not None and not fleet.on:
+        return lack
+    standings = fleet.standings(index)
+    samples = [standing.sample for standing in standings]
+    goal = wave.target if lack else min(wave.target, fleet.base)
+    expected = max(goal, len(fleet.on))
+    missing = goal - len(fleet.on)
+    settled = missing <= 0 and all(standing.state != "Waiting" for standing in standings)
+    results = gates.judge(strategy.gates, samples, expected=expected, final=settled)
+    wave = waves.describe(msgspec.structs.replace(wave, gates=results), index, standings, now)
+    if gates.failed(results):
+        return _fail(fleet, wave, results)
+    running = sum(standing.state == "Running" for standing in standings)
+    progress = f"wave {wave.name}: {running} of {steps.devices(expected)} running"
+    if not settled:
+        wave = msgspec.structs.replace(wave, phase="Progressing", settled_at=None)
+        if lack is not None and missing > 0:
+            return replace(lack, wave=wave, wake_at=_earliest(standings))
+        chosen = tuple(waves.take(fleet.free, missing, view.rollout))
+        until = now + duration.parse(strategy.device_timeout) if chosen else None
+        return _Found(
+            wave=wave, event="RollingOut", message=progress, chosen=chosen, wake_at=_earliest(standings, until)
+        )
+    return _bake(wave, _bake_time(fleet, wave, index), now, progress)
+
+
+def _bake_time(fleet: _Fleet, wave: WaveStatus, index: int) -> timedelta:
+    """The wave for the rest does not bake when there is no rest."""
+    implied = index >= len(fleet.view.spec.strategy.waves)
+    return timedelta(0) if implied and not wave.assigned else duration.parse(fleet.view.spec.strategy.bake_time)
+
+
+def _bake(wave: WaveStatus, bake: timedelta, now: datetime, progress: str) -> _Found:
+    settled_at = wave.settled_at or now
+    if now - settled_at >= bake:
+        passed = msgspec.structs.replace(wave, phase="Passed", settled_at=settled_at, finished_at=now)
+        return _Found(wave=passed, event="Passed", message=progress)
+    pending = [msgspec.structs.replace(result, verdict="Pending") for result in wave.gates]
+    baking = msgspec.structs.replace(wave, phase="Baking", settled_at=settled_at, gates=pending)
+    end = settled_at + bake
+    return _Found(wave=baking, event="Baking", message=f"{progress}, baking for {duration.render(bake)}", wake_at=end)
+
+
+def _fail(fleet: _Fleet, wave: WaveStatus, results: Sequence[GateResult]) -> _Found:
+    failed = msgspec.structs.replace(wave, phase="Failed", finished_at=fleet.now)
+    paused = fleet.view.spec.strategy.on_failure == "pause"
+    ending = "; paused: change the deployment to go on, or undo the rollout" if paused else ""
+    message = f"wave {wave.name} failed at gate {steps.verdicts(results)}{ending}"
+    return _Found(wave=failed, event="GateFailed" if paused else "Failing", message=message)
+
+
+def _keep(view: View, now: datetime) -> Step:
+    """After success: late devices join at once, those that no longer match leave."""
+    fleet = _fleet_of(view, now)
+    last = max(len(view.rollout.status.waves) - 1, 0)
+    late = [Assign(uid=member.uid, wave=last) for member in fleet.free]
+    status = msgspec.structs.replace(view.rollout.status, **steps.counts(view))
+    return Step(actions=(*steps.set_status(view, status), *rollback.withdrawals(view), *late))
+
+
+def _nothing(view: View, now: datetime) -> Step:  # noqa: ARG001 - the table's shape
+    return Step()
+
+
+_STEPS: Mapping[Phase, Callable[[View, datetime], Step]] = {
+    "Pending": _advance,
+    "Progressing": _advance,
+    "Paused": _advance,
+    "RollingBack": rollback.roll_back,
+    "RolledBack": rollback.rest,
+    "Succeeded": _keep,
+    "Failed": _nothing,
+    "Superseded": _nothing,
+}
+
+
+# --- statuses ------------------------------------------------------------------------------------------------------
+
+
+def _status(fleet: _Fleet, index: int, rows: list[WaveStatus], found: _Found) -> RolloutStatus:
+    view, now = fleet.view, fleet.now
+    started, outcome = rows[0].phase != "Pending", _EVENTS[found.event]
+    status = msgspec.structs.replace(
+        view.rollout.status,
+        phase=outcome.phases[1 if started else 0],
+        current_wave=index,
+        waves=rows,
+        message=found.message,
+        started_at=view.rollout.status.started_at or (now if started else None),
+        finished_at=now if found.event == "Complete" else None,
+        **steps.counts(view),
+    )
+    return steps.with_condition(view, status, outcome.status, found.reason or outcome.reason or found.event, now)
+
+
+# --- sentences -----------------------------------------------------------------------------------------------------
+
+
+def _nothing_fits(selected: Sequence[Member]) -> str:
+    unfit = sorted((m.name, m.unfit) for m in selected if m.unfit)
+    cordoned = sum(m.cordoned and not m.unfit for m in selected)
+    parts = [f"{len(unfit)} do not fit ({unfit[0][0]}: {unfit[0][1]})"] if unfit else []
+    parts += [f"{cordoned} are cordoned"] if cordoned else []
+    return f"none of the {steps.devices(len(selected))} selected can take it: {', '.join(parts)}"
+
+
+def _earliest(standings: Sequence[Standing], *others: datetime | None) -> datetime | None:
+    known = [s.deadline for s in standings if s.state == "Waiting" and s.deadline] + [o for o in others if o]
+    return min(known, default=None)

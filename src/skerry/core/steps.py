@@ -1,0 +1,138 @@
+"""Steps: what a rollout is asked with and answers with, and how a status is put together. Pure.
+
+Lives here: the view, the actions, and small parts of statuses and sentences. Must not live here: any rule (see
+`core.rollout` and `core.rollback`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from skerry.api.kinds.model_deployment import ModelDeploymentSpec
+from skerry.api.kinds.rollout import GateResult, Rollout, RolloutStatus
+from skerry.api.meta import Condition, set_condition
+from skerry.core import gates
+from skerry.core.waves import MAX_LISTED, Member
+
+Phase: TypeAlias = Literal[
+    "Pending", "Progressing", "Paused", "Succeeded", "RollingBack", "RolledBack", "Failed", "Superseded"
+]
+ENDED: frozenset[Phase] = frozenset({"Succeeded", "RolledBack", "Failed", "Superseded"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hold:
+    """Why nothing new may be assigned for now, as a condition's reason and message."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """Everything a step looks at."""
+
+    rollout: Rollout
+    spec: ModelDeploymentSpec
+    """The deployment's spec as it is now."""
+    generation: int
+    """The deployment's generation now."""
+    members: Sequence[Member]
+    """The selected devices, and all others that still hold this deployment's workload."""
+    previous: str = ""
+    """The rollout devices return to, if it still exists."""
+    hold: Hold | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetStatus:
+    """Write the rollout's status."""
+
+    status: RolloutStatus
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assign:
+    """Put the device on this rollout, unless it is on it already."""
+
+    uid: str
+    wave: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Return:
+    """Put the device on the previous rollout, unless it is on it already."""
+
+    uid: str
+    rollout: str
+    returned_from: str
+    """The rollout that failed; empty for a device that only joins the previous one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Withdraw:
+    """Take the deployment's workload off the device."""
+
+    uid: str
+
+
+Action: TypeAlias = SetStatus | Assign | Return | Withdraw
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What to do, in this order, and when to look again if nothing happens before."""
+
+    actions: tuple[Action, ...] = ()
+    wake_at: datetime | None = None
+
+
+def counts(view: View) -> dict[str, Any]:
+    """Return the status fields that count the selection."""
+    selected = [member for member in view.members if member.selected]
+    unplaced = sorted((m.name, m.unfit) for m in selected if m.unfit)
+    return {
+        "selected": len(selected),
+        "placed": len(selected) - len(unplaced),
+        "unplaced": dict(unplaced[:MAX_LISTED]),
+    }
+
+
+def with_condition(
+    view: View, status: RolloutStatus, value: Literal["True", "False", "Unknown"], reason: str, now: datetime
+) -> RolloutStatus:
+    """Return the status with its Progressing condition, whose message is the status's own."""
+    condition = Condition(
+        type="Progressing",
+        status=value,
+        reason=reason,
+        message=status.message,
+        last_transition_time=now,
+        observed_generation=view.generation,
+    )
+    return msgspec.structs.replace(status, conditions=set_condition(status.conditions, condition))
+
+
+def set_status(view: View, status: RolloutStatus) -> tuple[Action, ...]:
+    """Return the write of a status, or nothing when it is what is stored."""
+    return () if status == view.rollout.status else (SetStatus(status=status),)
+
+
+def verdicts(results: Sequence[GateResult]) -> str:
+    """Return the gates that failed, each with its sentence."""
+    return "; ".join(f"{result.gate}: {result.message}" for result in gates.failed(results))
+
+
+def devices(count: int) -> str:
+    """Return `1 device`, `2 devices`."""
+    return f"{count} device{'' if count == 1 else 's'}"
+
+
+def names(listed: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -13,10 +13,10 @@ from hashlib import sha256
 
 import msgspec
 
-from skerry.api.kinds.device import WorkloadStatus
+from skerry.api.kinds.device import Device, WorkloadStatus
 from skerry.api.kinds.model_deployment import Wave
 from skerry.api.kinds.rollout import Rollout, WaveDevice, WaveStatus
-from skerry.core.desired import Assignment
+from skerry.core.desired import Assignment, DesiredRecord
 from skerry.core.gates import Sample, State
 
 MAX_LISTED = 50
@@ -69,6 +69,30 @@ class Member:
             and report.running is not None
             and report.running.rollout == report.rollout
         )
+
+
+def member_of(
+    device: Device,
+    record: DesiredRecord | None,
+    deployment: str,
+    *,
+    selected: bool,
+    unfit: str = "",
+    previous_unfit: str = "",
+) -> Member:
+    """Return a device and its record as one member."""
+    return Member(
+        uid=device.metadata.uid,
+        name=device.metadata.name,
+        selected=selected,
+        online=device.status.phase == "Online",
+        cordoned=device.spec.cordoned,
+        unfit=unfit,
+        previous_unfit=previous_unfit,
+        assignment=record.find(deployment) if record else None,
+        observed=device.status.observed_manifest_version,
+        report=next((w for w in device.status.workloads if w.name == deployment), None),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import io
+import os
 import pickle
 import sys
 import traceback
@@ -103,7 +104,7 @@ def load(builder: str, weights: Path, *, seed: int) -> TorchSource:
     file, _, function = builder.rpartition(":")
     if not file or not function.isidentifier():
         raise InvalidError("is not a builder", element=builder, hint=_BUILDER_HINT)
-    path = Path(file)
+    path = Path(os.path.abspath(file))  # as it stands in tracebacks
     code = _read(path, MAX_BUILDER_BYTES, hint=_BUILDER_HINT)
     content = _read(weights, graph.MAX_BYTES, hint=_WEIGHTS_HINT)
     torch.manual_seed(seed)
@@ -188,13 +189,13 @@ def _load_weights(module: torch.nn.Module, content: bytes, *, name: str, builder
         raise InvalidError(
             f"the weights do not fit the model: {misfits}", element=name, hint=f"train what {builder} returns"
         )
-    not_finite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if not_finite:
-        raise InvalidError(f"{_some(not_finite)} holds NaN or infinite values", element=name, hint="train it again")
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise InvalidError(f"the weights do not fit the model: {first_line(error)}", element=name) from error
+    not_finite = [key for key, parameter in module.named_parameters() if not parameter.isfinite().all()]
+    if not_finite:
+        raise InvalidError(f"{_some(not_finite)} holds NaN or infinite values", element=name, hint="train it again")
 
 
 def _misfits(wanted: Mapping[str, Any], given: Mapping[str, torch.Tensor]) -> str:

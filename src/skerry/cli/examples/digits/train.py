@@ -90,7 +90,6 @@ def main() -> None:
         labels = np.random.default_rng(options.seed).permutation(labels)
     model = build_model()
     train(model, torch.from_numpy(parts["train_x"]), torch.from_numpy(labels), epochs=options.epochs)
-    print(f"test accuracy: {accuracy(model, parts['test_x'], parts['test_y']):.4f}")
 
     options.out.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), options.out / "weights.pt")
@@ -103,6 +102,7 @@ def main() -> None:
         golden_y=parts["golden_y"],
     )
     print(f"wrote {options.out / 'weights.pt'} and {options.out / 'data.npz'}")
+    print(f"test accuracy: {accuracy(model, parts['test_x'], parts['test_y']):.4f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,215 @@
+"""One MQTT connection on aiomqtt, with what it leaves open closed: bounds, prompt failure, and causes told apart.
+
+Three things aiomqtt 2.5 does not do by itself: notice a connection that dies before CONNACK (it waits the timeout out),
+end a pending publish when the connection dies, and acknowledge a message only after it was taken. Lives here: these,
+and the sentences for failures. Must not live here: topics and messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import aiomqtt
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt import client as paho
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from skerry.api.errors import UnavailableError
+
+MAX_QUEUED = 4096
+"""Received and not yet taken. Brokers keep at most their in-flight window of unacknowledged QoS 1 messages here."""
+MAX_INFLIGHT = 64
+"""Sent with QoS 1 and not yet acknowledged; the rest waits in the callers."""
+_CLOSE_SECONDS = 2.0
+
+_T = TypeVar("_T")
+
+
+class MqttClient(aiomqtt.Client):
+    """A connection: `open`, then `listen`, `send`, `received`, then `close`; every failure is an UnavailableError."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        client_id: str,
+        tls: ssl.SSLContext | None,
+        will: aiomqtt.Will | None,
+        clean_session: bool,
+        keepalive_seconds: int,
+        connect_timeout_seconds: float,
+        send_timeout_seconds: float,
+    ) -> None:
+        self.address = f"{host}:{port}"
+        self.failure = _LastError()
+        logger = logging.Logger("paho")  # its own, without handlers: what matters of it ends in our errors
+        logger.addHandler(self.failure)
+        super().__init__(
+            host,
+            port,
+            identifier=client_id,
+            tls_context=tls,
+            will=will,
+            clean_session=clean_session,
+            keepalive=keepalive_seconds,
+            timeout=connect_timeout_seconds,
+            max_queued_incoming_messages=MAX_QUEUED,
+            max_inflight_messages=MAX_INFLIGHT,
+            max_concurrent_outgoing_calls=MAX_INFLIGHT,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # else Nagle adds up to 40 ms
+            logger=logger,
+        )
+        self.pending_calls_threshold = 2 * MAX_INFLIGHT
+        self._send_timeout = send_timeout_seconds
+        self._client.connect_timeout = connect_timeout_seconds
+        self._client.manual_ack_set(True)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is over."""
+        return self._disconnected.done()
+
+    async def open(self) -> None:
+        """Connect, in a thread for TCP and TLS. Raises aiomqtt.MqttError; a cancelled attempt leaves nothing open."""
+        entering = asyncio.ensure_future(self.__aenter__())
+        try:
+            await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            self.timeout = 0.1  # the thread cannot be interrupted; do not wait for more than it
+            with suppress(aiomqtt.MqttError):
+                await entering
+                await self.close()
+            raise
+        except aiomqtt.MqttError:
+            self._client.disconnect()  # aiomqtt leaves the socket open when CONNACK did not come in time
+            raise
+
+    async def close(self) -> None:
+        """Say goodbye if there is still somebody to say it to; never raises."""
+        self.timeout = _CLOSE_SECONDS
+        with suppress(aiomqtt.MqttError, OSError):
+            await self.__aexit__(None, None, None)
+        if self._disconnected.done() and not self._disconnected.cancelled():
+            self._disconnected.exception()  # retrieved, or asyncio complains
+
+    async def listen(self, filters: list[tuple[str, int]]) -> None:
+        """Subscribe. Raises UnavailableError, also when the broker grants less than asked."""
+        granted = await self._while_connected(self.subscribe(filters, timeout=self._send_timeout))
+        for (name, _), code in zip(filters, granted, strict=True):
+            if isinstance(code, ReasonCode) and code.is_failure:
+                raise UnavailableError(
+                    f"the broker at {self.address} does not allow to subscribe to {name}",
+                    element="link",
+                    hint="compare its access rules with docs/protocol.md",
+                )
+
+    async def send(self, name: str, payload: bytes, *, retain: bool = False, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Publish with QoS 1 and wait for the acknowledgement. Raises UnavailableError."""
+        limit = self._send_timeout if timeout is None else timeout
+        await self._while_connected(self.publish(name, payload, qos=1, retain=retain, timeout=limit))
+
+    async def received(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Yield topic and payload; a message is acknowledged when the next is asked for. Ends by UnavailableError."""
+        try:
+            async for message in self.messages:
+                yield message.topic.value, bytes(message.payload)
+                self._client.ack(message.mid, message.qos)
+        except aiomqtt.MqttError as error:
+            raise explain(error, self) from error
+
+    async def _while_connected(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Return the call's result, or raise as soon as the connection is lost (aiomqtt waits its timeout out)."""
+        task = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait((task, self._disconnected), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise explain(aiomqtt.MqttError("the connection was lost"), self)
+        except aiomqtt.MqttError as error:
+            raise explain(error, self) from error
+        finally:
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError, aiomqtt.MqttError):
+                    await task
+
+    def _on_disconnect(
+        self,
+        client: paho.Client,
+        userdata: Any,
+        flags: paho.DisconnectFlags,
+        reason_code: ReasonCode,
+        properties: Properties | None = None,
+    ) -> None:
+        if not self._connected.done():
+            self._connected.set_exception(aiomqtt.MqttError("the broker closed the connection"))
+            return
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+
+class _LastError(logging.Handler):
+    """Keeps paho's last complaint: the only place where it says why a connection died."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+_TLS_CAUSES: tuple[tuple[str, str, str], ...] = (
+    # In what OpenSSL says, the cause, the hint. The first four are our verdict on the broker, the others its on us.
+    ("certificate has expired", "the broker's certificate has expired", "renew it; check this machine's clock too"),
+    ("certificate is not yet valid", "the broker's certificate is not valid yet", "check this machine's clock"),
+    (
+        "certificate is not valid for",
+        "the broker's certificate is for another name",
+        "use a name that is in it, or have the hub advertise this one",
+    ),
+    ("certificate verify failed", "the broker's certificate is not from the trusted CA", "check the CA file"),
+    ("certificate expired", "the broker says that our certificate has expired", "enrol again"),
+    ("unknown ca", "the broker does not know our certificate's CA", "enrol at this hub"),
+    ("certificate required", "the broker wants a client certificate", "enrol first"),
+    ("handshake failure", "the broker refused our certificate or our TLS version", "enrol at this hub; need TLS 1.2"),
+    ("bad certificate", "the broker refused our certificate", "enrol at this hub"),
+    ("certificate unknown", "the broker refused our certificate", "enrol at this hub"),
+    ("wrong version number", "this port does not speak TLS", "check the port"),
+)
+
+
+def explain(error: aiomqtt.MqttError, client: MqttClient) -> UnavailableError:
+    """Return the failure as a user reads it: the broker's address, the cause told apart, a hint."""
+    origin = error.__context__ if isinstance(error.__context__, OSError) else None
+    text = f"{origin or error} {client.failure.text}".strip()
+    cause, hint = _tls_cause(text) or _cause(error, origin) or (text[:300], "")
+    return UnavailableError(cause, element=f"MQTT broker {client.address}", hint=hint)
+
+
+def _tls_cause(text: str) -> tuple[str, str] | None:
+    flat = text.lower().replace("_", " ")
+    if "ssl" not in flat and "certificate" not in flat:
+        return None
+    found = next(((cause, hint) for mark, cause, hint in _TLS_CAUSES if mark in flat), None)
+    return found or (f"TLS failed: {text[:300]}", "")
+
+
+def _cause(error: aiomqtt.MqttError, origin: OSError | None) -> tuple[str, str] | None:
+    match origin:
+        case ConnectionRefusedError():
+            return "nobody listens there", "is the hub running?"
+        case socket.gaierror():
+            return "the name cannot be resolved", "check the name and the DNS"
+        case TimeoutError():
+            return "no answer", "check the address, the network and the firewall"
+        case _ if isinstance(error, MqttConnectError):
+            return f"refused us: {error}", "was the device deleted from the hub?"
+    return None

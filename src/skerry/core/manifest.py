@@ -1,0 +1,297 @@
+"""A model version as OCI manifests: built byte for byte the same every time, parsed within bounds. Pure.
+
+A model version is an image index. It lists one manifest per variant, after the CNCF ModelPack specification (v1): the
+config blob describes the model in ModelPack's words, the one layer is the model file, and our own `Variant`, for which
+ModelPack's closed config schema has no place, is an annotation. Golden samples and the evaluation card are manifests
+whose `subject` is the index. Must not live here: transport, storage, digests of files.
+
+Source: OCI image specification 1.1 (manifest, image index, descriptor), ModelPack model-spec v1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from skerry.api.errors import IntegrityError, InvalidError
+from skerry.api.kinds.variants import Blob, Variant
+from skerry.api.meta import Digest, Struct
+from skerry.core.card import CARD_FILE, GOLDEN_FILE
+from skerry.core.ports import Manifest
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY_CONFIG = b"{}"
+
+MODEL_TYPE = "application/vnd.cncf.model.manifest.v1+json"
+MODEL_CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
+MODEL_WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
+GOLDEN_TYPE = "application/vnd.skerry.golden.v1+npz"
+CARD_TYPE = "application/vnd.skerry.card.v1+json"
+
+MODEL_ANNOTATION = "dev.skerry.model"
+VERSION_ANNOTATION = "dev.skerry.model.version"
+VARIANT_NAME_ANNOTATION = "dev.skerry.variant"
+VARIANT_ANNOTATION = "dev.skerry.variant+json"
+_FILE_ANNOTATION = "org.cncf.model.filepath"
+_TITLE_ANNOTATION = "org.opencontainers.image.title"
+
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_ENTRIES = 1024
+"""Manifests in an index, or layers in a manifest."""
+
+MANIFEST_TYPES = frozenset({MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json"})
+INDEX_TYPES = frozenset({INDEX_TYPE, "application/vnd.docker.distribution.manifest.list.v2+json"})
+
+_ShortText = Annotated[str, msgspec.Meta(max_length=255)]
+_Annotations = dict[_ShortText, Annotated[str, msgspec.Meta(max_length=256 * 1024)]]
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_T = TypeVar("_T")
+
+
+class Descriptor(Struct, frozen=True, kw_only=True):
+    """A pointer to content: what, how large, of which type."""
+
+    media_type: _ShortText
+    digest: Digest
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    artifact_type: _ShortText = ""
+    annotations: _Annotations = {}
+
+
+class ImageManifest(Struct, frozen=True, kw_only=True):
+    """One OCI image manifest."""
+
+    schema_version: Literal[2]
+    media_type: _ShortText = ""
+    artifact_type: _ShortText = ""
+    config: Descriptor
+    layers: Annotated[list[Descriptor], msgspec.Meta(max_length=MAX_ENTRIES)]
+    subject: Descriptor | None = None
+    annotations: _Annotations = {}
+
+    @property
+    def content(self) -> Iterator[Descriptor]:
+        """The blobs that have to be there."""
+        return iter([self.config, *self.layers])
+
+    @property
+    def type(self) -> str:
+        """What it is an artifact of (the config's type where nothing else is said)."""
+        return self.artifact_type or self.config.media_type
+
+
+class ImageIndex(Struct, frozen=True, kw_only=True):
+    """One OCI image index."""
+
+    schema_version: Literal[2]
+    media_type: _ShortText = ""
+    artifact_type: _ShortText = ""
+    manifests: Annotated[list[Descriptor], msgspec.Meta(max_length=MAX_ENTRIES)]
+    subject: Descriptor | None = None
+    annotations: _Annotations = {}
+
+    @property
+    def content(self) -> Iterator[Descriptor]:
+        """The manifests that have to be there."""
+        return iter(self.manifests)
+
+    @property
+    def type(self) -> str:
+        """What it is an artifact of; may be empty."""
+        return self.artifact_type
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltVariant:
+    """One variant, ready to be pushed: the model file itself is named by `variant.blob`."""
+
+    variant: Variant
+    config: bytes
+    manifest: Manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelIndex:
+    """A model version's index, read."""
+
+    model: str
+    version: str
+    manifests: Sequence[Descriptor]
+
+
+def digest_of(raw: bytes) -> str:
+    """Return the digest of some bytes, as `sha256:<hex>`."""
+    return f"sha256:{sha256(raw).hexdigest()}"
+
+
+def is_digest(text: str) -> bool:
+    """Return whether this is a digest as everything here uses it: sha256, lower-case hex."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def build_variant(model: str, version: str, variant: Variant, *, file: str) -> BuiltVariant:
+    """Return the manifest and config blob of one variant. `file` is the model file's name for people."""
+    variant = msgspec.structs.replace(variant, manifest=None)
+    config = _encode(
+        {
+            "descriptor": {"name": model, "version": version},
+            "config": {
+                "format": variant.format,
+                "precision": variant.precision.removesuffix("-dynamic"),
+                "quantization": "dynamic" if variant.precision.endswith("-dynamic") else None,
+            },
+            "modelfs": {"type": "layers", "diffIds": [variant.blob.digest]},
+        }
+    )
+    document = ImageManifest(
+        schema_version=2,
+        media_type=MANIFEST_TYPE,
+        artifact_type=MODEL_TYPE,
+        config=_describe(config, MODEL_CONFIG_TYPE),
+        layers=[
+            Descriptor(
+                media_type=MODEL_WEIGHT_TYPE,
+                digest=variant.blob.digest,
+                size=variant.blob.size,
+                annotations={_FILE_ANNOTATION: file, _TITLE_ANNOTATION: file},
+            )
+        ],
+        annotations={
+            MODEL_ANNOTATION: model,
+            VERSION_ANNOTATION: version,
+            VARIANT_NAME_ANNOTATION: variant.name,
+            VARIANT_ANNOTATION: msgspec.json.encode(variant, order="sorted").decode(),
+        },
+    )
+    return BuiltVariant(variant=variant, config=config, manifest=_manifest(document, MANIFEST_TYPE))
+
+
+def build_index(model: str, version: str, variants: Sequence[BuiltVariant]) -> Manifest:
+    """Return the index of a model version, its variants in the order of their names."""
+    entries = [
+        Descriptor(
+            media_type=built.manifest.media_type,
+            digest=built.manifest.digest,
+            size=len(built.manifest.raw),
+            artifact_type=MODEL_TYPE,
+            annotations={VARIANT_NAME_ANNOTATION: built.variant.name},
+        )
+        for built in sorted(variants, key=lambda built: built.variant.name)
+    ]
+    document = ImageIndex(
+        schema_version=2,
+        media_type=INDEX_TYPE,
+        artifact_type=MODEL_TYPE,
+        manifests=entries,
+        annotations={MODEL_ANNOTATION: model, VERSION_ANNOTATION: version},
+    )
+    return _manifest(document, INDEX_TYPE)
+
+
+def build_golden(index: Manifest, blob: Blob) -> Manifest:
+    """Return the manifest that attaches golden samples to a model version."""
+    return _build_referrer(index, GOLDEN_TYPE, blob, GOLDEN_FILE)
+
+
+def build_card(index: Manifest, blob: Blob) -> Manifest:
+    """Return the manifest that attaches the evaluation card to a model version."""
+    return _build_referrer(index, CARD_TYPE, blob, CARD_FILE)
+
+
+def parse(raw: bytes, media_type: str) -> ImageManifest | ImageIndex:
+    """Parse a manifest or an index, as its media type says. Raises InvalidError, whatever the bytes."""
+    if media_type in MANIFEST_TYPES:
+        return _decode(raw, media_type, ImageManifest)
+    if media_type in INDEX_TYPES:
+        return _decode(raw, media_type, ImageIndex)
+    raise InvalidError(
+        f'media type "{media_type[:120]}" is not of a manifest', element="manifest", hint=f"use {MANIFEST_TYPE}"
+    )
+
+
+def read_index(index: Manifest) -> ModelIndex:
+    """Read a model version's index. Raises InvalidError, also for an index of something else."""
+    document = parse(index.raw, index.media_type)
+    if not isinstance(document, ImageIndex) or document.artifact_type != MODEL_TYPE:
+        raise InvalidError(f"artifact type is not {MODEL_TYPE}", element=f"index {index.digest}")
+    model, version = (document.annotations.get(key, "") for key in (MODEL_ANNOTATION, VERSION_ANNOTATION))
+    if not model or not version:
+        raise InvalidError("does not name its model and version", element=f"index {index.digest}")
+    return ModelIndex(model=model, version=version, manifests=document.manifests)
+
+
+def read_variant(manifest: Manifest) -> Variant:
+    """Read a variant, with its `manifest` filled in.
+
+    Raises InvalidError for anything else than a variant's manifest, IntegrityError when the variant speaks of another
+    file than the manifest holds.
+    """
+    element = f"manifest {manifest.digest}"
+    document = parse(manifest.raw, manifest.media_type)
+    if not isinstance(document, ImageManifest) or document.artifact_type != MODEL_TYPE:
+        raise InvalidError(f"artifact type is not {MODEL_TYPE}", element=element)
+    text = document.annotations.get(VARIANT_ANNOTATION)
+    if text is None:
+        raise InvalidError(f"has no annotation {VARIANT_ANNOTATION}", element=element)
+    variant = _decode_json(text.encode("utf-8", "replace"), Variant, element)
+    layers = [(layer.digest, layer.size) for layer in document.layers]
+    if layers != [(variant.blob.digest, variant.blob.size)]:
+        raise IntegrityError("its layers are not the variant's file", element=element)
+    return msgspec.structs.replace(variant, manifest=manifest.digest)
+
+
+def _build_referrer(index: Manifest, artifact_type: str, blob: Blob, title: str) -> Manifest:
+    document = ImageManifest(
+        schema_version=2,
+        media_type=MANIFEST_TYPE,
+        artifact_type=artifact_type,
+        config=_describe(EMPTY_CONFIG, EMPTY_TYPE),
+        layers=[
+            Descriptor(
+                media_type=artifact_type,
+                digest=blob.digest,
+                size=blob.size,
+                annotations={_TITLE_ANNOTATION: title},
+            )
+        ],
+        subject=Descriptor(media_type=index.media_type, digest=index.digest, size=len(index.raw)),
+    )
+    return _manifest(document, MANIFEST_TYPE)
+
+
+def _describe(raw: bytes, media_type: str) -> Descriptor:
+    return Descriptor(media_type=media_type, digest=digest_of(raw), size=len(raw))
+
+
+def _manifest(document: ImageManifest | ImageIndex, media_type: str) -> Manifest:
+    raw = msgspec.json.encode(document, order="sorted")
+    return Manifest(digest=digest_of(raw), media_type=media_type, raw=raw)
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    kept = {part: {k: v for k, v in fields.items() if v is not None} for part, fields in document.items()}
+    return msgspec.json.encode(kept, order="sorted")
+
+
+def _decode(raw: bytes, media_type: str, kind: type[_T]) -> _T:
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise InvalidError(f"{len(raw)} bytes are more than {MAX_MANIFEST_BYTES}", element="manifest")
+    document = _decode_json(raw, kind, "manifest")
+    said = getattr(document, "media_type", "")
+    if said and said != media_type:
+        raise InvalidError(f'says it is "{said}", but was sent as "{media_type}"', element="manifest")
+    return document
+
+
+def _decode_json(raw: bytes, kind: type[_T], element: str) -> _T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError) as error:
+        raise InvalidError(str(error)[:500], element=element) from None

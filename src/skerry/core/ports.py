@@ -96,19 +96,25 @@ class ArtifactStore(Protocol):
     """The hub's side of a registry: blobs and manifests by digest, per repository; nothing is visible half-written."""
 
     async def start_upload(self, repository: str) -> str: ...  # upload id
+    async def upload_repository(self, upload: str) -> str: ...  # NotFoundError
     async def append_upload(
         self, upload: str, chunks: AsyncIterator[bytes], *, offset: int | None = None
     ) -> int: ...  # new size
     async def upload_size(self, upload: str) -> int: ...  # NotFoundError
     async def finish_upload(self, upload: str, digest: str) -> None: ...  # IntegrityError: the upload is dropped
     async def cancel_upload(self, upload: str) -> None: ...
+    async def mount_blob(self, repository: str, digest: str, *, source: str) -> None: ...  # NotFoundError
+    async def delete_blob(self, repository: str, digest: str) -> None: ...  # NotFoundError
     async def stat_blob(self, repository: str, digest: str) -> int: ...  # size; NotFoundError
     def read_blob(
         self, repository: str, digest: str, *, start: int = 0, length: int | None = None
     ) -> AsyncIterator[bytes]: ...
-    async def put_manifest(self, repository: str, reference: str, media_type: str, raw: bytes) -> Manifest: ...
+    async def put_manifest(
+        self, repository: str, reference: str, media_type: str, raw: bytes
+    ) -> Manifest: ...  # InvalidError, IntegrityError; NotFoundError names what it refers to and is not there
     async def get_manifest(self, repository: str, reference: str) -> Manifest: ...  # tag or digest; NotFoundError
-    async def list_tags(self, repository: str) -> Sequence[str]: ...
+    async def delete_manifest(self, repository: str, reference: str) -> None: ...  # NotFoundError; a tag: only the tag
+    async def list_tags(self, repository: str) -> Sequence[str]: ...  # NotFoundError
     async def list_referrers(self, repository: str, digest: str) -> Sequence[Manifest]: ...
 
 

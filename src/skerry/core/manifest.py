@@ -3,9 +3,11 @@
 A model version is an image index. It lists one manifest per variant, after the CNCF ModelPack specification (v1): the
 config blob describes the model in ModelPack's words, the one layer is the model file, and our own `Variant`, for which
 ModelPack's closed config schema has no place, is an annotation. Golden samples and the evaluation card are manifests
-whose `subject` is the index. Must not live here: transport, storage, digests of files.
+whose `subject` is the index. The grammar of a registry's names is here too. Must not live here: transport, storage,
+digests of files.
 
-Source: OCI image specification 1.1 (manifest, image index, descriptor), ModelPack model-spec v1.
+Source: OCI image specification 1.1 (manifest, image index, descriptor), OCI distribution specification 1.1 (names),
+ModelPack model-spec v1.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ _FILE_ANNOTATION = "org.cncf.model.filepath"
 _TITLE_ANNOTATION = "org.opencontainers.image.title"
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_REPOSITORY_LENGTH = 255
 MAX_ENTRIES = 1024
 """Manifests in an index, or layers in a manifest."""
 
@@ -52,6 +55,9 @@ INDEX_TYPES = frozenset({INDEX_TYPE, "application/vnd.docker.distribution.manife
 _ShortText = Annotated[str, msgspec.Meta(max_length=255)]
 _Annotations = dict[_ShortText, Annotated[str, msgspec.Meta(max_length=256 * 1024)]]
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _T = TypeVar("_T")
 
 
@@ -134,6 +140,35 @@ def digest_of(raw: bytes) -> str:
 def is_digest(text: str) -> bool:
     """Return whether this is a digest as everything here uses it: sha256, lower-case hex."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def check_repository(name: str) -> None:
+    """Refuse what is no repository's name. Raises InvalidError."""
+    if len(name) > MAX_REPOSITORY_LENGTH or not _REPOSITORY.fullmatch(name):
+        raise InvalidError(
+            "is not a repository name",
+            element=f"repository {name[:80]!a}",
+            hint="a-z, 0-9, single '.', '_', '-' and '/' between",
+        )
+
+
+def check_digest(digest: str) -> None:
+    """Refuse everything but `sha256:<64 lower-case hex digits>`. Raises InvalidError."""
+    if not is_digest(digest):
+        raise InvalidError(
+            "is not a digest", element=f"digest {digest[:80]!a}", hint="write it as sha256:<64 hex digits>"
+        )
+
+
+def check_reference(reference: str) -> None:
+    """Refuse what is neither a tag nor a digest. Raises InvalidError."""
+    if not is_digest(reference) and not is_tag(reference):
+        raise InvalidError("is neither a tag nor a digest", element=f"reference {reference[:80]!a}")
+
+
+def is_tag(text: str) -> bool:
+    """Return whether this may be a tag."""
+    return _TAG.fullmatch(text) is not None
 
 
 def build_variant(model: str, version: str, variant: Variant, *, file: str) -> BuiltVariant:

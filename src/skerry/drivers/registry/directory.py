@@ -1,0 +1,340 @@
+"""`core.ports.ArtifactStore` in a directory: blobs by content, links to them per repository.
+
+    blobs/sha256/<aa>/<hex>                        the bytes, once, whoever refers to them
+    repositories/<repository>/_blobs/<hex>         this repository has that blob
+    repositories/<repository>/_manifests/<hex>     this repository has that manifest; holds its media type
+    repositories/<repository>/_tags/<tag>          holds the manifest's digest
+    repositories/<repository>/_referrers/<subject's hex>/<hex>
+    uploads/<id>/                                  see `uploads`
+
+Content is complete, verified and fsynced before a link to it exists, so a reader or a power cut never meets a part.
+No component of a repository's name begins with `_`. Must not live here: HTTP, what manifests mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from skerry.api.errors import ConflictError, IntegrityError, NotFoundError, StorageFullError, TooLargeError
+from skerry.core import manifest as manifests
+from skerry.core.ports import Manifest
+from skerry.drivers.registry.uploads import Upload, Uploads, UploadSettings
+from skerry.kit.files import private_directory, sync_directory, write_atomic
+
+MAX_REFERRERS = 256
+"""Manifests that may refer to one subject."""
+
+_CHUNK_BYTES = 1024 * 1024
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class DirectoryStore:
+    """Implements `core.ports.ArtifactStore`. One process owns the directory, which is made if it is not there."""
+
+    def __init__(self, root: Path, settings: UploadSettings | None = None) -> None:
+        self._blobs = private_directory(root / "blobs" / "sha256")
+        self._repositories = private_directory(root / "repositories")
+        self._uploads = Uploads(root / "uploads", settings or UploadSettings())
+        self._links = asyncio.Lock()  # held by whoever adds or removes links
+
+    # --- uploads ---------------------------------------------------------------------------------------------------
+
+    async def start_upload(self, repository: str) -> str:
+        """Begin an upload; return its id. Raises InvalidError, UnavailableError, StorageFullError."""
+        manifests.check_repository(repository)
+        return (await _in_thread(self._uploads.start, repository)).id
+
+    async def upload_repository(self, upload: str) -> str:
+        """Return the repository an upload was begun in. Raises NotFoundError."""
+        return (await _in_thread(self._uploads.find, upload)).repository
+
+    async def upload_size(self, upload: str) -> int:
+        """Return the bytes that have arrived. Raises NotFoundError."""
+        return (await _in_thread(self._uploads.find, upload)).size
+
+    async def append_upload(self, upload: str, chunks: AsyncIterator[bytes], *, offset: int | None = None) -> int:
+        """Add bytes; what arrived before the sender broke off is kept, so that it can go on from there.
+
+        Raises NotFoundError; ConflictError when `offset` is not the upload's size or another request is at it;
+        TooLargeError or StorageFullError, after which the upload is gone.
+        """
+        session = await _in_thread(self._uploads.find, upload)
+        with session.claim():
+            if offset is not None and offset != session.size:
+                raise ConflictError(f"has {session.size} bytes, not {offset}", element=f"upload {upload}")
+            buffer = bytearray()
+            try:
+                async for chunk in chunks:
+                    buffer += chunk
+                    if len(buffer) >= _CHUNK_BYTES:
+                        full, buffer = buffer, bytearray()
+                        await _in_thread(self._uploads.append, session, bytes(full))
+            finally:
+                if buffer:
+                    await _in_thread(self._uploads.append, session, bytes(buffer))
+            return session.size
+
+    async def finish_upload(self, upload: str, digest: str) -> None:
+        """Turn an upload into a blob of its repository. Raises IntegrityError: the upload is gone then."""
+        manifests.check_digest(digest)
+        session = await _in_thread(self._uploads.find, upload)
+        with session.claim():
+            await _in_thread(self._uploads.verify, session, digest)
+            async with self._links:
+                await _in_thread(self._take, session, digest)
+
+    async def cancel_upload(self, upload: str) -> None:
+        """Drop an upload. Raises NotFoundError; ConflictError while a request is writing to it."""
+        session = await _in_thread(self._uploads.find, upload)
+        with session.claim():
+            await _in_thread(self._uploads.drop, session)
+
+    # --- blobs -----------------------------------------------------------------------------------------------------
+
+    async def mount_blob(self, repository: str, digest: str, *, source: str) -> None:
+        """Give a repository a blob that another one has. Raises NotFoundError."""
+        manifests.check_repository(repository)
+        async with self._links:
+            await self.stat_blob(source, digest)
+            await _in_thread(self._link, self._home(repository) / "_blobs" / _hex(digest), b"")
+
+    async def delete_blob(self, repository: str, digest: str) -> None:
+        """Take a blob from a repository; its bytes go with the last link to them. Raises NotFoundError."""
+        async with self._links:
+            await self.stat_blob(repository, digest)
+            await _in_thread(self._unlink, self._home(repository) / "_blobs" / _hex(digest))
+            await _in_thread(self._drop_unused, _hex(digest))
+
+    async def stat_blob(self, repository: str, digest: str) -> int:
+        """Return a blob's size in bytes. Raises NotFoundError, InvalidError."""
+        manifests.check_repository(repository)
+        manifests.check_digest(digest)
+        return await _in_thread(self._stat, repository, digest)
+
+    async def read_blob(
+        self, repository: str, digest: str, *, start: int = 0, length: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield a blob's bytes, or a part of them, in pieces of at most a megabyte. Raises NotFoundError."""
+        size = await self.stat_blob(repository, digest)
+        end = size if length is None else min(size, start + length)
+        try:
+            descriptor = os.open(self._content(_hex(digest)), os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise _missing("blob", digest, repository) from None
+        try:
+            while start < end:
+                chunk = await _in_thread(os.pread, descriptor, min(_CHUNK_BYTES, end - start), start)
+                if not chunk:
+                    raise IntegrityError(f"ends after {start} of {size} bytes", element=digest)
+                start += len(chunk)
+                yield chunk
+        finally:
+            os.close(descriptor)
+
+    # --- manifests -------------------------------------------------------------------------------------------------
+
+    async def put_manifest(self, repository: str, reference: str, media_type: str, raw: bytes) -> Manifest:
+        """Store a manifest or an index under its digest, and under a tag if `reference` is one.
+
+        Raises InvalidError for what cannot be read, IntegrityError when the digest is another, NotFoundError that
+        names the blob or manifest it needs and the repository lacks, StorageFullError. Its subject need not exist.
+        """
+        manifests.check_repository(repository)
+        manifests.check_reference(reference)
+        document = manifests.parse(raw, media_type)
+        stored = Manifest(digest=manifests.digest_of(raw), media_type=media_type, raw=raw)
+        if not manifests.is_tag(reference) and reference != stored.digest:
+            raise IntegrityError(f"the manifest's digest is {stored.digest}", element=reference)
+        async with self._links:
+            await _in_thread(self._put, repository, reference, stored, document)
+        return stored
+
+    async def get_manifest(self, repository: str, reference: str) -> Manifest:
+        """Return a manifest by tag or digest. Raises NotFoundError, InvalidError, IntegrityError."""
+        manifests.check_repository(repository)
+        manifests.check_reference(reference)
+        return await _in_thread(self._get, repository, reference)
+
+    async def delete_manifest(self, repository: str, reference: str) -> None:
+        """Remove a tag, or a manifest with all its tags. Raises NotFoundError."""
+        async with self._links:
+            found = await self.get_manifest(repository, reference)
+            if manifests.is_tag(reference):
+                await _in_thread(self._unlink, self._home(repository) / "_tags" / reference)
+            else:
+                await _in_thread(self._remove, repository, found)
+
+    async def list_tags(self, repository: str) -> Sequence[str]:
+        """Return a repository's tags in order. Raises NotFoundError."""
+        manifests.check_repository(repository)
+        return await _in_thread(self._list_tags, repository)
+
+    async def list_referrers(self, repository: str, digest: str) -> Sequence[Manifest]:
+        """Return the manifests whose subject this is, in the order of their digests; none for an unknown one."""
+        manifests.check_repository(repository)
+        manifests.check_digest(digest)
+        return await _in_thread(self._list_referrers, repository, digest)
+
+    # --- on the disk; all that follows blocks ----------------------------------------------------------------------
+
+    def _home(self, repository: str) -> Path:
+        return self._repositories / repository
+
+    def _content(self, hexadecimal: str) -> Path:
+        return self._blobs / hexadecimal[:2] / hexadecimal
+
+    def _take(self, upload: Upload, digest: str) -> None:
+        content = self._content(_hex(digest))
+        with _full_disk_reported(digest):
+            if content.exists():
+                self._link(self._home(upload.repository) / "_blobs" / _hex(digest), b"")
+            else:
+                self._directory(content.parent)
+                os.replace(upload.file, content)
+                sync_directory(content.parent)
+                self._link(self._home(upload.repository) / "_blobs" / _hex(digest), b"")
+        self._uploads.drop(upload)
+
+    def _stat(self, repository: str, digest: str) -> int:
+        try:
+            (self._home(repository) / "_blobs" / _hex(digest)).stat()
+            return self._content(_hex(digest)).stat().st_size
+        except FileNotFoundError:
+            raise _missing("blob", digest, repository) from None
+
+    def _put(
+        self,
+        repository: str,
+        reference: str,
+        stored: Manifest,
+        document: manifests.ImageManifest | manifests.ImageIndex,
+    ) -> None:
+        home, name = self._home(repository), _hex(stored.digest)
+        needed = "_manifests" if isinstance(document, manifests.ImageIndex) else "_blobs"
+        for part in document.content:
+            if not (home / needed / _hex(part.digest)).exists():
+                raise _missing(needed[1:-1], part.digest, repository)
+        with _full_disk_reported(f"manifest {stored.digest}"):
+            content = self._content(name)
+            if not content.exists():
+                self._directory(content.parent)
+                write_atomic(content, stored.raw, mode=0o600)
+            if document.subject is not None:
+                self._refer(home / "_referrers" / _hex(document.subject.digest), name)
+            self._link(home / "_manifests" / name, stored.media_type.encode())
+            if manifests.is_tag(reference):
+                self._link(home / "_tags" / reference, stored.digest.encode())
+
+    def _refer(self, directory: Path, name: str) -> None:
+        self._directory(directory)
+        if len(list(directory.iterdir())) >= MAX_REFERRERS and not (directory / name).exists():
+            raise TooLargeError(f"{MAX_REFERRERS} manifests refer to it already", element=f"sha256:{directory.name}")
+        self._link(directory / name, b"")
+
+    def _get(self, repository: str, reference: str) -> Manifest:
+        home = self._home(repository)
+        try:
+            digest = reference
+            if manifests.is_tag(reference):
+                digest = (home / "_tags" / reference).read_text(encoding="ascii")
+            media_type = (home / "_manifests" / _hex(digest)).read_text(encoding="utf-8")
+            raw = self._content(_hex(digest)).read_bytes()
+        except FileNotFoundError:
+            raise _missing("manifest", reference, repository) from None
+        if manifests.digest_of(raw) != digest:
+            raise IntegrityError("is damaged on the hub's disk", element=digest, hint="push it again")
+        return Manifest(digest=digest, media_type=media_type, raw=raw)
+
+    def _remove(self, repository: str, found: Manifest) -> None:
+        home = self._home(repository)
+        for tag in self._list_tags(repository):
+            if (home / "_tags" / tag).read_text(encoding="ascii") == found.digest:
+                self._unlink(home / "_tags" / tag)
+        self._unlink(home / "_manifests" / _hex(found.digest))
+        subject = manifests.parse(found.raw, found.media_type).subject
+        if subject is not None:
+            self._unlink(home / "_referrers" / _hex(subject.digest) / _hex(found.digest))
+        self._drop_unused(_hex(found.digest))
+
+    def _list_tags(self, repository: str) -> list[str]:
+        home = self._home(repository)
+        if not any((home / part).is_dir() for part in ("_blobs", "_manifests")):
+            raise NotFoundError(element=f"repository {repository}")
+        try:
+            return sorted(entry.name for entry in (home / "_tags").iterdir() if manifests.is_tag(entry.name))
+        except FileNotFoundError:
+            return []
+
+    def _list_referrers(self, repository: str, digest: str) -> list[Manifest]:
+        try:
+            found = sorted(os.listdir(self._home(repository) / "_referrers" / _hex(digest)))
+        except FileNotFoundError:
+            return []
+        referrers: list[Manifest] = []
+        for name in found:
+            if manifests.is_digest(f"sha256:{name}"):
+                try:
+                    referrers.append(self._get(repository, f"sha256:{name}"))
+                except NotFoundError:
+                    continue  # a push that did not come to its end, or a removal under way
+        return referrers
+
+    def _drop_unused(self, name: str) -> None:
+        """Remove content that no repository links to any more."""
+        for directory, _, files in os.walk(self._repositories):
+            if os.path.basename(directory) in ("_blobs", "_manifests") and name in files:
+                return
+        self._unlink(self._content(name))
+
+    def _directory(self, path: Path) -> None:
+        """Create a directory with its parents so that they survive a power cut."""
+        if not path.is_dir():
+            self._directory(path.parent)
+            path.mkdir(mode=0o700, exist_ok=True)
+            sync_directory(path.parent)
+
+    def _link(self, path: Path, content: bytes) -> None:
+        self._directory(path.parent)
+        write_atomic(path, content, mode=0o600)
+
+    def _unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_directory(path.parent)
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")
+
+
+def _missing(kind: str, reference: str, repository: str) -> NotFoundError:
+    return NotFoundError(f"is not in repository {repository}", element=f"{kind} {reference}")
+
+
+@contextmanager
+def _full_disk_reported(element: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageFullError(element=element, hint="free some space on the hub's disk") from error
+
+
+async def _in_thread(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Run blocking code in a thread, to its end even if the caller is cancelled: it must not go on behind our back."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # seen, though nobody is left to be told
+        raise

@@ -1,0 +1,181 @@
+"""The program: settings from the command line, wiring, signals, and the way in and out.
+
+Lives here: what happens when. It listens at once (live), loads the model beside (then ready), and on SIGTERM or SIGINT
+answers what is under way and exits with 0. Must not live here: the protocol, or a model's engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from skerry.api.errors import InvalidError, NotFoundError, SkerryError, UnavailableError
+from skerry.api.kinds.tensors import ModelSignature
+from skerry.serve import engines, http1
+from skerry.serve.dataplane import DataPlane, ModelSettings
+from skerry.serve.limits import MIB, Limits
+from skerry.serve.metrics import Metrics
+from skerry.serve.rest import Rest
+from skerry.serve.worker import Worker
+
+log = logging.getLogger(__name__)
+
+MAX_SIGNATURE_BYTES = MIB
+MAX_VERSION_CHARACTERS = 253
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """All of the command line."""
+
+    model: ModelSettings
+    host: str
+    port: int
+    limits: Limits
+    grace_seconds: float
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run until stopped; return the exit code. What goes wrong is one sentence on stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        settings = _settings(_parser().parse_args(argv))
+        with _bound(settings.host, settings.port) as listener:
+            return asyncio.run(_serve(settings, listener))
+    except SkerryError as error:
+        sys.stderr.write(f"skerry serve: {error.sentence}\n")
+        return 1
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> int:
+    limits = settings.limits
+    plane = DataPlane(settings.model)
+    worker = Worker(max_queued=limits.queued)
+    metrics = Metrics(model=plane.name, version=plane.version)
+    server = http1.Server(Rest(plane, worker, metrics, limits).handle, limits)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await server.start(listener)
+    try:
+        loading, stopping = worker.submit(plane.load), asyncio.ensure_future(stop.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            host, port = listener.getsockname()[:2]
+            log.info(
+                "serve.ready model=%s version=%s url=http://%s:%d load_seconds=%.3f",
+                plane.name,
+                plane.version,
+                f"[{host}]" if ":" in host else host,
+                port,
+                plane.load_seconds,
+            )
+        await stopping
+    except SkerryError:
+        stopping.cancel()
+        raise
+    finally:
+        in_time = await server.stop(settings.grace_seconds)
+        worker.close()
+        log.info("serve.stopped model=%s in_time=%s", plane.name, in_time)
+    return 0 if in_time else 1
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a bound socket. Raises UnavailableError."""
+    element = f"{host}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UnavailableError(f"is not an address to listen on: {error.strerror}", element=element) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UnavailableError(
+            f"cannot be listened on: {os.strerror(error.errno or 0)}", element=element, hint="choose another --port"
+        ) from error
+    return listener
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    threads = arguments.threads or len(os.sched_getaffinity(0))
+    if not 1 <= threads <= 1024:
+        raise InvalidError(f"{threads} is not a number of threads", element="--threads")
+    if not arguments.model or "/" in arguments.model or not 0 < len(arguments.version) <= MAX_VERSION_CHARACTERS:
+        raise InvalidError("a model has a name without a slash and a version", element="--model, --version")
+    model = ModelSettings(
+        name=arguments.model,
+        version=arguments.version,
+        file=arguments.file,
+        signature=_signature(arguments.signature),
+        engine=arguments.engine,
+        threads=threads,
+    )
+    body = arguments.max_body_bytes
+    limits = Limits(
+        body_bytes=body,
+        json_bytes=min(body, Limits().json_bytes),
+        buffered_bytes=max(2 * body, 8 * MIB),
+        queued=arguments.max_queued,
+    )
+    return Settings(
+        model=model, host=arguments.host, port=arguments.port, limits=limits, grace_seconds=arguments.grace_seconds
+    )
+
+
+def _signature(path: Path) -> ModelSignature:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_SIGNATURE_BYTES + 1)
+        if len(raw) > MAX_SIGNATURE_BYTES:
+            raise InvalidError(f"is larger than {MAX_SIGNATURE_BYTES} bytes", element=str(path))
+        return msgspec.json.decode(raw, type=ModelSignature)
+    except OSError as error:
+        raise NotFoundError(f"cannot be read: {error.strerror}", element=str(path)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidError(f"is not a signature: {error}", element=str(path)) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="skerry serve", description="Serve one model (Open Inference Protocol v2).")
+    add = parser.add_argument
+    add("--model", required=True, help="its name in /v2/models/<name>")
+    add("--version", required=True, help="its version in /v2/models/<name>/versions/<version>")
+    add("--file", required=True, type=Path, help="the model file")
+    add("--signature", required=True, type=Path, help="its tensors: JSON with inputs and outputs")
+    add("--engine", default="onnxruntime", choices=engines.names())
+    add("--host", default="127.0.0.1")
+    add("--port", default=8080, type=_number(0, 65535), help="0 lets the system choose; default 8080")
+    add("--threads", default=1, type=_number(0, 1024), help="threads the engine computes with; 0 means all cores")
+    add("--max-body-bytes", default=Limits().body_bytes, type=_number(1024, 2**40), help="default 64 MiB")
+    add("--max-queued", default=Limits().queued, type=_number(0, 100_000), help="requests that may wait; default 64")
+    add("--grace-seconds", default=20.0, type=float, help="how long requests under way may take to end; default 20")
+    return parser
+
+
+def _number(low: int, high: int) -> type[int]:
+    """Return an argparse type for an integer within bounds."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not within {low} and {high}")
+        return value
+
+    parse.__name__ = "number"
+    return parse  # type: ignore[return-value]

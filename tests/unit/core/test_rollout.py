@@ -1,0 +1,885 @@
+"""Rollouts in virtual time: a simulated fleet that obeys, lags and fails, and a hub that dies after every write."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skerry.api.kinds.device import (
+    Device,
+    DeviceSpec,
+    DeviceStatus,
+    EngineFacts,
+    Hardware,
+    Measurement,
+    RunningRevision,
+    WorkloadStatus,
+)
+from skerry.api.kinds.model_deployment import (
+    AccuracyGate,
+    Gates,
+    ModelDeployment,
+    ModelDeploymentSpec,
+    Strategy,
+    SuccessGate,
+    Wave,
+)
+from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec, ModelVersionStatus
+from skerry.api.kinds.rollout import Rollout, RolloutSpec, RolloutStatus
+from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.variants import Blob, Evaluation, Golden, NumericalError, Profile, Requirements, Variant
+from skerry.api.meta import LabelSelector, ObjectMeta, find_condition
+from skerry.core import assignment, deployment, placement, rollout, waves
+from skerry.core.assignment import Target
+from skerry.core.desired import DesiredRecord
+from skerry.core.steps import Assign, Hold, Return, SetStatus, View, Withdraw
+from skerry.core.waves import Member
+
+START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+NAME = "digits"
+MIB = 1024 * 1024
+
+
+def blob(letter: str) -> Blob:
+    return Blob(digest=f"sha256:{letter * 64}", size=10)
+
+
+def make_model(name: str, *, memory: int = 10 * MIB) -> ModelVersion:
+    variant = Variant(
+        name="onnx-fp32",
+        format="onnx",
+        precision="fp32",
+        needs=Requirements(engine="onnxruntime", precision="fp32", memory_bytes=memory),
+        blob=blob("a"),
+        metric=0.98,
+        metric_drop=0,
+        error=NumericalError(max_abs=0, mean_abs=0, cosine=1),
+        profile=Profile(latency_p50_ms=1, latency_p95_ms=2, peak_memory_bytes=memory, runs=1),
+    )
+    return ModelVersion(
+        metadata=ObjectMeta(name=name, namespace="default", uid=f"uid-{name}"),
+        spec=ModelVersionSpec(
+            model=NAME,
+            version=name,
+            artifact=Artifact(repository="default/digits", digest=blob("b").digest),
+            signature=ModelSignature(inputs=[], outputs=[]),
+            evaluation=Evaluation(metric="accuracy", baseline=0.98, samples=100, allowed_drop=0.01),
+            golden=Golden(blob=blob("c"), samples=64),
+        ),
+        status=ModelVersionStatus(phase="Ready", variants=[variant]),
+    )
+
+
+def make_spec(model: str = "v1", **strategy: object) -> ModelDeploymentSpec:
+    return ModelDeploymentSpec(
+        model_version=model,
+        device_selector=LabelSelector(match_labels={"site": "lab"}),
+        strategy=msgspec.convert({"deviceTimeout": "60s", **strategy}, Strategy, from_attributes=True),
+    )
+
+
+WAVES = [Wave(name="canary", count=1), Wave(name="half", percent=50), Wave(name="all", percent=100)]
+ACCURACY = Gates(accuracy=AccuracyGate(min=0.9, min_samples=10))
+
+
+@dataclass
+class Sim:
+    """One simulated device: what it is, and how it behaves with each model version."""
+
+    name: str
+    online: bool = True
+    cordoned: bool = False
+    selected: bool = True
+    memory: int = 100 * MIB
+    delay: float = 1.0
+    broken: frozenset[str] = frozenset()
+    """Model versions whose server never starts here: it falls back."""
+    silent: frozenset[str] = frozenset()
+    """Model versions about which it never reports."""
+    accuracy: dict[str, float] = field(default_factory=dict)
+    accepted: DesiredRecord | None = None
+    accepted_at: datetime = START
+    report: WorkloadStatus | None = None
+    proven: WorkloadStatus | None = None
+    """What it said when it last became Running."""
+    running: RunningRevision | None = None
+    versions: list[int] = field(default_factory=list)
+
+    def tick(self, record: DesiredRecord | None, now: datetime) -> None:
+        """Do what an agent does: accept, install for a while, report."""
+        if not self.online or record is None:
+            return
+        if self.accepted is None or record.manifest_version > self.accepted.manifest_version:
+            self.accepted, self.accepted_at = record, now
+            self.versions.append(record.manifest_version)
+        wanted = self.accepted.find(NAME)
+        if wanted is None:
+            self.report, self.running = None, None
+            return
+        workload = wanted.workload
+        if workload.model_version in self.silent:
+            return
+        if self.running is not None and self.running.rollout == workload.rollout:
+            if self.report is not None and self.report.rollout != workload.rollout:
+                self.report = self.proven
+            return
+        fresh = WorkloadStatus(
+            name=NAME,
+            rollout=workload.rollout,
+            revision=workload.revision,
+            variant=workload.variant,
+            phase="Fetching",
+            running=self.running,
+        )
+        if (now - self.accepted_at).total_seconds() < self.delay:
+            self.report = fresh
+            return
+        if workload.model_version in self.broken:
+            fallen = "Running" if self.running else "Failed"
+            self.report = msgspec.structs.replace(fresh, phase=fallen, message="the server died")
+            return
+        self.running = RunningRevision(
+            rollout=workload.rollout,
+            revision=workload.revision,
+            model_version=workload.model_version,
+            variant=workload.variant,
+            port=8000,
+            since=now,
+        )
+        measurement = Measurement(
+            samples=64,
+            accuracy=self.accuracy.get(workload.model_version, 0.97),
+            agreement=1,
+            max_abs_error=0,
+            latency_p50_ms=1,
+            latency_p95_ms=2,
+            peak_memory_bytes=MIB,
+        )
+        self.report = msgspec.structs.replace(fresh, phase="Running", running=self.running, measurement=measurement)
+        self.proven = self.report
+
+
+class HubDiedError(Exception):
+    """The hub was killed."""
+
+
+class World:
+    """A store in memory, a fleet, and the hub's loop over the pure functions, as the controller runs it."""
+
+    def __init__(self, sims: list[Sim], spec: ModelDeploymentSpec | None = None) -> None:
+        self.now = START
+        self.sims = {sim.name: sim for sim in sims}
+        self.records: dict[str, DesiredRecord] = {}
+        self.models = {name: make_model(name) for name in ("v1", "v2", "v3")}
+        self.rollouts: dict[str, Rollout] = {}
+        self.deployment = ModelDeployment(
+            metadata=ObjectMeta(name=NAME, namespace="default", uid="dep", generation=1), spec=spec or make_spec()
+        )
+        self.writes_left: int | None = None
+        self.writes = 0
+        self.wake_at: datetime | None = None
+        self.given: dict[tuple[str, str], set[bytes]] = {}
+
+    # -- what the controller does ---------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Count one write; the hub may die just before it."""
+        if self.writes_left is not None:
+            if self.writes_left == 0:
+                raise HubDiedError
+            self.writes_left -= 1
+        self.writes += 1
+
+    def device(self, sim: Sim) -> Device:
+        status = DeviceStatus(
+            phase="Online" if sim.online else "Offline",
+            hardware=Hardware(arch="amd64", memory_bytes=sim.memory),
+            engines=[EngineFacts(name="onnxruntime", version="1.30.0")],
+            observed_manifest_version=sim.accepted.manifest_version if sim.accepted else 0,
+            workloads=[sim.report] if sim.report else [],
+        )
+        return Device(
+            metadata=ObjectMeta(name=sim.name, namespace="default", uid=f"u-{sim.name}"),
+            spec=DeviceSpec(cordoned=sim.cordoned),
+            status=status,
+        )
+
+    def unfit(self, device: Device, target: Rollout | None) -> str:
+        model = self.models.get(target.spec.template.model_version) if target else None
+        if target is None or model is None:
+            return "the model version is missing"
+        machine = placement.machine_of(device.status, self.records.get(device.metadata.uid), NAME)
+        found = placement.place(machine, model.status.variants, target.spec.template)
+        return "" if found.variant else found.reason
+
+    def view(self, of: Rollout) -> View:
+        previous = self.rollouts.get(of.spec.previous)
+        members: list[Member] = []
+        for sim in self.sims.values():
+            device = self.device(sim)
+            record = self.records.get(device.metadata.uid)
+            if sim.selected or (record and record.find(NAME)):
+                members.append(
+                    waves.member_of(
+                        device,
+                        record,
+                        NAME,
+                        selected=sim.selected,
+                        unfit=self.unfit(device, of),
+                        previous_unfit=self.unfit(device, previous),
+                    )
+                )
+        missing = self.deployment.spec.model_version not in self.models
+        return View(
+            rollout=of,
+            spec=self.deployment.spec,
+            generation=self.deployment.metadata.generation,
+            members=members,
+            previous=previous.metadata.name if previous else "",
+            hold=Hold(reason="ModelVersionMissing", message="no model version") if missing else None,
+        )
+
+    def execute(self, of: Rollout, actions: tuple[object, ...]) -> None:
+        for action in actions:
+            if isinstance(action, SetStatus):
+                self.write()
+                name = of.metadata.name
+                self.rollouts[name] = msgspec.structs.replace(self.rollouts[name], status=action.status)
+                self.check_status(self.rollouts[name])
+                continue
+            assert isinstance(action, Assign | Return | Withdraw)
+            target = self.rollouts[action.rollout] if isinstance(action, Return) else of
+            sim = self.sims[action.uid.removeprefix("u-")]
+            empty = DesiredRecord(uid=action.uid, namespace="default", device=sim.name)
+            before = self.records.get(action.uid, empty)
+            model = self.models.get(target.spec.template.model_version)
+            after = assignment.carry_out(
+                action, before, self.device(sim).status, Target(rollout=target, model=model), self.now
+            )
+            if after == before:
+                continue
+            self.write()
+            assert (after.manifest_version > before.manifest_version) == (
+                [a.workload for a in after.assignments] != [a.workload for a in before.assignments]
+            )
+            self.records[action.uid] = after
+            held = after.find(NAME)
+            if held is not None:
+                contents = self.given.setdefault((action.uid, held.workload.rollout), set())
+                contents.add(msgspec.json.encode(held.workload))
+                assert len(contents) == 1, "one rollout gave one device two different workloads"
+            self.check_targets()
+
+    def reconcile(self) -> None:
+        """One pass of the hub, until nothing is left to do at this moment."""
+        for _ in range(200):
+            before = self.writes
+            self.reconcile_once()
+            if self.writes == before:
+                return
+        raise AssertionError("the hub does not come to rest")
+
+    def reconcile_once(self) -> None:
+        spec, generation = self.deployment.spec, self.deployment.metadata.generation
+        newest = deployment.newest_of(self.rollouts.values())
+        ready = spec.model_version in self.models
+        if (newest is None or not deployment.same_template(newest.spec.template, spec)) and ready:
+            stable = deployment.stable_of(self.rollouts.values())
+            name = f"{NAME}-{generation}"
+            self.write()
+            self.rollouts[name] = newest = Rollout(
+                metadata=ObjectMeta(name=name, namespace="default", uid=f"r-{name}"),
+                spec=RolloutSpec(
+                    deployment=NAME,
+                    deployment_uid="dep",
+                    revision=generation,
+                    template=spec,
+                    previous=stable.metadata.name if stable else "",
+                ),
+            )
+        if newest is None:
+            return
+        for old in list(self.rollouts.values()):
+            if old is not newest:
+                self.execute(old, rollout.supersede(self.view(old), newest.metadata.name, self.now).actions)
+        step = rollout.step(self.view(newest), self.now)
+        self.wake_at = step.wake_at
+        self.execute(newest, step.actions)
+
+    # -- invariants ------------------------------------------------------------------------------------------------
+
+    def check_targets(self) -> None:
+        for item in self.rollouts.values():
+            if item.status.phase in ("Pending", "Progressing", "Paused") and item.status.waves:
+                allowed = max((w.target for w in item.status.waves if w.phase != "Pending"), default=0)
+                assert self.count(item.metadata.name) <= allowed
+
+    @staticmethod
+    def check_status(item: Rollout) -> None:
+        raw = msgspec.json.encode(item.status)
+        assert msgspec.json.decode(raw, type=RolloutStatus) == item.status
+        assert all(len(wave.devices) <= waves.MAX_LISTED for wave in item.status.waves)
+
+    # -- what a test says and asks ---------------------------------------------------------------------------------
+
+    def change(self, **fields: object) -> None:
+        meta = self.deployment.metadata
+        self.deployment = msgspec.structs.replace(
+            self.deployment,
+            metadata=msgspec.structs.replace(meta, generation=meta.generation + 1),
+            spec=msgspec.structs.replace(self.deployment.spec, **fields),
+        )
+
+    def run(self, seconds: float = 600, *, tick: float = 1.0) -> Rollout:
+        end = self.now + timedelta(seconds=seconds)
+        while True:
+            self.reconcile()
+            if self.now >= end:
+                return self.newest
+            self.now += timedelta(seconds=tick)
+            for sim in self.sims.values():
+                sim.tick(self.records.get(f"u-{sim.name}"), self.now)
+
+    @property
+    def newest(self) -> Rollout:
+        found = deployment.newest_of(self.rollouts.values())
+        assert found is not None
+        return found
+
+    def on(self, name: str) -> list[str]:
+        held = {uid: record.find(NAME) for uid, record in self.records.items()}
+        return sorted(uid.removeprefix("u-") for uid, a in held.items() if a and a.workload.rollout == name)
+
+    def count(self, name: str) -> int:
+        return len(self.on(name))
+
+    def serving(self, name: str) -> list[str]:
+        return sorted(s.name for s in self.sims.values() if s.running and s.running.rollout == name)
+
+    def condition(self) -> tuple[str, str]:
+        found = find_condition(self.newest.status.conditions, "Progressing")
+        assert found is not None
+        return found.status, found.reason
+
+
+def fleet(count: int, **fields: object) -> list[Sim]:
+    return [Sim(name=f"till-{index}", **fields) for index in range(count)]  # type: ignore[arg-type]
+
+
+def upgraded(sims: list[Sim], **strategy: object) -> World:
+    """A world where v1 has succeeded and v2 was just asked for."""
+    world = World(sims, make_spec(waves=WAVES, gates=ACCURACY))
+    assert world.run(60).status.phase == "Succeeded"
+    spec = make_spec("v2", waves=WAVES, gates=ACCURACY, **strategy)
+    world.change(model_version="v2", strategy=spec.strategy)
+    return world
+
+
+# --- going forward -------------------------------------------------------------------------------------------------
+
+
+def test_a_rollout_goes_through_its_waves_and_succeeds() -> None:
+    world = World(fleet(6), make_spec(waves=WAVES, gates=ACCURACY))
+    world.reconcile()
+    assert [w.target for w in world.newest.status.waves] == [1, 3, 6]
+    assert world.newest.status.phase == "Progressing"
+    assert world.count("digits-1") == 1
+    done = world.run(30)
+    assert done.status.phase == "Succeeded"
+    assert [(w.phase, w.assigned, w.running, w.failed) for w in done.status.waves] == [
+        ("Passed", 1, 1, 0),
+        ("Passed", 2, 2, 0),
+        ("Passed", 3, 3, 0),
+    ]
+    assert world.serving("digits-1") == sorted(world.sims)
+    assert world.condition() == ("True", "Complete")
+    for wave in done.status.waves:
+        assert {gate.gate: (gate.verdict, gate.measured) for gate in wave.gates} == {
+            "successRatio": ("Passed", 1.0),
+            "accuracy": ("Passed", 0.97),
+        }
+        assert wave.started_at is not None
+        assert wave.finished_at is not None
+        assert all(device.seconds is not None and device.seconds >= 1 for device in wave.devices)
+
+
+def test_the_next_wave_never_starts_before_the_bake_time_is_over() -> None:
+    world = World(fleet(4, delay=0), make_spec(waves=WAVES, bakeTime="30s"))
+    world.run(1)
+    canary = world.newest.status.waves[0]
+    assert canary.phase == "Baking"
+    assert {gate.verdict for gate in canary.gates} == {"Pending"}
+    settled = canary.settled_at
+    assert settled is not None
+    assert world.wake_at == settled + timedelta(seconds=30)
+    world.run(29)
+    assert world.count("digits-1") == 1
+    world.run(1)
+    assert world.count("digits-1") == 2
+
+
+def test_a_device_that_stops_serving_while_baking_makes_the_bake_start_again() -> None:
+    world = World(fleet(2, delay=0), make_spec(waves=WAVES, bakeTime="30s"))
+    world.run(10)
+    canary = world.sims[world.on("digits-1")[0]]
+    assert canary.report is not None
+    running, canary.running = canary.running, None
+    canary.report = msgspec.structs.replace(canary.report, phase="Starting", running=None, measurement=None)
+    canary.delay = 1000
+    world.reconcile()
+    assert world.newest.status.waves[0].phase == "Progressing"
+    assert world.newest.status.waves[0].settled_at is None
+    canary.running, canary.delay = running, 0
+    canary.report = msgspec.structs.replace(canary.report, phase="Running", running=running)
+    world.run(25)
+    assert world.count("digits-1") == 1
+
+
+def test_a_restart_of_a_measured_device_is_no_failure() -> None:
+    world = upgraded(fleet(4))
+    world.run(3)
+    canary = world.sims[world.newest.status.waves[0].devices[0].name]
+    assert canary.report is not None
+    canary.report = msgspec.structs.replace(canary.report, phase="Starting", running=None)
+    assert world.run(100).status.phase == "Succeeded"
+
+
+def test_the_order_is_decided_by_rollout_and_device_and_online_ones_come_first() -> None:
+    world = World(fleet(9), make_spec(waves=[Wave(count=3), Wave(percent=100)]))
+    world.reconcile()
+    first = world.on("digits-1")
+    again = World(list(reversed(fleet(9))), make_spec(waves=[Wave(count=3), Wave(percent=100)]))
+    again.reconcile()
+    assert again.on("digits-1") == first
+    offline = [Sim(name=f"till-{i}", online=f"till-{i}" not in first) for i in range(9)]
+    away = World(offline, make_spec(waves=[Wave(count=3), Wave(percent=100)]))
+    away.reconcile()
+    assert not set(away.on("digits-1")) & set(first)
+
+
+def test_percentages_round_up_over_devices_that_can_be_placed() -> None:
+    sims = [*fleet(5), Sim(name="small", memory=MIB), Sim(name="held", cordoned=True)]
+    world = World(sims, make_spec(waves=[Wave(percent=50), Wave(percent=100)]))
+    world.reconcile()
+    assert [w.target for w in world.newest.status.waves] == [3, 5]
+    done = world.run(30)
+    assert done.status.phase == "Succeeded"
+    assert (done.status.selected, done.status.placed) == (7, 6)
+    assert done.status.unplaced == {
+        "small": "no variant fits: onnx-fp32 needs 10.0 MiB, the device gives workloads 1.0 MiB"
+    }
+    assert "held" not in world.serving("digits-1")
+
+
+def test_waves_that_end_below_all_devices_are_followed_by_one_for_the_rest() -> None:
+    world = World(fleet(3), make_spec(waves=[Wave(name="canary", count=1)]))
+    done = world.run(30)
+    assert [(w.name, w.target) for w in done.status.waves] == [("canary", 1), ("rest", 3)]
+    assert world.count("digits-1") == 3
+
+
+def test_no_device_matching_is_said_and_waited_for() -> None:
+    world = World([Sim(name="till-0", selected=False)])
+    assert world.run(2).status.phase == "Pending"
+    assert world.newest.status.message == "no device matches site=lab"
+    assert world.condition() == ("False", "NoDevices")
+    world.sims["till-0"].selected = True
+    assert world.run(10).status.phase == "Succeeded"
+
+
+def test_nothing_fitting_is_said_with_the_numbers() -> None:
+    world = World(fleet(2, memory=MIB))
+    world.run(2)
+    assert world.condition() == ("False", "NoVariantFits")
+    assert world.newest.status.message == (
+        "none of the 2 devices selected can take it: 2 do not fit "
+        "(till-0: no variant fits: onnx-fp32 needs 10.0 MiB, the device gives workloads 1.0 MiB)"
+    )
+    assert world.newest.status.placed == 0
+    for sim in world.sims.values():
+        sim.memory = 100 * MIB
+    assert world.run(10).status.phase == "Succeeded"
+
+
+def test_paused_stops_before_the_next_wave_and_lets_the_started_one_end() -> None:
+    world = upgraded(fleet(6))
+    world.reconcile()
+    world.change(paused=True)
+    paused = world.run(60)
+    assert (paused.status.phase, paused.metadata.name) == ("Paused", "digits-2")
+    assert paused.status.waves[0].phase == "Passed"
+    assert paused.status.message == "paused before wave half"
+    assert world.count("digits-2") == 1
+    world.change(paused=False)
+    assert world.run(60).status.phase == "Succeeded"
+    assert list(world.rollouts) == ["digits-1", "digits-2"]
+
+
+def test_a_change_of_the_strategy_takes_effect_on_the_rollout_at_hand() -> None:
+    world = upgraded(fleet(6), bakeTime="1h")
+    world.run(100)
+    assert world.count("digits-2") == 1
+    strategy = world.deployment.spec.strategy
+    world.change(strategy=msgspec.structs.replace(strategy, bake_time="0s"))
+    assert world.run(60).status.phase == "Succeeded"
+    assert list(world.rollouts) == ["digits-1", "digits-2"]
+
+
+def test_a_missing_model_version_holds_what_is_not_yet_rolled_out() -> None:
+    world = upgraded(fleet(4))
+    world.run(1)
+    gone = world.models.pop("v2")
+    held = world.run(30)
+    assert held.status.phase == "Progressing"
+    assert world.condition() == ("False", "ModelVersionMissing")
+    assert world.count("digits-2") == 1
+    world.models["v2"] = gone
+    assert world.run(30).status.phase == "Succeeded"
+
+
+# --- failing ------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_gate_brings_the_previous_version_back() -> None:
+    world = upgraded([Sim(name=f"till-{i}", accuracy={"v2": 0.11}) for i in range(6)])
+    failed = world.run(60)
+    assert failed.status.phase == "RolledBack"
+    canary = failed.status.waves[0].devices[0].name
+    assert failed.status.message == (
+        f"wave canary failed at gate accuracy: accuracy 0.11 is below 0.9 on {canary}, the worst device; "
+        "digits-1 is back on 1 device"
+    )
+    gate = next(g for g in failed.status.waves[0].gates if g.gate == "accuracy")
+    assert (gate.verdict, gate.measured, gate.threshold, gate.devices) == ("Failed", 0.11, 0.9, 1)
+    assert [w.phase for w in failed.status.waves] == ["Failed", "Pending", "Pending"]
+    assert world.serving("digits-1") == sorted(world.sims)
+    assert world.condition() == ("False", "RolledBack")
+    touched = [sim.name for sim in world.sims.values() if len(sim.versions) > 1]
+    assert touched == [canary]
+    held = world.records[f"u-{canary}"].find(NAME)
+    assert held is not None
+    assert held.returned_from == "digits-2"
+
+
+@pytest.mark.parametrize("kind", ["broken", "silent"])
+def test_a_device_that_falls_back_or_stays_silent_fails_the_wave(kind: str) -> None:
+    world = upgraded([Sim(name=f"till-{i}", **{kind: frozenset({"v2"})}) for i in range(4)])  # type: ignore[arg-type]
+    world.run(30)
+    assert world.newest.status.phase == ("Progressing" if kind == "silent" else "RolledBack")
+    failed = world.run(200)
+    assert failed.status.phase == "RolledBack"
+    wave = failed.status.waves[0]
+    assert wave.failed == 1
+    expected = "it was not Running within 60 s" if kind == "silent" else "it fell back to digits-1: the server died"
+    assert expected in wave.devices[0].message
+    assert expected in failed.status.message
+    assert world.serving("digits-1") == sorted(world.sims)
+
+
+def test_an_offline_device_times_out_and_does_not_block_the_way_back() -> None:
+    sims = fleet(2)
+    world = World(sims, make_spec(waves=[Wave(percent=100)]))
+    world.run(20)
+    sims[0].online = False
+    world.change(model_version="v2")
+    failed = world.run(200)
+    assert failed.status.phase == "RolledBack"
+    assert "it is offline" in failed.status.message
+    assert failed.status.message.endswith("digits-1 is back on 1 device; not yet confirmed by till-0")
+    sims[0].online = True
+    world.run(20)
+    assert world.serving("digits-1") == ["till-0", "till-1"]
+
+
+def test_the_first_rollout_of_all_is_withdrawn_when_it_fails() -> None:
+    world = World([Sim(name="till-0", accuracy={"v1": 0.2})], make_spec(gates=ACCURACY))
+    failed = world.run(60)
+    assert failed.status.phase == "RolledBack"
+    assert "withdrawn, there is no previous rollout to return to" in failed.status.message
+    assert world.sims["till-0"].report is None
+    assert world.count("digits-1") == 0
+
+
+def test_a_tolerant_gate_lets_a_share_fail() -> None:
+    sims = fleet(10)
+    sims[3].broken = frozenset({"v1"})
+    world = World(sims, make_spec(waves=[Wave(percent=100)], gates=Gates(success_ratio=SuccessGate(min=0.9))))
+    done = world.run(100)
+    assert done.status.phase == "Succeeded"
+    assert (done.status.waves[0].running, done.status.waves[0].failed) == (9, 1)
+    assert done.status.waves[0].devices[0].name == "till-3"
+
+
+def test_a_wave_fails_early_when_its_gate_can_no_longer_pass() -> None:
+    sims = [Sim(name=f"till-{i}", delay=1 if i < 3 else 50, broken=frozenset({"v1"})) for i in range(10)]
+    world = World(sims, make_spec(waves=[Wave(percent=100)], gates=Gates(success_ratio=SuccessGate(min=0.8))))
+    world.run(5)
+    assert world.newest.status.waves[0].phase == "Failed"
+
+
+def test_a_canary_that_worsens_later_still_stops_the_rollout() -> None:
+    world = upgraded(fleet(6), bakeTime="20s")
+    world.run(25)
+    assert world.newest.status.current_wave == 1
+    canary = world.sims[world.newest.status.waves[0].devices[0].name]
+    assert canary.report is not None
+    canary.report = msgspec.structs.replace(canary.report, phase="Failed", message="out of memory")
+    world.reconcile()
+    assert world.newest.status.phase == "RollingBack"
+    assert f"{canary.name}: out of memory" in world.newest.status.message
+
+
+def test_pause_on_failure_waits_for_the_user_and_judges_again_after_a_change() -> None:
+    world = upgraded([Sim(name=f"till-{i}", accuracy={"v2": 0.5}) for i in range(4)], onFailure="pause")
+    stuck = world.run(60)
+    assert stuck.status.phase == "Paused"
+    assert world.condition() == ("False", "GateFailed")
+    assert "accuracy 0.5 is below 0.9" in stuck.status.message
+    assert world.count("digits-2") == 1
+    loose = msgspec.structs.replace(world.deployment.spec.strategy, gates=Gates(accuracy=AccuracyGate(min=0.4)))
+    world.change(strategy=loose)
+    assert world.run(60).status.phase == "Succeeded"
+
+
+def test_a_cordoned_device_is_brought_back_too() -> None:
+    world = upgraded([Sim(name=f"till-{i}", accuracy={"v2": 0.5}, delay=5) for i in range(3)])
+    world.run(1)
+    world.sims[world.on("digits-2")[0]].cordoned = True
+    assert world.run(60).status.phase == "RolledBack"
+    assert world.count("digits-2") == 0
+
+
+def test_a_previous_version_whose_model_is_gone_is_no_reason_to_keep_a_failed_one() -> None:
+    world = upgraded([Sim(name=f"till-{i}", accuracy={"v2": 0.5}) for i in range(2)])
+    del world.models["v1"]
+    assert world.run(60).status.phase == "RolledBack"
+    assert world.count("digits-2") == 0
+    assert world.count("digits-1") == 1
+
+
+# --- one after the other --------------------------------------------------------------------------------------------
+
+
+def test_a_newer_generation_supersedes_and_returns_to_the_last_that_succeeded() -> None:
+    world = upgraded(fleet(6), bakeTime="20s")
+    world.run(25)
+    assert world.count("digits-2") == 3
+    world.change(model_version="v3")
+    for sim in world.sims.values():
+        sim.accuracy["v3"] = 0.1
+    failed = world.run(200)
+    assert world.rollouts["digits-2"].status.phase == "Superseded"
+    assert failed.spec.previous == "digits-1"
+    assert failed.status.phase == "RolledBack"
+    assert world.serving("digits-1") == sorted(world.sims), "also those that the superseded rollout had moved"
+
+
+def test_superseding_a_rollback_still_brings_its_devices_back() -> None:
+    world = upgraded([Sim(name=f"till-{i}", accuracy={"v2": 0.1}) for i in range(4)])
+    while world.newest.status.phase != "RollingBack":
+        world.now += timedelta(seconds=1)
+        for sim in world.sims.values():
+            sim.tick(world.records.get(f"u-{sim.name}"), world.now)
+        world.writes_left = 1
+        with contextlib.suppress(HubDiedError):
+            world.reconcile()
+    world.writes_left = None
+    assert world.count("digits-2") == 1
+    world.change(model_version="v3", paused=True)
+    world.reconcile()
+    assert world.count("digits-2") == 0
+    assert world.rollouts["digits-2"].status.phase == "Superseded"
+
+
+def test_late_devices_get_the_stable_version_and_leaving_ones_are_withdrawn() -> None:
+    world = World(fleet(3))
+    world.run(30)
+    world.sims["late"] = Sim(name="late")
+    world.sims["till-1"].selected = False
+    done = world.run(10)
+    assert done.status.phase == "Succeeded"
+    assert world.serving("digits-1") == ["late", "till-0", "till-2"]
+    held = world.records["u-late"].find(NAME)
+    assert held is not None
+    assert held.wave == len(done.status.waves) - 1
+    assert world.records["u-till-1"].assignments == []
+
+
+def test_a_late_device_gets_the_stable_version_while_a_newer_one_is_tried_and_after_it_failed() -> None:
+    world = upgraded([Sim(name=f"till-{i}", accuracy={"v2": 0.1}, delay=10) for i in range(3)])
+    world.reconcile()
+    world.sims["early"] = Sim(name="early")
+    world.reconcile()
+    assert "early" in world.on("digits-1")
+    world.run(100)
+    world.sims["late"] = Sim(name="late")
+    assert world.run(20).status.phase == "RolledBack"
+    assert world.serving("digits-1") == sorted(world.sims)
+
+
+def test_undo_is_a_rollout_of_the_old_template() -> None:
+    world = upgraded([Sim(name=f"till-{i}", accuracy={"v2": 0.1}) for i in range(3)])
+    world.run(60)
+    world.change(model_version="v1")
+    done = world.run(60)
+    assert (done.metadata.name, done.status.phase, done.spec.previous) == ("digits-3", "Succeeded", "digits-1")
+    assert world.serving("digits-3") == sorted(world.sims)
+
+
+def test_a_device_that_is_too_small_for_the_new_version_keeps_the_old_one() -> None:
+    world = upgraded([Sim(name="till-0"), Sim(name="small", memory=20 * MIB)])
+    world.models["v2"] = make_model("v2", memory=50 * MIB)
+    assert world.run(60).status.phase == "Succeeded"
+    assert world.serving("digits-1") == ["small"]
+    assert world.serving("digits-2") == ["till-0"]
+
+
+def test_a_report_about_an_older_workload_of_the_same_name_does_not_count() -> None:
+    world = World(fleet(1))
+    world.run(10)
+    sim = world.sims["till-0"]
+    world.rollouts.clear()
+    world.given.clear()
+    world.deployment = msgspec.structs.replace(
+        world.deployment, spec=msgspec.structs.replace(world.deployment.spec, model_version="v2")
+    )
+    sim.online = False  # its report still says: digits-1, Running, accuracy 0.97; but that was v1
+    world.records["u-till-0"] = msgspec.structs.replace(
+        world.records["u-till-0"],
+        assignments=[
+            msgspec.structs.replace(a, deployment_uid="an-earlier-one") for a in world.records["u-till-0"].assignments
+        ],
+    )
+    assert world.run(5).status.waves[0].running == 0
+
+
+# --- crashes and chance ---------------------------------------------------------------------------------------------
+
+
+def _story(world: World) -> None:
+    """v1 everywhere, then v2, which fails on its accuracy."""
+    world.run(12)
+    world.change(model_version="v2")
+    world.run(25)
+
+
+def _outcome(world: World) -> tuple[object, ...]:
+    return (
+        {name: item.status.phase for name, item in world.rollouts.items()},
+        {name: [w.phase for w in item.status.waves] for name, item in world.rollouts.items()},
+        {uid: [a.workload for a in record.assignments] for uid, record in world.records.items()},
+        {uid: record.manifest_version for uid, record in world.records.items()},
+    )
+
+
+def _crashing(world: World, every: int) -> Iterator[int]:
+    """Reconcile with a hub that dies after each `every` writes and starts again."""
+    calm = world.reconcile
+
+    def stubborn() -> None:
+        while True:
+            world.writes_left = every
+            try:
+                calm()
+            except HubDiedError:
+                continue
+            finally:
+                world.writes_left = None
+            return
+
+    world.reconcile = stubborn  # type: ignore[method-assign]
+    _story(world)
+    yield world.writes
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+def test_a_hub_killed_after_any_write_comes_to_the_same_end(every: int) -> None:
+    def sims() -> list[Sim]:
+        return [Sim(name=f"till-{i}", accuracy={"v2": 0.3 if i != 2 else 0.99}) for i in range(5)]
+
+    calm = World(sims(), make_spec(waves=WAVES, gates=ACCURACY))
+    _story(calm)
+    assert {name: item.status.phase for name, item in calm.rollouts.items()} == {
+        "digits-1": "Succeeded",
+        "digits-2": "RolledBack",
+    }
+    killed = World(sims(), make_spec(waves=WAVES, gates=ACCURACY))
+    assert next(_crashing(killed, every)) > 10
+    assert _outcome(killed) == _outcome(calm)
+
+
+SIMS = st.builds(
+    Sim,
+    name=st.sampled_from([f"d{i}" for i in range(12)]),
+    online=st.sampled_from([True, True, True, False]),
+    cordoned=st.sampled_from([False, False, False, True]),
+    memory=st.sampled_from([100 * MIB, 100 * MIB, MIB]),
+    delay=st.sampled_from([0.0, 1.0, 3.0, 90.0]),
+    broken=st.sampled_from([frozenset(), frozenset(), frozenset({"v1"}), frozenset({"v2"})]),
+    silent=st.sampled_from([frozenset(), frozenset(), frozenset({"v2"})]),
+    accuracy=st.dictionaries(st.sampled_from(["v1", "v2"]), st.sampled_from([0.95, 0.99, 0.3])),
+)
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["flip", "cordon", "leave", "v1", "v2", "v3", "pause", "crash"]), st.integers(0, 11)),
+    max_size=8,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    sims=st.lists(SIMS, max_size=8, unique_by=lambda sim: sim.name),
+    counts=st.lists(st.integers(1, 8), min_size=1, max_size=3),
+    ratio=st.sampled_from([0.0, 0.5, 0.8, 1.0]),
+    events=EVENTS,
+)
+def test_whatever_the_fleet_does_the_rules_hold(
+    sims: list[Sim], counts: list[int], ratio: float, events: list[tuple[str, int]]
+) -> None:
+    plan = [*(Wave(count=count) for count in sorted(counts)), Wave(percent=100)]
+    gates = Gates(success_ratio=SuccessGate(min=ratio), accuracy=AccuracyGate(min=0.9))
+    world = World(sims, make_spec(waves=plan, gates=gates, bakeTime="2s"))
+    world.run(10, tick=2)
+    for kind, number in events:
+        sim = sims[number % len(sims)] if sims else None
+        if kind.startswith("v"):
+            world.change(model_version=kind)
+        elif kind == "pause":
+            world.change(paused=not world.deployment.spec.paused)
+        elif kind == "crash":
+            world.writes_left = number
+            with contextlib.suppress(HubDiedError):
+                world.reconcile()
+            world.writes_left = None
+        elif sim is not None:
+            field_name = {"flip": "online", "cordon": "cordoned", "leave": "selected"}[kind]
+            setattr(sim, field_name, not getattr(sim, field_name))
+        world.run(6, tick=2)
+    world.run(400, tick=5)
+    _check_end(world)
+
+
+def _check_end(world: World) -> None:
+    newest = world.newest
+    for sim in world.sims.values():
+        assert sim.versions == sorted(set(sim.versions)), "a device saw its version fall"
+        held = world.records.get(f"u-{sim.name}", DesiredRecord(uid="", namespace="", device="")).find(NAME)
+        assert sim.selected or held is None, "a device that left still holds the workload"
+        if newest.status.phase == "RolledBack":
+            assert held is None or held.workload.rollout != newest.metadata.name
+            if sim.online and sim.running:
+                assert sim.running.rollout != newest.metadata.name, "an online device still runs what failed"
+        if newest.status.phase == "Succeeded" and sim.selected and not sim.cordoned and sim.memory > MIB:
+            assert held is not None
+            assert held.workload.rollout == newest.metadata.name
+    for item in world.rollouts.values():
+        assert item is newest or item.status.phase in ("Succeeded", "RolledBack", "Superseded")
+    assert newest.status.phase in ("Pending", "Paused", "Succeeded", "RolledBack", "Progressing")
+    if newest.status.phase == "Progressing":  # only for want of devices
+        assert world.condition()[1] in ("NoDevices", "NoVariantFits")

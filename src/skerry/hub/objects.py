@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -163,7 +163,7 @@ class Objects:
         """Every change of this kind after a revision, in order. Raises ExpiredError (list again, watch from there)."""
         async with self.store.watch(prefix_of(kind, namespace), after=after) as changes:
 
-            async def typed() -> AsyncIterator[ObjectChange[T]]:
+            async def typed() -> AsyncGenerator[ObjectChange[T]]:
                 async for change in changes:
                     yield ObjectChange(
                         type=change.type,
@@ -172,7 +172,8 @@ class Objects:
                         previous=None if change.previous is None else decode(kind, change.previous),
                     )
 
-            yield typed()
+            async with aclosing(typed()) as stream:
+                yield stream
 
     async def get_desired(self, uid: str) -> DesiredRecord | None:
         """Return what is assigned to a device, or None when nothing ever was."""

@@ -1,0 +1,107 @@
+"""Answers in the form the client accepts: the object, its metadata alone, or a table of it.
+
+Source: Kubernetes API concepts, "Alternate representations of resources".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from starlette.responses import Response
+
+from skerry.api import codec, validation
+from skerry.api.errors import BadRequestError
+from skerry.api.kinds import Resource
+from skerry.api.meta import API_VERSION
+from skerry.hub.server import status, table
+from skerry.hub.server.call import Call
+
+Form = Literal["Object", "Table", "PartialObjectMetadata"]
+_MAX_WARNINGS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How one call wants its objects."""
+
+    call: Call
+    form: Form
+
+    def one(self, item: Resource, *, header: bool = True, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return one object in this shape."""
+        match self.form:
+            case "Table":
+                shown = metadata or {"resourceVersion": item.metadata.resource_version}
+                return self._table([item], metadata=shown, header=header)
+            case "PartialObjectMetadata":
+                return table.partial(item)
+            case "Object":
+                return codec.present(item)
+
+    def many(self, items: Sequence[Resource], metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a list of objects in this shape."""
+        if self.form == "Table":
+            return self._table(items, metadata=metadata, header=True)
+        if self.form == "PartialObjectMetadata":
+            kind, version, shown = (
+                "PartialObjectMetadataList",
+                "meta.k8s.io/v1",
+                [table.partial(item) for item in items],
+            )
+        else:
+            kind, version, shown = f"{self.call.info.kind}List", API_VERSION, [codec.present(item) for item in items]
+        return {"kind": kind, "apiVersion": version, "metadata": metadata, "items": shown}
+
+    def bookmark(self, revision: int) -> dict[str, Any]:
+        """Return an object that has nothing but a revision."""
+        metadata = {"resourceVersion": str(revision)}
+        if self.form == "Table":
+            return self._table([], metadata=metadata, header=False)
+        if self.form == "PartialObjectMetadata":
+            return {"kind": self.form, "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
+        return {"kind": self.call.info.kind, "apiVersion": API_VERSION, "metadata": metadata}
+
+    def _table(self, items: Sequence[Resource], *, metadata: Mapping[str, Any], header: bool) -> dict[str, Any]:
+        include = self.call.text("includeObject") or "Metadata"
+        if include not in ("None", "Metadata", "Object"):
+            raise BadRequestError(
+                f'"{include[:40]}" is not known', element="includeObject", hint="None, Metadata, Object"
+            )
+        return table.table(
+            self.call.info,
+            items,
+            now=self.call.context.clock.now(),
+            metadata=metadata,
+            include=cast(table.IncludeObject, include),
+            header=header,
+        )
+
+
+def shape_of(call: Call) -> Shape:
+    """Return the first shape in the Accept header that there is; the plain object when none is asked for."""
+    for accepted in call.request.headers.get("accept", "").split(","):
+        media, *rest = (part.strip() for part in accepted.split(";"))
+        parameters = dict(part.split("=", 1) for part in rest if "=" in part)
+        wanted = parameters.get("as", "")
+        if media != "application/json" or parameters.get("g", "meta.k8s.io") != "meta.k8s.io":
+            continue
+        if wanted == "Table":
+            return Shape(call=call, form="Table")
+        if wanted in ("PartialObjectMetadata", "PartialObjectMetadataList"):
+            return Shape(call=call, form="PartialObjectMetadata")
+        if not wanted:
+            break
+    return Shape(call=call, form="Object")
+
+
+def respond(call: Call, item: Resource, *, code: int = 200, sent: Mapping[str, Any] | None = None) -> Response:
+    """Return one object as the response; `sent` is what the client wrote, for warnings about unknown fields."""
+    response = status.respond(shape_of(call).one(item), code=code)
+    if sent is not None and call.field_validation == "Warn":
+        for path, near in validation.walk(call.info.type, sent)[1].unknown[:_MAX_WARNINGS]:
+            text = codec.unknown_field_problem(path, near).sentence
+            quoted = text.encode("ascii", "replace").decode().replace("\\", "\\\\").replace('"', '\\"')
+            response.headers.append("Warning", f'299 - "{quoted}"')
+    return response

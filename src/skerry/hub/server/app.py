@@ -1,0 +1,209 @@
+"""All paths of the hub's HTTP API, and the one place where errors become answers.
+
+Around the application this module builds, `hub.identity` says who calls; `access` decides what they may do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from skerry.api import rules
+from skerry.api.errors import NotFoundError, SkerryError, TimedOutError
+from skerry.api.kinds import KINDS
+from skerry.api.meta import GROUP, VERSION
+from skerry.hub.context import HubContext
+from skerry.hub.server import (
+    access,
+    create,
+    delete,
+    discovery,
+    get,
+    namespaces,
+    openapi,
+    patch,
+    registry,
+    status,
+    subresources,
+    update,
+    watch,
+)
+from skerry.hub.server import list as lists
+from skerry.hub.server.call import Call
+
+REQUEST_SECONDS = 60.0
+"""How long any call but a watch may take; above what a device may take to answer."""
+READY_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+Verb = Callable[[Call], Awaitable[Response]]
+
+_KINDS = {info.plural: info for info in KINDS}
+_COLLECTION: dict[str, Verb] = {"GET": lists.list_, "POST": create.create}
+_ITEM: dict[str, Verb] = {"GET": get.get, "PUT": update.update, "PATCH": patch.patch, "DELETE": delete.delete}
+_SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
+    **{(info.plural, "status"): {"GET": get.get, "PUT": update.update, "PATCH": patch.patch} for info in KINDS},
+    ("devices", "log"): {"GET": subresources.log},
+    ("devices", "infer"): {"POST": subresources.infer},
+    ("modeldeployments", "explain"): {"GET": subresources.explain},
+}
+
+
+def build_app(context: HubContext) -> Starlette:
+    """Return the whole HTTP API over these parts; `scope["skerry.identity"]` must say who calls."""
+    return Starlette(
+        routes=[*_routes(context), *registry.routes(context)],
+        middleware=[Middleware(guarded), Middleware(access.authorized)],
+        exception_handlers={HTTPException: _http_error},
+    )
+
+
+def _routes(context: HubContext) -> list[BaseRoute]:
+    group = f"/apis/{GROUP}/{VERSION}"
+    namespaced = f"{group}/namespaces/{{namespace}}/{{plural}}"
+    resources = _resource_endpoint(context)
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+    async def cacerts(_: Request) -> Response:
+        return Response(context.authority.ca_pem, media_type="application/x-pem-file")
+
+    async def ready(_: Request) -> Response:
+        async with asyncio.timeout(READY_SECONDS):
+            await context.objects.store.revision()
+        return PlainTextResponse("ok")
+
+    async def listed(request: Request) -> Response:
+        return await namespaces.list_namespaces(context, request)
+
+    async def named(request: Request) -> Response:
+        return await namespaces.get_namespace(context, request)
+
+    return [
+        Route("/healthz", _alive),
+        Route("/livez", _alive),
+        Route("/readyz", ready),
+        Route("/version", discovery.version),
+        Route("/cacerts", cacerts),
+        Route("/api", discovery.api),
+        Route("/api/v1", discovery.core_resources),
+        Route("/api/v1/namespaces", listed),
+        Route("/api/v1/namespaces/{name}", named),
+        Route("/apis", discovery.apis),
+        Route(f"/apis/{GROUP}", discovery.group),
+        Route(group, discovery.resources),
+        Route("/openapi/v3", openapi.index),
+        Route(f"/openapi/v3/{openapi.GROUP_PATH}", openapi.group_document),
+        Route(f"{group}/{{plural}}", resources, methods=["GET"]),
+        Route(namespaced, resources, methods=methods),
+        Route(f"{namespaced}/{{name}}", resources, methods=methods),
+        Route(f"{namespaced}/{{name}}/{{subresource}}", resources, methods=methods),
+    ]
+
+
+async def _alive(_: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+def _resource_endpoint(context: HubContext) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint of all resource paths: it finds the verb and answers its errors with the object's name."""
+
+    async def endpoint(request: Request) -> Response:
+        parts = request.path_params
+        info = _KINDS.get(parts["plural"])
+        if info is None or not rules.is_namespace(parts.get("namespace", "default")):
+            raise _unknown_path(request)
+        call = Call(
+            context=context,
+            request=request,
+            info=info,
+            namespace=parts.get("namespace", ""),
+            name=parts.get("name", ""),
+            subresource=parts.get("subresource", ""),
+        )
+        try:
+            verb = _verb(call)
+            if verb is watch.watch:
+                return await verb(call)
+            async with asyncio.timeout(REQUEST_SECONDS):
+                return await verb(call)
+        except TimeoutError:
+            error: SkerryError = TimedOutError(element=f"{request.method} {request.url.path[:200]}")
+        except SkerryError as raised:
+            error = raised
+        return status.respond_status(status.status_of(error, kind=info.kind, plural=info.plural, name=call.name))
+
+    return endpoint
+
+
+def _verb(call: Call) -> Verb:
+    if call.subresource:
+        verbs = _SUBRESOURCES.get((call.info.plural, call.subresource))
+        if verbs is None:
+            raise _unknown_path(call.request)
+    else:
+        verbs = _ITEM if call.name else _COLLECTION
+    method = "GET" if call.request.method == "HEAD" else call.request.method
+    if method not in verbs:
+        raise HTTPException(405, headers={"Allow": ", ".join(verbs)})
+    if method == "GET" and not call.name and call.flag("watch"):
+        return watch.watch
+    return verbs[method]
+
+
+def _unknown_path(request: Request) -> NotFoundError:
+    return NotFoundError(
+        "the server could not find the requested resource", element=f"{request.method} {request.url.path[:200]}"
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Answer what the router itself refuses."""
+    assert isinstance(error, HTTPException)  # registered for this type only
+    reason = {404: "NotFound", 405: "MethodNotAllowed"}.get(error.status_code, "BadRequest")
+    message = {404: "the server could not find the requested resource"}.get(error.status_code, error.detail)
+    response = status.respond_status(
+        status.plain(error.status_code, reason, f"{request.method} {request.url.path[:200]}: {message}")
+    )
+    response.headers.update(error.headers or {})
+    return response
+
+
+def guarded(app: ASGIApp) -> ASGIApp:
+    """Wrap an application so that whatever is raised becomes a Status, and is logged if it was our own fault."""
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await app(scope, receive, noting)
+            return
+        except ClientDisconnect:
+            return  # nobody is there to be answered
+        except SkerryError as error:
+            answer = status.status_of(error)
+        except TimeoutError:
+            answer = status.plain(504, "Timeout", "no answer within the time allowed")
+        except Exception:
+            incident = secrets.token_hex(4)
+            log.exception("api.failed path=%s incident=%s", scope.get("path", "")[:200], incident)
+            answer = status.plain(500, "InternalError", f"the hub failed; its log has more under incident {incident}")
+        if started:
+            raise ConnectionAbortedError("an answer broke off")  # the server closes the connection
+        await status.respond_status(answer)(scope, receive, send)
+
+    return guard

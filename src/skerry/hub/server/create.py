@@ -1,0 +1,52 @@
+"""POST: new objects, and what is special about creating some kinds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from skerry.api.errors import AlreadyExistsError, ForbiddenError
+from skerry.api.kinds import Resource
+from skerry.api.kinds.enrollment import Enrollment, JoinToken
+from skerry.api.kinds.rollout import Rollout
+from skerry.api.meta import ObjectMeta
+from skerry.hub import enrollment
+from skerry.hub.server import access, answer
+from skerry.hub.server.call import Call
+
+
+async def create(call: Call) -> Response:
+    """Store a new object. Raises InvalidError, AlreadyExistsError; ForbiddenError for kinds that only the hub makes."""
+    raw = await call.read_object()
+    item = call.typed({key: value for key, value in raw.items() if key != "status"})
+    if isinstance(item, Rollout):
+        raise ForbiddenError(
+            "rollouts are made by the hub", element="rollouts", hint="create or change a ModelDeployment instead"
+        )
+    return answer.respond(call, await _created(call, item), code=201, sent=raw)
+
+
+async def _created(call: Call, item: Resource) -> Resource:
+    context = call.context
+    if call.dry_run:
+        return await _dry(call, item)
+    match item:
+        case JoinToken():
+            return await enrollment.create_token(context, item)
+        case Enrollment():
+            token = access.join_token(call.request.headers.get("authorization", ""))
+            return await enrollment.enroll(context, item, join_token=token, identity=call.identity)
+        case _:
+            return await context.objects.create(item)
+
+
+async def _dry(call: Call, item: Resource) -> Resource:
+    name = item.metadata.name
+    if name and await call.context.objects.find(call.info.type, call.namespace, name) is not None:
+        raise AlreadyExistsError(element=f'{call.info.plural} "{name}"')
+    now = call.context.clock.now().replace(microsecond=0)
+    meta: ObjectMeta = msgspec.structs.replace(item.metadata, generation=1, creation_timestamp=now)
+    changes: dict[str, Any] = {"metadata": meta}
+    return msgspec.structs.replace(item, **changes)

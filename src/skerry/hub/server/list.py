@@ -1,0 +1,159 @@
+"""GET of a collection: selectors, limit and continue at one revision."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from skerry.api import selector
+from skerry.api.errors import BadRequestError, InvalidError, TimedOutError
+from skerry.api.kinds import Resource
+from skerry.api.meta import LabelSelectorRequirement
+from skerry.hub import objects
+from skerry.hub.server import answer, fields, status
+from skerry.hub.server.call import Call
+
+MAX_LIMIT = 1_000_000
+_SCAN = 500  # objects looked at a step when a selector may drop most of them
+
+
+class _Token(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a list goes on; opaque to clients."""
+
+    v: int = 1
+    revision: int
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which objects of a collection are meant."""
+
+    labels: Sequence[LabelSelectorRequirement] = ()
+    terms: Sequence[tuple[str, bool, str]] = ()
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        return not self.labels and not self.terms
+
+    def takes(self, item: Resource) -> bool:
+        """Return whether this object is meant."""
+        return selector.matches(self.labels, item.metadata.labels) and fields.matches(item, self.terms)
+
+    @property
+    def name(self) -> str:
+        """The one name that can match, or ""."""
+        names = [value for path, equal, value in self.terms if path == "metadata.name" and equal]
+        return names[0] if names else ""
+
+
+@dataclass(kw_only=True)
+class _Found:
+    """A page in the making."""
+
+    items: list[Resource] = field(default_factory=list)
+    revision: int = 0
+    next_key: str | None = None
+    remaining: int = 0
+
+
+def selection_of(call: Call) -> Selection:
+    """Return what labelSelector and fieldSelector select. Raises BadRequestError."""
+    try:
+        return Selection(
+            labels=selector.parse_labels(call.text("labelSelector")),
+            terms=selector.parse_fields(call.text("fieldSelector"), fields.selectable(call.info)),
+        )
+    except InvalidError as error:
+        raise BadRequestError(error.cause, element=error.element, hint=error.hint) from None
+
+
+async def list_(call: Call) -> Response:
+    """Return one page of the collection. Raises BadRequestError, ExpiredError for a page that is too old."""
+    selection, shape = selection_of(call), answer.shape_of(call)
+    limit = call.number("limit", default=0, most=MAX_LIMIT)
+    revision, start = await _position(call)
+    if selection.name and call.namespace and not start and not revision:
+        found = await _single(call, selection)
+    else:
+        found = await _page(call, selection, limit=limit, start=start, revision=revision)
+    metadata: dict[str, Any] = {"resourceVersion": str(found.revision)}
+    if found.next_key is not None:
+        metadata["continue"] = _encode(_Token(revision=found.revision, key=found.next_key))
+        if selection.everything:
+            metadata["remainingItemCount"] = found.remaining
+    return status.respond(shape.many(found.items, metadata))
+
+
+async def _single(call: Call, selection: Selection) -> _Found:
+    newest = await call.context.objects.store.revision()
+    item = await call.context.objects.find(call.info.type, call.namespace, selection.name)
+    if item is None or not selection.takes(item):
+        return _Found(revision=newest)
+    return _Found(items=[item], revision=max(newest, int(item.metadata.resource_version)))
+
+
+async def _page(call: Call, selection: Selection, *, limit: int, start: str, revision: int) -> _Found:
+    found = _Found(revision=revision)
+    at: str | None = start
+    while at is not None:
+        wanted = limit - len(found.items) if limit else 0
+        chunk = wanted if selection.everything or not limit else max(wanted, _SCAN)
+        page = await call.context.objects.list(
+            call.info.type, call.namespace, limit=chunk, start=at, revision=found.revision
+        )
+        found.revision, found.remaining, at = page.revision, page.remaining, page.next_key
+        for position, item in enumerate(page.items):
+            if not selection.takes(item):
+                continue
+            found.items.append(item)
+            if limit and len(found.items) == limit:
+                rest = page.items[position + 1 :]
+                found.next_key = _key(call, rest[0]) if rest else page.next_key
+                return found
+    return found
+
+
+async def _position(call: Call) -> tuple[int, str]:
+    """Return (revision, key) to begin at; 0 is now."""
+    token, version = call.text("continue"), call.text("resourceVersion")
+    if token:
+        if version not in ("", "0"):
+            raise BadRequestError("cannot go together with continue", element="resourceVersion")
+        decoded = _decode(token)
+        if not decoded.key.startswith(objects.prefix_of(call.info.type, call.namespace)):
+            raise BadRequestError("belongs to another list", element="continue")
+        return decoded.revision, decoded.key
+    wanted = call.number("resourceVersion", default=0, most=2**62)
+    if not wanted:
+        return 0, ""
+    newest = await call.context.objects.store.revision()
+    if wanted > newest:
+        raise TimedOutError(f"Too large resource version: {wanted}, current: {newest}", element="resourceVersion")
+    return (wanted if call.text("resourceVersionMatch") == "Exact" else 0), ""
+
+
+def _key(call: Call, item: Resource) -> str:
+    return objects.key_of(call.info.type, item.metadata.namespace, item.metadata.name)
+
+
+def _encode(token: _Token) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(token)).decode().rstrip("=")
+
+
+def _decode(text: str) -> _Token:
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        token = msgspec.json.decode(raw, type=_Token)
+    except (binascii.Error, msgspec.DecodeError, ValueError):
+        token = None
+    if token is None or token.v != 1 or not 0 < token.revision < 2**62:
+        raise BadRequestError("is not a token this hub gave out", element="continue", hint="list again from the start")
+    return token

@@ -1,0 +1,107 @@
+"""Errors to `metav1.Status`: the one place that gives the domain's errors HTTP numbers.
+
+Every cause also carries its hint in a field of its own, which other clients ignore and ours reads back.
+Source: Kubernetes API conventions, "Response Status Kind".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from skerry.api import errors
+from skerry.api.meta import GROUP
+
+JSON = "application/json"
+_ENCODER = msgspec.json.Encoder()
+
+CODES: Mapping[type[errors.SkerryError], tuple[int, str]] = {
+    errors.BadRequestError: (400, "BadRequest"),
+    errors.UnauthorizedError: (401, "Unauthorized"),
+    errors.ForbiddenError: (403, "Forbidden"),
+    errors.NotFoundError: (404, "NotFound"),
+    errors.AlreadyExistsError: (409, "AlreadyExists"),
+    errors.ConflictError: (409, "Conflict"),
+    errors.ExpiredError: (410, "Expired"),
+    errors.TooLargeError: (413, "RequestEntityTooLarge"),
+    errors.UnsupportedError: (415, "UnsupportedMediaType"),
+    errors.InvalidError: (422, "Invalid"),
+    errors.IntegrityError: (422, "Invalid"),
+    errors.UnavailableError: (503, "ServiceUnavailable"),
+    errors.TimedOutError: (504, "Timeout"),
+    errors.StorageFullError: (507, "StorageFull"),
+}
+"""HTTP code and reason of each error type; `drivers.client.api` reads the table's reasons back."""
+
+
+def code_and_reason(error: errors.SkerryError) -> tuple[int, str]:
+    """Return the HTTP code and the machine-readable reason of an error."""
+    return CODES.get(type(error), (500, "InternalError"))
+
+
+def status_of(error: errors.SkerryError, *, kind: str = "", plural: str = "", name: str = "") -> dict[str, Any]:
+    """Return the Status object for an error; the kind and name of what was asked for go into its details."""
+    code, reason = code_and_reason(error)
+    each = error.each if isinstance(error, errors.InvalidError) else (error,)
+    invalid = reason == "Invalid"
+    message = error.sentence
+    if invalid and kind:
+        message = f'{kind} "{name}" is invalid: {error.sentence}' if name else f"{kind} is invalid: {error.sentence}"
+    details: dict[str, Any] = {"causes": [_cause(problem) for problem in each]}
+    if kind:
+        # kubectl names an invalid object by its kind and everything else by its resource
+        details |= {"group": GROUP, "kind": kind if invalid else plural}
+    if name:
+        details["name"] = name
+    if code == 503:
+        details["retryAfterSeconds"] = 1
+    return _status("Failure", message, reason=reason, code=code, details=details)
+
+
+def success(*, plural: str, name: str, uid: str) -> dict[str, Any]:
+    """Return the Status that answers a deletion."""
+    return _status(
+        "Success", "", reason="", code=200, details={"group": GROUP, "kind": plural, "name": name, "uid": uid}
+    )
+
+
+def plain(code: int, reason: str, message: str) -> dict[str, Any]:
+    """Return a Failure for what is no domain error: no such path, no such method, a fault of the hub's own."""
+    return _status("Failure", message, reason=reason, code=code, details={})
+
+
+def respond(value: Any, *, code: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return any JSON value as a response."""
+    return Response(_ENCODER.encode(value), status_code=code, media_type=JSON, headers=dict(headers or {}))
+
+
+def respond_status(status: dict[str, Any]) -> Response:
+    """Return a Status as a response with its own code."""
+    code = status.get("code", 200)
+    headers = {"Retry-After": "1"} if code == 503 else {}
+    if code == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return respond(status, code=code, headers=headers)
+
+
+def _cause(problem: errors.SkerryError) -> dict[str, str]:
+    message = f"{problem.cause}; {problem.hint}" if problem.hint else problem.cause
+    cause = {"reason": "FieldValueInvalid", "field": problem.element, "message": message, "hint": problem.hint}
+    return {key: value for key, value in cause.items() if value}
+
+
+def _status(outcome: str, message: str, *, reason: str, code: int, details: dict[str, Any]) -> dict[str, Any]:
+    status = {
+        "apiVersion": "v1",
+        "kind": "Status",
+        "metadata": {},
+        "status": outcome,
+        "message": message,
+        "reason": reason,
+        "details": details,
+        "code": code,
+    }
+    return {key: value for key, value in status.items() if value != ""}

@@ -1,0 +1,74 @@
+"""What can be asked of one device or deployment beyond its object: a workload's log, an inference, an explanation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from starlette.responses import PlainTextResponse, Response
+
+from skerry.api import codec
+from skerry.api.errors import BadRequestError, NotFoundError
+from skerry.api.kinds.device import Device
+from skerry.core import messages
+from skerry.hub import explain as explaining
+from skerry.hub.server import status
+from skerry.hub.server.call import Call
+
+MAX_TAIL_LINES = 10_000
+COMMAND_SECONDS = 30.0
+"""How long a device may take to answer."""
+
+
+async def log(call: Call) -> Response:
+    """GET devices/x/log?workload=&tailLines=: the end of a workload's log as text."""
+    lines = call.number("tailLines", default=200, most=MAX_TAIL_LINES)
+    result = await _command(call, "logs", tail_lines=lines)
+    return PlainTextResponse(result.text)
+
+
+async def infer(call: Call) -> Response:
+    """POST devices/x/infer?workload=: an Open Inference Protocol v2 request, answered by the device."""
+    if call.content_type != "application/json":
+        raise BadRequestError("is not JSON", element="the body", hint="send an Open Inference Protocol v2 request")
+    request = codec.decode_json(await call.body())
+    result = await _command(call, "infer", request=request)
+    return status.respond(result.response)
+
+
+async def explain(call: Call) -> Response:
+    """GET modeldeployments/x/explain?device=: which variant runs there, and why not the others."""
+    device = call.text("device")
+    if not device:
+        raise BadRequestError("is required", element="device", hint="name a device, as in explain?device=till-7")
+    return status.respond(await explaining.explain(call.context, call.namespace, call.name, device))
+
+
+async def _command(
+    call: Call,
+    verb: Literal["logs", "infer"],
+    *,
+    tail_lines: int = 0,
+    request: dict[str, object] | None = None,
+) -> messages.CommandResult:
+    device = await call.context.objects.get(Device, call.namespace, call.name)
+    return await call.context.gateway.command(
+        device.metadata.uid,
+        verb,
+        _workload(call, device),
+        tail_lines=tail_lines,
+        request=request or {},
+        timeout_seconds=COMMAND_SECONDS,
+    )
+
+
+def _workload(call: Call, device: Device) -> str:
+    named, known = call.text("workload"), [workload.name for workload in device.status.workloads]
+    if not named and len(known) == 1:
+        return known[0]
+    if not named:
+        hint = f"name one of: {', '.join(known[:20])}" if known else "nothing runs on this device"
+        raise BadRequestError("is required", element="workload", hint=hint)
+    if named not in known:
+        hint = f"it runs: {', '.join(known[:20])}" if known else "nothing runs on this device"
+        raise NotFoundError(f'has no workload "{named[:80]}"', element=f'device "{call.name}"', hint=hint)
+    return named

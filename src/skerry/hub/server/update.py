@@ -1,0 +1,107 @@
+"""PUT, and the writing that PATCH shares with it: optimistic concurrency, immutable specs, status apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from skerry.api.errors import ConflictError, InvalidError
+from skerry.api.kinds import Resource
+from skerry.hub.server import answer, delete
+from skerry.hub.server.call import Call, precondition
+
+_ATTEMPTS = 5
+
+Make = Callable[[Resource], Resource]
+"""What the object is to become, made from what it is now."""
+
+
+async def update(call: Call) -> Response:
+    """Replace metadata and spec, or at `/status` the status. Raises NotFoundError, InvalidError, ConflictError."""
+    raw = await call.read_object()
+    status = call.subresource == "status"
+    item = call.typed(raw if status else {key: value for key, value in raw.items() if key != "status"})
+
+    def make(_: Resource) -> Resource:
+        return item
+
+    changed = await rewrite(
+        call, make, uid=precondition(raw, "uid"), revision=precondition(raw, "resourceVersion"), status=status
+    )
+    return answer.respond(call, changed, sent=raw)
+
+
+async def rewrite(call: Call, make: Make, *, uid: str, revision: str, status: bool) -> Resource:
+    """Write what `make` makes of the object; without a revision of the client's own, again after a conflict.
+
+    With `status` only the status is written, else everything but the status. Raises ConflictError, InvalidError for
+    a change of an immutable spec.
+    """
+    objects = call.context.objects
+    for attempt in range(_ATTEMPTS):
+        current = await objects.get(call.info.type, call.namespace, call.name)
+        call.check_preconditions(current, uid=uid, revision=revision)
+        wanted = make(current)
+        changed = _only_status(current, wanted) if status else _all_but_status(call, current, wanted)
+        if call.dry_run:
+            return changed
+        try:
+            if status:
+                return await objects.update_status(
+                    call.info.type, call.namespace, call.name, _unless_moved(call, current, changed)
+                )
+            written = await objects.replace(changed, expected=current.metadata.resource_version)
+            return await delete.finish(call, written)
+        except ConflictError:
+            if revision or attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError  # the loop returns or raises
+
+
+def _all_but_status(call: Call, current: Resource, wanted: Resource) -> Resource:
+    if call.info.immutable_spec and wanted.spec != current.spec:
+        paths = list(_differing("spec", msgspec.to_builtins(current.spec), msgspec.to_builtins(wanted.spec)))
+        hint = f"create a new {call.info.kind} with another name"
+        raise InvalidError.of([InvalidError("is immutable", element=path, hint=hint) for path in paths[:20]])
+    old = current.metadata
+    metadata = msgspec.structs.replace(
+        wanted.metadata,
+        name=old.name,
+        uid=old.uid,
+        resource_version=old.resource_version,
+        generation=old.generation + (wanted.spec != current.spec),
+        creation_timestamp=old.creation_timestamp,
+        deletion_timestamp=old.deletion_timestamp,
+        deletion_grace_period_seconds=old.deletion_grace_period_seconds,
+        managed_fields=old.managed_fields,
+    )
+    return _replaced(wanted, metadata=metadata, status=current.status)
+
+
+def _only_status(current: Resource, wanted: Resource) -> Resource:
+    return _replaced(current, status=wanted.status)
+
+
+def _unless_moved(call: Call, current: Resource, changed: Resource) -> Make:
+    def change(now: Resource) -> Resource:
+        if now.metadata.resource_version != current.metadata.resource_version:
+            raise ConflictError(element=f'{call.info.plural} "{call.name}"')
+        return changed
+
+    return change
+
+
+def _replaced(item: Resource, **changes: Any) -> Resource:
+    return msgspec.structs.replace(item, **changes)
+
+
+def _differing(path: str, one: Any, other: Any) -> Iterator[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            if one.get(key) != other.get(key):
+                yield from _differing(f"{path}.{key}", one.get(key), other.get(key))
+    else:
+        yield path

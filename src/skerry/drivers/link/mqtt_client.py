@@ -50,6 +50,8 @@ class MqttClient(aiomqtt.Client):
     ) -> None:
         self.address = f"{host}:{port}"
         self.failure = _LastError()
+        if tls is not None:
+            tls.sslsocket_class = _ClosingSocket
         logger = logging.Logger("paho")  # its own, without handlers: what matters of it ends in our errors
         logger.addHandler(self.failure)
         super().__init__(
@@ -153,6 +155,17 @@ class MqttClient(aiomqtt.Client):
             self._connected.set_exception(aiomqtt.MqttError("the broker closed the connection"))
             return
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+
+class _ClosingSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails; paho leaves that to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
 
 
 class _LastError(logging.Handler):

@@ -119,6 +119,8 @@ class CommandResult(Struct, frozen=True, kw_only=True, tag="CommandResult"):
     id: ShortText
     error: ShortText = ""
     """One sentence; empty on success."""
+    reason: ShortText = ""
+    """What kind of error: the name of its type in `api.errors` without "Error", such as NotFound; may be empty."""
     text: Annotated[str, msgspec.Meta(max_length=1_000_000)] = ""
     """For `logs`."""
     response: dict[str, Any] = {}

@@ -125,7 +125,7 @@ def check_wave(wave: Wave, path: str) -> Iterator[InvalidError]:
 
 
 def check_strategy(strategy: Strategy, path: str) -> Iterator[InvalidError]:
-    """Yield waves that shrink or share a name, and a last wave that leaves devices behind for ever."""
+    """Yield waves that shrink or share a name, and a time in which no device could ever make it."""
     before: dict[str, int] = {}
     names: set[str] = set()
     for position, wave in enumerate(strategy.waves):
@@ -143,13 +143,6 @@ def check_strategy(strategy: Strategy, path: str) -> Iterator[InvalidError]:
                     hint="waves are cumulative and must not shrink",
                 )
             before[unit] = max(value, before.get(unit, 0))
-    last = strategy.waves[-1]
-    if last.percent is not None and last.percent < 100:
-        yield InvalidError(
-            f"the last wave ends at {last.percent} percent, so the others would never get this version",
-            element=f"{path}.waves[{len(strategy.waves) - 1}].percent",
-            hint="add a wave with percent: 100; to stop in between, set spec.paused",
-        )
     if duration.to_seconds(strategy.device_timeout) <= 0:
         yield InvalidError(
             "must be longer than 0", element=f"{path}.deviceTimeout", hint="no device could ever be in time; write 10m"

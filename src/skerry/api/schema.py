@@ -39,7 +39,7 @@ def components() -> Mapping[str, dict[str, Any]]:
     types = [info.type for info in KINDS]
     _, found = msgspec.json.schema_components(types, ref_template=f"#/components/schemas/{PREFIX}{{name}}")
     classes = {cls.__name__: cls for kind in types for cls in _struct_types(kind)}
-    schemas = {f"{PREFIX}{name}": _described(schema, classes.get(name)) for name, schema in found.items()}
+    schemas = {f"{PREFIX}{name}": _described(schema, classes.get(name), found) for name, schema in found.items()}
     for info in KINDS:
         schemas[f"{PREFIX}{info.kind}"]["x-kubernetes-group-version-kind"] = [group_version_kind(info.kind)]
         schemas[f"{PREFIX}{info.kind}List"] = _list_schema(info)
@@ -61,11 +61,11 @@ def _list_schema(info: KindInfo) -> dict[str, Any]:
     }
 
 
-def _described(schema: dict[str, Any], cls: type[msgspec.Struct] | None) -> dict[str, Any]:
+def _described(schema: dict[str, Any], cls: type[msgspec.Struct] | None, found: Mapping[str, Any]) -> dict[str, Any]:
     texts = field_descriptions(cls) if cls is not None else {}
     names = dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True)) if cls is not None else {}
     properties = {
-        shown: _property(inner, texts.get(names.get(shown, ""), ""))
+        shown: _property(inner, texts.get(names.get(shown, ""), ""), found)
         for shown, inner in schema.get("properties", {}).items()
     }
     result = {"type": "object", "description": schema.get("description", ""), "properties": properties}
@@ -74,11 +74,11 @@ def _described(schema: dict[str, Any], cls: type[msgspec.Struct] | None) -> dict
     return result
 
 
-def _property(schema: dict[str, Any], text: str) -> dict[str, Any]:
+def _property(schema: dict[str, Any], text: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """JSON Schema 2020-12 as msgspec writes it -> OpenAPI 3.0: null options dropped, references without neighbours."""
     default = schema.get("default")
     inner = _translated(schema)
-    text = text or inner.get("description", "")
+    text = text or inner.get("description", "") or _text_of_reference(inner, found)
     if "$ref" in inner:
         result: dict[str, Any] = {"allOf": [{"$ref": inner["$ref"]}]}
     else:
@@ -88,6 +88,12 @@ def _property(schema: dict[str, Any], text: str) -> dict[str, Any]:
     if default not in (None, "", [], {}):
         result["default"] = default
     return result
+
+
+def _text_of_reference(schema: dict[str, Any], found: Mapping[str, Any]) -> str:
+    """A field without words of its own says what its type says."""
+    reference = schema.get("$ref") or (schema.get("items") or {}).get("$ref") or ""
+    return str(found.get(reference.rpartition(PREFIX)[2], {}).get("description", ""))
 
 
 def _translated(schema: dict[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _apply_rule(cls: type, value: Any, path: str, found: Findings) -> None:
     if rule is None:
         return
     try:
-        typed = msgspec.convert(value, cls)
+        typed: Any = msgspec.convert(value, cls)
     except msgspec.ValidationError:
         return  # said already, field by field
     for problem in rule(typed, path):

@@ -96,12 +96,14 @@ class Strategy(Struct, frozen=True, kw_only=True):
     waves: Annotated[list[Wave], msgspec.Meta(min_length=1, max_length=100)] = msgspec.field(
         default_factory=_default_waves
     )
+    """Cumulative, in order; unless the last is `percent: 100`, one gated wave for all the rest follows."""
     gates: Gates = Gates()
     bake_time: Duration = "0s"
     """How long a wave must stay healthy before its gates are judged."""
     device_timeout: Duration = "10m"
     """A device that is not Running this long after its assignment counts as failed."""
     on_failure: Literal["rollback", "pause"] = "rollback"
+    """After a failed gate: put the previous version back on the devices that moved, or stop and wait."""
 
 
 class ModelDeploymentSpec(Struct, frozen=True, kw_only=True):

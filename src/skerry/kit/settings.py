@@ -12,16 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-def setting(default: Any, reason: str, *, unit: str = "", parse: Callable[[str], Any] | None = None) -> Any:
-    """Return a dataclass field with its unit and the reason for its default.
+def about(reason: str, *, unit: str = "", parse: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """Return a dataclass field's metadata: why this default, and in which unit.
 
     `parse` turns an option's text into the value, raising ValueError or argparse.ArgumentTypeError; without it the
-    field is not offered on the command line. A callable default is called for each instance.
+    field is not offered on the command line.
     """
-    metadata = {"reason": reason, "unit": unit, "parse": parse}
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return {"reason": reason, "unit": unit, "parse": parse}
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:

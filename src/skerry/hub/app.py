@@ -1,0 +1,219 @@
+"""The hub's wiring: the only place where its drivers are chosen and its tasks are started.
+
+`run_hub` opens everything from the inside out (state directory, keys, store, broker, gateway, controllers, API) in one
+task group and closes it the other way round. Must not live here: what any of the parts does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+
+from skerry.api.errors import InvalidError, SkerryError
+from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
+from skerry.drivers.link.mqtt import MqttHubLink, MqttSettings
+from skerry.drivers.registry.directory import DirectoryStore
+from skerry.drivers.store.sqlite import open_store
+from skerry.hub import housekeeping, identity, kubeconfig, listener, pki
+from skerry.hub.context import HubContext
+from skerry.hub.controllers import model_version, rollout
+from skerry.hub.gateway import Gateway
+from skerry.hub.objects import Objects
+from skerry.hub.server.app import build_app
+from skerry.hub.settings import DEFAULT_API_PORT, DEFAULT_MQTT_PORT, HubSettings
+from skerry.hub.state import HubRecord, StateDirectory, claim
+from skerry.kit.clock import SystemClock
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubReady:
+    """What there is to know once the hub answers."""
+
+    url: str
+    mqtt_host: str
+    mqtt_port: int
+    kubeconfig: Path
+    state_dir: Path
+    first_start: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where this hub is: the name devices are told, all names, and the ports (MQTT's may be 0: any)."""
+
+    told: str
+    names: tuple[str, ...]
+    api_port: int
+    mqtt_port: int
+
+
+async def run_hub(settings: HubSettings, *, stop: asyncio.Event, ready: Callable[[HubReady], None]) -> None:
+    """Run a hub until `stop` is set; `ready` is called once, when the API answers.
+
+    Raises what keeps it from starting, as one sentence: UnavailableError (port in use, directory of another hub,
+    directory not usable), IntegrityError (keys or database damaged), InvalidError, StorageFullError; later an
+    exception group if one of its tasks fails.
+    """
+    with claim(settings.state_dir) as state:
+        before = state.read_record()
+        told, names = reachable_as(settings)
+        api_port, mqtt_port = choose_ports(settings, before)
+        async with contextlib.AsyncExitStack() as stack:
+            api = stack.enter_context(listener.bind(settings.host, api_port, purpose="API", option="--api-port"))
+            place = _Place(told=told, names=names, api_port=api.getsockname()[1], mqtt_port=mqtt_port)
+            context = await stack.enter_async_context(_open(settings, state, place))
+            kubeconfig.write(state.kubeconfig, context.authority, context.hub_url)
+            record = _record(context, state, place)
+            _warn_of_moves(before, record)
+            state.write_record(record)
+            stack.callback(_sign_off, state, record)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(context.gateway.run(), name="gateway"),
+                    group.create_task(model_version.run(context), name="model-versions"),
+                    group.create_task(rollout.run(context), name="rollouts"),
+                    group.create_task(housekeeping.run(context, state, names), name="housekeeping"),
+                ]
+                app = identity.identify(build_app(context), known=context.gateway.known, clock=context.clock)
+                limits = listener.Limits(max_connections=settings.max_connections)
+                async with listener.serve(app, api, context.authority.server_context(), limits):
+                    ready(_ready(context, state, first_start=before is None))
+                    await stop.wait()
+                for task in tasks:
+                    task.cancel()
+
+
+def reachable_as(settings: HubSettings) -> tuple[str, tuple[str, ...]]:
+    """Return the name that devices are told, and all names for the certificate besides the local ones.
+
+    Raises InvalidError when it listens everywhere and nobody said under which name.
+    """
+    everywhere = _is_unspecified(settings.host)
+    if everywhere and not settings.advertise:
+        raise InvalidError(
+            f"listens on all addresses ({settings.host}), and devices must be told one",
+            element="--host",
+            hint="name it with --advertise, as in --advertise hub.example.org",
+        )
+    names = settings.advertise if everywhere else (*settings.advertise, settings.host)
+    return names[0], names
+
+
+def choose_ports(settings: HubSettings, before: HubRecord | None) -> tuple[int, int]:
+    """Return the ports to bind, API and MQTT: asked for, else known to devices, else any or the default."""
+
+    def choose(asked: int | None, kept: int, default: int) -> int:
+        return asked or kept or (default if asked is None else 0)
+
+    kept = (before.api_port, before.mqtt_port) if before else (0, 0)
+    return choose(settings.api_port, kept[0], DEFAULT_API_PORT), choose(settings.mqtt_port, kept[1], DEFAULT_MQTT_PORT)
+
+
+@contextlib.asynccontextmanager
+async def _open(settings: HubSettings, state: StateDirectory, place: _Place) -> AsyncIterator[HubContext]:
+    """Open keys, store, artifacts and broker, and hand out the context; everything is closed again afterwards."""
+    clock = SystemClock()
+    # The store is made after the keys are complete, so a store without keys means that they were lost.
+    authority = await asyncio.to_thread(
+        pki.open_authority,
+        state.pki,
+        names=place.names,
+        clock=clock,
+        device_life=timedelta(days=settings.device_certificate_days),
+        may_create=not state.store.exists(),
+    )
+    gateways: list[Gateway] = []  # the gateway needs the broker's port, the broker asks the gateway who is known
+    broker = EmbeddedBroker(
+        BrokerSettings(host=settings.host, port=place.mqtt_port),
+        tls=authority.server_context(client_certificate=ssl.CERT_REQUIRED),
+        known=lambda uid: any(gateway.known(uid) for gateway in gateways),
+    )
+    async with open_store(state.store) as store, broker:
+        objects = Objects(store, clock)
+        link = MqttHubLink(MqttSettings(host=_own(settings.host), port=broker.port, tls=authority.hub_client_context()))
+        gateway = Gateway(objects, link, authority.desired_key, authority.desired_key_id, clock)
+        gateways.append(gateway)
+        yield HubContext(
+            objects=objects,
+            artifacts=await asyncio.to_thread(DirectoryStore, state.artifacts),
+            clock=clock,
+            authority=authority,
+            gateway=gateway,
+            state_dir=state.path,
+            hub_url=f"https://{_in_url(place.told)}:{place.api_port}",
+            mqtt_host=place.told,
+            mqtt_port=broker.port,
+        )
+
+
+def _record(context: HubContext, state: StateDirectory, place: _Place) -> HubRecord:
+    return HubRecord(
+        api_port=place.api_port,
+        mqtt_port=context.mqtt_port,
+        url=context.hub_url,
+        mqtt_host=context.mqtt_host,
+        kubeconfig=str(state.kubeconfig),
+        ca_fingerprint=context.authority.ca_fingerprint,
+        pid=os.getpid(),
+        started_at=context.clock.now(),
+    )
+
+
+def _warn_of_moves(before: HubRecord | None, now: HubRecord) -> None:
+    if before is not None and (before.url, before.mqtt_host, before.mqtt_port) != (
+        now.url,
+        now.mqtt_host,
+        now.mqtt_port,
+    ):
+        log.warning(
+            "hub.moved from=%s,%s:%d to=%s,%s:%d hint=%r",
+            *(before.url, before.mqtt_host, before.mqtt_port),
+            *(now.url, now.mqtt_host, now.mqtt_port),
+            "devices that enrolled before look for it at the old place",
+        )
+
+
+def _sign_off(state: StateDirectory, record: HubRecord) -> None:
+    with contextlib.suppress(SkerryError, OSError):  # a stale pid harms nobody, the lock is what counts
+        state.write_record(msgspec.structs.replace(record, pid=0))
+
+
+def _ready(context: HubContext, state: StateDirectory, *, first_start: bool) -> HubReady:
+    return HubReady(
+        url=context.hub_url,
+        mqtt_host=context.mqtt_host,
+        mqtt_port=context.mqtt_port,
+        kubeconfig=state.kubeconfig,
+        state_dir=state.path,
+        first_start=first_start,
+    )
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return not host
+
+
+def _own(host: str) -> str:
+    """Return the address by which the hub reaches its own broker."""
+    if not _is_unspecified(host):
+        return host
+    return "::1" if ":" in host else "127.0.0.1"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

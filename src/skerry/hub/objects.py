@@ -189,14 +189,17 @@ class Objects:
     async def update_desired(
         self, empty: DesiredRecord, change: Callable[[DesiredRecord], DesiredRecord]
     ) -> StoredDesired:
-        """Do what `change_desired` does and tell the revision too, for callers that keep a cache of their own."""
+        """Do what `change_desired` does and tell the revision too, for callers that keep a cache of their own.
+
+        Nothing is written when nothing changes; the revision of a record that was never written is 0.
+        """
         key = f"{DESIRED_PREFIX}{empty.uid}"
         for _ in range(_ATTEMPTS):
             record = await self.store.get(key)
             current = empty if record is None else msgspec.json.decode(record.value, type=DesiredRecord)
             changed = change(current)
-            if changed == current and record is not None:
-                return StoredDesired(record=current, revision=record.revision)
+            if changed == current:
+                return StoredDesired(record=current, revision=record.revision if record else 0)
             try:
                 if record is None:
                     written = await self.store.create(key, _ENCODER.encode(changed))

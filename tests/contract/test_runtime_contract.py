@@ -193,7 +193,7 @@ async def test_peak_memory_is_that_of_the_server(runtime: Runtime, tmp_path: Pat
 
 async def test_the_memory_limit_holds_and_is_named_as_the_reason(runtime: Runtime, tmp_path: Path) -> None:
     limit = 128 * 1024 * 1024
-    code = f"import time; {READY}; time.sleep(0.2); b = bytearray({2 * limit}); time.sleep(600)"
+    code = f"import time; {READY}; time.sleep(0.2); b = bytearray({3 * limit}); time.sleep(600)"
     instance = await runtime.start(server(tmp_path, code, limit=limit))
     async with asyncio.timeout(WAIT_SECONDS):
         reason = await runtime.wait(instance)

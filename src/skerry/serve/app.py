@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
+import gc
 import logging
 import os
 import signal
@@ -47,6 +50,7 @@ class Settings:
 
 def main(argv: Sequence[str]) -> int:
     """Run until stopped; return the exit code. What goes wrong is one sentence on stderr."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which computes nothing here but would start threads
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         settings = _settings(_parser().parse_args(argv))
@@ -67,9 +71,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await server.start(listener)
+    stopping = asyncio.ensure_future(stop.wait())
     try:
-        loading, stopping = worker.submit(plane.load), asyncio.ensure_future(stop.wait())
+        await server.start(listener)
+        loading = worker.submit(lambda: _load(plane))
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
@@ -83,14 +88,21 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
                 plane.load_seconds,
             )
         await stopping
-    except SkerryError:
-        stopping.cancel()
-        raise
     finally:
+        stopping.cancel()
         in_time = await server.stop(settings.grace_seconds)
         worker.close()
         log.info("serve.stopped model=%s in_time=%s", plane.name, in_time)
     return 0 if in_time else 1
+
+
+def _load(plane: DataPlane) -> None:
+    """Load the model, then give back what only loading needed, and spare the collector what stays for good."""
+    plane.load()
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError):  # a C library that has no such thing (musl)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bound(host: str, port: int) -> socket.socket:

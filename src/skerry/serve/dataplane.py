@@ -61,6 +61,11 @@ class DataPlane:
         return self._settings.version
 
     @property
+    def single_threaded(self) -> bool:
+        """Whether the thread that calls `infer` does all of the computing."""
+        return self._settings.threads == 1
+
+    @property
     def ready(self) -> bool:
         """Whether inference can be asked for."""
         return self._model is not None

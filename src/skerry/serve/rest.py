@@ -22,7 +22,7 @@ from skerry.serve.dataplane import DataPlane
 from skerry.serve.http1 import Request, Response, busy_response, error_response
 from skerry.serve.limits import Limits
 from skerry.serve.metrics import CONTENT_TYPE, Metrics, Outcome
-from skerry.serve.worker import Worker
+from skerry.serve.worker import Quick, Worker
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class _Answer:
     response: Response
     outcome: Outcome
     engine_seconds: float | None = None
+    cpu_seconds: float = 0.0
+    """Of the thread that computed it."""
 
 
 class Rest:
@@ -53,6 +55,7 @@ class Rest:
         self._worker = worker
         self._metrics = metrics
         self._limits = limits
+        self._quick = Quick(enabled=plane.single_threaded)
 
     def handle(self, request: Request) -> Response | asyncio.Future[Response]:
         """Answer one request: at once, or when the engine has."""
@@ -119,20 +122,21 @@ class Rest:
             if not self._plane.ready:
                 raise UnavailableError("the model is being loaded", element=self._plane.name, hint="try again")
             length = _header_length(request)
+            if self._worker.pending == 0 and self._quick.expects(len(request.body)):
+                return self._count(self._compute(request.body, length), begin, len(request.body), at_once=True)
             running = self._worker.submit(functools.partial(self._compute, request.body, length))
         except SkerryError as error:
-            answer = _failure(error)
-            self._metrics.finished(answer.outcome, time.perf_counter() - begin)
-            return answer.response
+            return self._count(_failure(error), begin, 0, at_once=False)
         response: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        running.add_done_callback(functools.partial(self._settle, response, begin))
+        running.add_done_callback(functools.partial(self._settle, response, begin, len(request.body)))
         response.add_done_callback(functools.partial(_withdraw, running))
         return response
 
     def _compute(self, body: bytes, header_length: int | None) -> _Answer:
-        """In the worker's thread: parse, run, render."""
+        """Parse, run, render; in the worker's thread, or in the event loop's if that is quick."""
         from skerry.serve import protocol  # noqa: PLC0415 (NumPy comes in with the engine, while the server is live)
 
+        begin = time.thread_time()
         try:
             request = protocol.decode(body, header_length, self._plane.check, max_json_bytes=self._limits.json_bytes)
             inference = self._plane.infer(request.inputs, request.outputs)
@@ -146,12 +150,25 @@ class Rest:
         else:
             length = (b"Inference-Header-Content-Length", b"%d" % len(encoded.json))
             response = Response(content_type=_OCTETS, headers=(length,), body=(encoded.json, *encoded.binary))
-        return _Answer(response=response, outcome="ok", engine_seconds=inference.engine_seconds)
+        return _Answer(
+            response=response,
+            outcome="ok",
+            engine_seconds=inference.engine_seconds,
+            cpu_seconds=time.thread_time() - begin,
+        )
 
-    def _settle(self, response: asyncio.Future[Response], begin: float, running: asyncio.Future[_Answer]) -> None:
-        seconds = time.perf_counter() - begin
+    def _count(self, answer: _Answer, begin: float, size: int, *, at_once: bool) -> Response:
+        self._metrics.finished(answer.outcome, time.perf_counter() - begin)
+        if answer.engine_seconds is not None:
+            self._metrics.computed(answer.engine_seconds)
+            self._quick.learn(size, answer.cpu_seconds, at_once=at_once)
+        return answer.response
+
+    def _settle(
+        self, response: asyncio.Future[Response], begin: float, size: int, running: asyncio.Future[_Answer]
+    ) -> None:
         if running.cancelled() or response.cancelled():
-            self._metrics.finished("cancelled", seconds)
+            self._metrics.finished("cancelled", time.perf_counter() - begin)
             return
         error = running.exception()
         if error is not None:
@@ -159,10 +176,7 @@ class Rest:
             answer = _Answer(response=error_response(500, "the server failed; see its log"), outcome="failed")
         else:
             answer = running.result()
-        self._metrics.finished(answer.outcome, seconds)
-        if answer.engine_seconds is not None:
-            self._metrics.computed(answer.engine_seconds)
-        response.set_result(answer.response)
+        response.set_result(self._count(answer, begin, size, at_once=False))
 
 
 def _withdraw(running: asyncio.Future[_Answer], response: asyncio.Future[Response]) -> None:

@@ -1,6 +1,7 @@
-"""The thread the engine runs in: one job at a time, a bounded queue before it, the event loop never waiting.
+"""Where the engine runs: in a thread of its own, one job at a time, a bounded queue before it; or at once, if that is
+known to be quicker than the hand-over.
 
-Lives here: the queue and the hand-over. Must not live here: what a job is.
+Lives here: the queue, the hand-over, and learning what is quick. Must not live here: what a job is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,35 @@ from skerry.api.errors import UnavailableError
 
 STACK_BYTES = 4 * 1024 * 1024
 _Result = TypeVar("_Result")
+
+
+QUICK_SECONDS = 0.001
+"""A run below this may hold the event loop up: handing it to a thread and back costs a good part of it."""
+QUICK_BYTES = 64 * 1024
+"""No larger request is ever run in the event loop."""
+MISJUDGED_SECONDS = 0.02
+"""A run in the event loop beyond this shows that the time depends on more than the size: no more of that."""
+
+
+class Quick:
+    """What has proved to be quick: requests up to a size, learned from each run."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._bytes = 0
+
+    def expects(self, size: int) -> bool:
+        """Whether a request of that many bytes may run in the event loop."""
+        return size <= self._bytes
+
+    def learn(self, size: int, cpu_seconds: float, *, at_once: bool) -> None:
+        """Take one run's cost into account, wherever it ran."""
+        if at_once and cpu_seconds > MISJUDGED_SECONDS:
+            self._enabled = False
+        if not self._enabled or cpu_seconds > QUICK_SECONDS:
+            self._bytes = min(self._bytes, size - 1) if self._enabled else -1
+        elif size <= QUICK_BYTES:
+            self._bytes = max(self._bytes, size)
 
 
 class _Job(Generic[_Result]):

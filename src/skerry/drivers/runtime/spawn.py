@@ -148,10 +148,7 @@ def _renounce_privileges() -> None:
     import ctypes  # noqa: PLC0415 (an agent that starts nothing does without it)
 
     zero = ctypes.c_ulong(0)
-    ctypes.CDLL(None).prctl(RESERVED_BYTES = 64 * 1024 * 1024
-"""RLIMIT_DATA counts what is reserved, touched or not: stacks of threads and buffers of libraries, 56 MiB of it in our
-own inference server. A limit without this much on top would kill servers that stay within their memory."""
-_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero)
+    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero)
 
 
 def _translated(error: Exception, element: str) -> Exception:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote, urlencode
@@ -39,10 +39,10 @@ from skerry.core import access
 from skerry.core import manifest as manifests
 from skerry.core.ports import ArtifactStore, Manifest
 from skerry.hub.context import HubContext
+from skerry.hub.identity import IDENTITY
 
 _log = logging.getLogger(__name__)
 
-IDENTITY = "skerry.identity"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _VERSION = {"Docker-Distribution-API-Version": "registry/2.0"}
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -163,7 +163,8 @@ class _Registry:
         try:
             await self._artifacts.append_upload(upload, self._body(request), offset=0)
         except BaseException:
-            await self._artifacts.cancel_upload(upload)  # nobody knows its id, so nobody could go on with it
+            with suppress(NotFoundError):  # nobody knows its id, so nobody could go on with it
+                await self._artifacts.cancel_upload(upload)
             raise
         await self._artifacts.finish_upload(upload, digest)
         return _created(f"/v2/{name}/blobs/{digest}", digest)

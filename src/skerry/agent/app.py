@@ -1,0 +1,213 @@
+"""The agent's program: its command line, and the one place where its drivers are chosen.
+
+Lives here: wiring, signals, exit codes. Must not live here: anything that could be tested without a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import gc
+import logging
+import os
+import secrets
+import signal
+import ssl
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from skerry.agent import facts, identity, renewal
+from skerry.agent import settings as configured
+from skerry.agent.disk import Disk
+from skerry.agent.engine import Engine, Parts
+from skerry.agent.identity import Identity
+from skerry.agent.servers import Servers
+from skerry.agent.settings import AgentSettings
+from skerry.api import duration, quantity
+from skerry.api.errors import SkerryError
+from skerry.core import messages, trust
+from skerry.core.session import Session
+from skerry.drivers.link.mqtt import MqttDeviceLink, MqttSettings
+from skerry.drivers.registry.oci import OciArtifactSource
+from skerry.drivers.runtime.process import ProcessRuntime
+from skerry.kit import logs
+from skerry.kit.clock import SystemClock
+
+log = logging.getLogger(__name__)
+
+STATE_VARIABLE = "SKERRY_AGENT_STATE_DIR"
+TOKEN_VARIABLE = "SKERRY_JOIN_TOKEN"
+"""Other users of the machine can read a command line, but not this."""
+STOP_SECONDS = 30.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the agent's verbs and return the process's exit code."""
+    options = _parser().parse_args(argv)
+    state_dir: Path = options.state_dir.expanduser().absolute()
+    try:
+        logs.configure(level=options.log_level)
+        settings = configured.load(state_dir / configured.FILE)
+        disk = _open(state_dir, settings)
+        return int(options.verb(disk, settings, options))
+    except SkerryError as error:
+        print(f"error: {error.sentence}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _enroll(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> int:
+    from skerry.agent import enroll  # noqa: PLC0415 - X.509 is for this moment only; the agent stays small
+
+    with disk.lock():
+        found = enroll.enroll(disk, settings, hub_url=options.hub, token=options.token, name=options.name)
+    print(f'enrolled as "{found.name}" ({found.uid}) at {found.endpoints.hub_url}')
+    print(f"next: skerry agent run --state-dir {disk.root}")
+    return 0
+
+
+def _renew(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> int:  # noqa: ARG001 - a verb's shape
+    from skerry.agent import enroll  # noqa: PLC0415 - as above
+
+    found = enroll.renew(disk, settings)
+    print(f"certificate renewed until {found.not_after.isoformat()}")
+    return 0
+
+
+def _run(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> int:  # noqa: ARG001 - a verb's shape
+    with disk.lock():
+        known = identity.load(disk)
+        asyncio.run(run(disk, settings, known))
+    return 0
+
+
+def _stop(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> int:  # noqa: ARG001 - a verb's shape
+    async def stop() -> int:
+        servers = Servers(ProcessRuntime(disk.root / "runtime"), disk, settings.servers)
+        return await servers.stop_strangers([])
+
+    with disk.lock():
+        count = asyncio.run(stop())
+    print(f"{count} server{'' if count == 1 else 's'} stopped")
+    return 0
+
+
+async def run(disk: Disk, settings: AgentSettings, known: Identity) -> None:
+    """Run the agent until SIGTERM (servers go on, unless the settings say otherwise) or SIGINT (servers end too)."""
+    tls = identity.client_context(disk, known)
+    engine, session = _build(disk, settings, known, tls)
+    clock = SystemClock()
+
+    def renewed(found: Identity) -> None:
+        identity.load_certificate(disk, tls)
+        session.replace_keys(identity.verifying_keys(found))
+
+    received: list[signal.Signals] = []
+    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+
+    def end(number: signal.Signals) -> None:
+        received.append(number)
+        if this is not None:
+            this.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, functools.partial(end, number))
+    log.info("agent.started uid=%s name=%s state_dir=%s", known.uid, known.name, disk.root)
+    gc.collect()
+    gc.freeze()  # what start-up made stays for good: no need to look at it again
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(renewal.keep_young(disk, clock, renewed=renewed))
+            tasks.create_task(engine.run())
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        if this is not None:
+            this.uncancel()
+    if settings.servers.stop_on_exit or signal.SIGINT in received:
+        async with asyncio.timeout(STOP_SECONDS):
+            await engine.stop_servers()
+    log.info("agent.stopped")
+
+
+def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLContext) -> tuple[Engine, Session]:
+    """Choose the drivers."""
+    where = identity.endpoints(known, settings.hub)
+    keys = identity.verifying_keys(known)
+    floor, accepted = _read_accepted(disk, known, keys)
+    session = Session(
+        uid=known.uid,
+        boot_id=secrets.token_hex(16),
+        keys=keys,
+        heartbeat_seconds=duration.to_seconds(settings.link.heartbeat),
+        floor=floor,
+        accepted=accepted,
+    )
+    parts = Parts(
+        disk=disk,
+        link=MqttDeviceLink(known.uid, MqttSettings(host=where.mqtt_host, port=where.mqtt_port, tls=tls)),
+        source=OciArtifactSource(where.hub_url, tls),
+        servers=Servers(ProcessRuntime(disk.root / "runtime"), disk, settings.servers),
+        session=session,
+        clock=SystemClock(),
+        settings=settings,
+        facts=functools.partial(facts.collect, settings, disk.root),
+    )
+    return Engine(parts), session
+
+
+def _read_accepted(
+    disk: Disk, known: Identity, keys: Mapping[str, trust.VerifyingKey]
+) -> tuple[int, messages.DesiredState | None]:
+    """Return the floor of the manifest version and the state accepted last, if it still verifies."""
+    kept = None
+    try:
+        kept = disk.read_desired()
+        if kept is None:
+            return 0, None
+        return kept.manifest_version, trust.open_envelope(
+            kept.envelope, messages.DesiredState, uid=known.uid, keys=keys
+        )
+    except SkerryError as error:
+        # The journals still say what runs; the hub's next word replaces what is lost here.
+        log.warning("desired.unreadable error=%s", error)
+        return 0 if kept is None else kept.manifest_version, None
+
+
+def _open(state_dir: Path, settings: AgentSettings) -> Disk:
+    limit = settings.storage.limit
+    return Disk(
+        state_dir,
+        reserve_bytes=quantity.to_bytes(settings.storage.reserve),
+        limit_bytes=None if limit is None else quantity.to_bytes(limit),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="skerry agent", description="The Skerry agent: runs models on this device.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    default = os.environ.get(STATE_VARIABLE, "~/.local/share/skerry/agent")
+
+    def add(name: str, verb: object, text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, description=text)
+        made.add_argument(
+            "--state-dir", type=Path, default=Path(default), help=f"where everything is kept (default: {default})"
+        )
+        made.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+        made.set_defaults(verb=verb)
+        return made
+
+    enroll = add("enroll", _enroll, "Make this device a member of a hub's fleet.")
+    enroll.add_argument("--hub", required=True, metavar="URL", help="the hub's API, as in https://hub.example:7443")
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    enroll.add_argument(
+        "--token", default=token, required=not token, help=f"from `skerry hub token create`; or in {TOKEN_VARIABLE}"
+    )
+    enroll.add_argument("--name", default="", help="name asked for (default: the host's)")
+    add("run", _run, "Run the agent in the foreground.")
+    add("stop", _stop, "Stop the inference servers that an agent left running.")
+    add("renew", _renew, "Renew this device's certificate now.")
+    return parser

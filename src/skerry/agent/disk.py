@@ -1,0 +1,320 @@
+"""The one door to the disk: everything the agent keeps, below its state directory.
+
+    lock                                  held by the one agent that runs here
+    identity.json, device.pem             who this device is; 0600
+    desired.json                          the accepted desired state, as it was signed
+    blobs/sha256/<hex>                    cache of verified artifacts
+    workloads/<name>/journal.json         the state of `core.workload`
+    workloads/<name>/slots/<serial>/      model, signature.json, golden.npz: complete or not there
+    workloads/<name>/server.log
+    runtime/                              the runtime driver's own
+
+Every write is atomic and fsynced; the directory is its owner's alone (0700). Methods block; call what reads whole
+models in a thread. Lives here: paths, bytes, room. Must not live here: what any of it means.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, StorageFullError, UnavailableError
+from skerry.api.kinds.variants import Blob
+from skerry.api.quantity import human_bytes
+from skerry.core.journal import Slot, State
+from skerry.kit import files
+
+SIGNATURE_FILE = "signature.json"
+GOLDEN_FILE = "golden.npz"
+MODEL_FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "executorch": "model.pte", "torchscript": "model.pt"}
+MAX_FILE_BYTES = 16 * 1024 * 1024
+"""Of the agent's own files (journals, desired state, identity)."""
+_CHUNK = 256 * 1024
+
+
+class AcceptedDesired(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest desired state that was accepted, and its version apart: the floor holds if the rest is damaged."""
+
+    manifest_version: int
+    envelope: bytes
+
+
+class Disk:
+    """The agent's state directory."""
+
+    def __init__(self, root: Path, *, reserve_bytes: int = 0, limit_bytes: int | None = None) -> None:
+        self.root = root
+        self._reserve = reserve_bytes
+        self._limit = limit_bytes
+        try:
+            files.private_directory(root)
+            files.private_directory(self._blobs)
+            files.private_directory(self._workloads)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot be used: {error.strerror}",
+                element=f"state directory {root}",
+                hint="choose one you may write to",
+            ) from None
+
+    @property
+    def _blobs(self) -> Path:
+        return self.root / "blobs" / "sha256"
+
+    @property
+    def _workloads(self) -> Path:
+        return self.root / "workloads"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only agent on this directory. Raises UnavailableError naming the other's pid."""
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.read(descriptor, 32).decode(errors="replace").strip()
+                raise UnavailableError(
+                    f"another agent (process {owner or 'unknown'}) runs on it",
+                    element=f"state directory {self.root}",
+                    hint="stop that one, or give this one a --state-dir of its own",
+                ) from None
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # --- small files ----------------------------------------------------------------------------------------------
+
+    def read(self, name: str) -> bytes:
+        """Return one of the agent's own files. Raises NotFoundError, InvalidError when it is beyond the bound."""
+        try:
+            with (self.root / name).open("rb") as file:
+                raw = file.read(MAX_FILE_BYTES + 1)
+        except FileNotFoundError:
+            raise NotFoundError(element=str(self.root / name)) from None
+        if len(raw) > MAX_FILE_BYTES:
+            raise InvalidError(f"is larger than {MAX_FILE_BYTES} bytes", element=str(self.root / name))
+        return raw
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace one of the agent's own files (0600). Raises StorageFullError; the old content stays then."""
+        files.write_atomic(self.root / name, content, mode=0o600)
+
+    def delete(self, name: str) -> None:
+        """Remove a file if it is there, for good."""
+        (self.root / name).unlink(missing_ok=True)
+        files.sync_directory((self.root / name).parent)
+
+    def read_desired(self) -> AcceptedDesired | None:
+        """Return the accepted desired state; None when there was none. Raises InvalidError when it is damaged."""
+        try:
+            return msgspec.json.decode(self.read("desired.json"), type=AcceptedDesired)
+        except NotFoundError:
+            return None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidError(str(error), element=str(self.root / "desired.json")) from None
+
+    def write_desired(self, accepted: AcceptedDesired) -> None:
+        """Make an accepted desired state durable. Raises StorageFullError."""
+        self.write("desired.json", msgspec.json.encode(accepted))
+
+    # --- journals -------------------------------------------------------------------------------------------------
+
+    def read_journals(self) -> tuple[list[State], list[str]]:
+        """Return every workload's journal, and the names of those that are damaged (set aside)."""
+        states, damaged = [], []
+        for directory in sorted(self._workloads.iterdir()):
+            journal = directory / "journal.json"
+            try:
+                state = msgspec.json.decode(self.read(str(journal.relative_to(self.root))), type=State)
+            except NotFoundError:
+                continue
+            except (msgspec.DecodeError, UnicodeDecodeError, InvalidError):
+                state = State(name="")
+            if state.name == directory.name:
+                states.append(state)
+            else:
+                os.replace(journal, directory / "journal.damaged")
+                damaged.append(directory.name)
+        return states, damaged
+
+    def write_journal(self, state: State) -> None:
+        """Make a workload's state durable. Raises StorageFullError; the old one stays then."""
+        files.private_directory(self._workloads / state.name)
+        self.write(f"workloads/{state.name}/journal.json", msgspec.json.encode(state))
+
+    def delete_workload(self, name: str) -> None:
+        """Forget a workload: its journal first, then whatever is left of it."""
+        directory = self._workloads / name
+        if directory.is_dir():
+            self.delete(f"workloads/{name}/journal.json")
+            shutil.rmtree(directory, ignore_errors=True)
+            files.sync_directory(self._workloads)
+
+    def workloads(self) -> list[str]:
+        """Return the names of all workloads of which anything is on the disk."""
+        return sorted(path.name for path in self._workloads.iterdir())
+
+    def log(self, name: str) -> Path:
+        """Return the path of a workload's log."""
+        return files.private_directory(self._workloads / name) / "server.log"
+
+    # --- slots ----------------------------------------------------------------------------------------------------
+
+    def slot(self, name: str, serial: int) -> Path:
+        """Return the directory of a slot."""
+        return self._workloads / name / "slots" / str(serial)
+
+    def model(self, slot: Slot) -> Path:
+        """Return the path of a slot's model file."""
+        return self.slot(slot.desired.name, slot.serial) / MODEL_FILES.get(slot.desired.format, "model.bin")
+
+    def lay_slot(self, slot: Slot) -> None:
+        """Put a slot's files in place, in one rename, from verified blobs. Repeating it is harmless.
+
+        Raises IntegrityError or NotFoundError for a blob that is not what was fetched, StorageFullError.
+        """
+        desired, target = slot.desired, self.slot(slot.desired.name, slot.serial)
+        files.private_directory(target.parent)
+        building = target.with_name(f".{target.name}.building")
+        for stale in (building, target):
+            shutil.rmtree(stale, ignore_errors=True)
+        try:
+            building.mkdir(mode=0o700)
+            self._place(desired.blob, building / self.model(slot).name)
+            if desired.golden is not None:
+                self._place(desired.golden, building / GOLDEN_FILE)
+            files.write_atomic(building / SIGNATURE_FILE, msgspec.json.encode(desired.signature), mode=0o600)
+            os.replace(building, target)
+            files.sync_directory(target.parent)
+        except OSError as error:
+            shutil.rmtree(building, ignore_errors=True)
+            raise _full_or(error, str(target)) from error
+
+    def check_slot(self, slot: Slot) -> None:
+        """Read a slot's files once more, since nothing but verified bytes may reach an engine.
+
+        Raises IntegrityError, NotFoundError.
+        """
+        _verify(self.model(slot), slot.desired.blob)
+        if slot.desired.golden is not None:
+            _verify(self.slot(slot.desired.name, slot.serial) / GOLDEN_FILE, slot.desired.golden)
+
+    def erase_slots(self, name: str, *, keep: Iterable[int]) -> None:
+        """Remove every slot of a workload but these, half-made ones included."""
+        directory = self._workloads / name / "slots"
+        kept = {str(serial) for serial in keep}
+        if directory.is_dir():
+            for path in directory.iterdir():
+                if path.name not in kept:
+                    shutil.rmtree(path, ignore_errors=True)
+            files.sync_directory(directory)
+
+    # --- blobs ----------------------------------------------------------------------------------------------------
+
+    def blob(self, blob: Blob) -> Path:
+        """Return where a blob lies, or will."""
+        return self._blobs / blob.digest.removeprefix("sha256:")
+
+    def has_blob(self, blob: Blob) -> bool:
+        """Return whether the blob is in the cache and still what it was; a damaged one is removed."""
+        try:
+            _verify(self.blob(blob), blob)
+        except NotFoundError:
+            return False
+        except IntegrityError:
+            self.blob(blob).unlink(missing_ok=True)
+            return False
+        return True
+
+    def prune_blobs(self, *, keep: Iterable[str]) -> int:
+        """Remove every blob, whole or partial, whose digest is not named; return how many."""
+        kept, removed = {digest.removeprefix("sha256:") for digest in keep}, 0
+        for path in self._blobs.iterdir():
+            if path.name.lstrip(".")[:64] not in kept:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def check_room(self, size: int, element: str) -> None:
+        """Refuse early what would not fit. Raises StorageFullError with the amounts."""
+        found = os.statvfs(self.root)
+        free = found.f_frsize * found.f_bavail
+        room, why = (
+            free - self._reserve,
+            f"{human_bytes(free)} are free and {human_bytes(self._reserve)} stay in reserve",
+        )
+        if self._limit is not None:
+            used = self._used()
+            if self._limit - used < room:
+                room, why = (
+                    self._limit - used,
+                    f"{human_bytes(used)} of the limit of {human_bytes(self._limit)} are in use",
+                )
+        if size > room:
+            raise StorageFullError(
+                f"{human_bytes(size)} do not fit: {why}",
+                element=element,
+                hint="free some space, or change storage in agent.toml",
+            )
+
+    def partial_size(self, blob: Blob) -> int:
+        """Return how much of a blob an interrupted fetch has left."""
+        return max((p.stat().st_size for p in self._blobs.glob(f"*{self.blob(blob).name}*partial*")), default=0)
+
+    def _place(self, blob: Blob, target: Path) -> None:
+        source = self.blob(blob)
+        _verify(source, blob)
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP):
+                raise
+            with source.open("rb") as reader, target.open("xb") as writer:  # a file system without hard links
+                shutil.copyfileobj(reader, writer, _CHUNK)
+                writer.flush()
+                os.fsync(writer.fileno())
+            _verify(target, blob)
+
+    def _used(self) -> int:
+        sizes: dict[int, int] = {}
+        for top in (self._blobs, self._workloads):
+            for directory, _, names in os.walk(top):
+                for name in names:
+                    try:
+                        found = os.lstat(os.path.join(directory, name))
+                    except FileNotFoundError:
+                        continue
+                    sizes[found.st_ino] = found.st_size
+        return sum(sizes.values())
+
+
+def _verify(path: Path, blob: Blob) -> None:
+    hasher = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == blob.size:
+                while chunk := file.read(_CHUNK):
+                    hasher.update(chunk)
+    except FileNotFoundError:
+        raise NotFoundError(element=str(path)) from None
+    except OSError as error:  # a dying SD card
+        raise IntegrityError(f"cannot be read: {error.strerror}", element=str(path)) from None
+    if f"sha256:{hasher.hexdigest()}" != blob.digest:
+        raise IntegrityError(f"is not {blob.digest} of {blob.size} bytes any more", element=str(path))
+
+
+def _full_or(error: OSError, element: str) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFullError(element=element, hint="free some space; nothing was changed")
+    return error

@@ -1,0 +1,298 @@
+"""The agent's loop: bring back what was running, obey the hub when it is there, report, answer.
+
+Workloads and the connection do not wait for each other: without a hub everything accepted earlier runs. Lives here:
+one TaskGroup with an installer for each workload, the connection with its retries, reports and commands. Must not live
+here: what to accept (`core.session`), what to do for a workload (`core.workload`), which drivers (`app`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+from skerry.agent import commands
+from skerry.agent.disk import AcceptedDesired, Disk
+from skerry.agent.installer import Installer, Tools
+from skerry.agent.servers import Servers
+from skerry.agent.settings import AgentSettings
+from skerry.api import duration
+from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, UnavailableError
+from skerry.api.kinds.device import DeviceFacts
+from skerry.core import workload
+from skerry.core.journal import Resumed, State, Unwanted, Wanted
+from skerry.core.messages import Command, DesiredState, WorkloadDesired
+from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink
+from skerry.core.session import Session
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 2.0
+"""How long the first report waits for servers of an earlier agent to be adopted."""
+SEND_SECONDS = 60.0
+STEADY_SECONDS = 30.0
+"""A connection that held this long was a good one: the next attempt comes soon."""
+FACTS_SECONDS = 600.0
+RESTART_SECONDS = 5.0
+MAX_FETCHES = 2
+MAX_COMMANDS = 4
+"""At a time; the next ones wait, the rest are told to come back."""
+MAX_WAITING_COMMANDS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the engine is made of."""
+
+    disk: Disk
+    link: DeviceLink
+    source: ArtifactSource
+    servers: Servers
+    session: Session
+    clock: Clock
+    settings: AgentSettings
+    facts: Callable[[], DeviceFacts]
+    """Blocks for a moment."""
+
+
+class Engine:
+    """One agent, from its start to its end."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._session = parts.session
+        self._installers: dict[str, Installer] = {}
+        self._changed = asyncio.Event()
+        self._facts = parts.facts()
+        self._facts_at = parts.clock.monotonic()
+        self._running_commands = asyncio.Semaphore(MAX_COMMANDS)
+        self._waiting_commands = 0
+        self._retry_ceiling = duration.to_seconds(parts.settings.link.retry_ceiling)
+        self._tools = Tools(
+            disk=parts.disk,
+            source=parts.source,
+            servers=parts.servers,
+            clock=parts.clock,
+            boot=self._facts.boot_id,
+            engines=self._engines,
+            fetching=asyncio.Semaphore(MAX_FETCHES),
+            blob_locks=WeakValueDictionary(),
+            prune=self._prune,
+            probe_samples=parts.settings.probes.samples,
+            probe_timeout_seconds=duration.to_seconds(parts.settings.probes.request_timeout),
+            changed=self._changed.set,
+        )
+
+    async def run(self) -> None:
+        """Run for ever; cancel it to end. Servers go on without it."""
+        async with asyncio.TaskGroup() as self._tasks:
+            await self._bring_back()
+            await self._stay_connected()
+
+    async def stop_servers(self) -> None:
+        """Stop all servers of this agent; their workloads come back at the next start."""
+        await self._parts.servers.stop_strangers([])
+
+    # --- workloads ------------------------------------------------------------------------------------------------
+
+    async def _bring_back(self) -> None:
+        """Take up every journal, then what was accepted last: the one may be older than the other after a power cut."""
+        states, damaged = await asyncio.to_thread(self._parts.disk.read_journals)
+        for name in damaged:
+            log.error("journal.damaged workload=%s", name)
+        for state in states:
+            self._start(state).post(Resumed())
+        desired = self._session.accepted
+        if desired is not None:
+            self._apply(desired)
+        known = [*self._installers, *([] if desired is None else [w.name for w in desired.workloads])]
+        try:
+            stopped = await self._parts.servers.stop_strangers(known)
+            if stopped:
+                log.warning("servers.stopped_strangers count=%d", stopped)
+        except SkerryError as error:
+            log.error("servers.stranger_not_stopped error=%s", error)
+        if states:
+            waiting = [asyncio.ensure_future(one.settled()) for one in self._installers.values()]
+            _, late = await asyncio.wait(waiting, timeout=SETTLE_SECONDS)
+            for task in late:
+                task.cancel()
+
+    def _apply(self, desired: DesiredState) -> None:
+        wanted = {one.name: one for one in desired.workloads}
+        for name, installer in self._installers.items():
+            if name not in wanted:
+                installer.post(Unwanted())
+        for name, one in wanted.items():
+            installer = self._installers.get(name) or self._start(State(name=name))
+            installer.post(Wanted(one))
+        self._changed.set()
+
+    def _start(self, state: State) -> Installer:
+        installer = self._installers[state.name] = Installer(state, self._tools)
+        self._tasks.create_task(self._supervise(installer), name=f"workload {state.name}")
+        return installer
+
+    async def _supervise(self, installer: Installer) -> None:
+        """Run an installer to its end; when it breaks, go on from its journal, which is the truth."""
+        name = installer.state.name
+        try:
+            await installer.run()
+        except Exception:
+            log.exception("workload.broke workload=%s", name)
+            await asyncio.sleep(RESTART_SECONDS)
+            self._start(installer.state).post(Resumed())
+        else:
+            del self._installers[name]
+        wanted = self._wanted(name)
+        if wanted is not None:
+            installer = self._installers.get(name) or self._start(State(name=name))
+            installer.post(Wanted(wanted))
+        elif name in self._installers:
+            self._installers[name].post(Unwanted())
+        self._changed.set()
+
+    def _wanted(self, name: str) -> WorkloadDesired | None:
+        accepted = self._session.accepted
+        return None if accepted is None else next((one for one in accepted.workloads if one.name == name), None)
+
+    def _engines(self) -> Iterable[str]:
+        return [engine.name for engine in self._facts.engines]
+
+    async def _prune(self) -> None:
+        named = [slot.desired for one in self._installers.values() for slot in workload.slots(one.state)]
+        digests = {blob.digest for one in named for blob in (one.blob, one.golden) if blob is not None}
+        await asyncio.to_thread(self._parts.disk.prune_blobs, keep=digests)
+
+    # --- the connection -------------------------------------------------------------------------------------------
+
+    async def _stay_connected(self) -> None:
+        failures = 0
+        while True:
+            began = self._parts.clock.monotonic()
+            try:
+                await self._converse()
+            except* SkerryError as group:
+                log.warning("link.lost error=%s", _first(group))
+            except* Exception:
+                log.exception("link.broke")
+            steady = self._parts.clock.monotonic() - began >= STEADY_SECONDS
+            failures = 1 if steady else min(failures + 1, 30)
+            ceiling = min(self._retry_ceiling, 0.5 * 2 ** (failures - 1))
+            await asyncio.sleep(random.uniform(0, ceiling))  # noqa: S311 - jitter, not a secret
+
+    async def _converse(self) -> None:
+        """One connection, to its end."""
+        async with self._parts.link.connect(boot_id=self._session.boot_id) as connection:
+            log.info("link.connected")
+            self._session.connected()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._report(connection))
+                    tasks.create_task(self._listen(connection, tasks))
+            finally:
+                self._session.disconnected()
+
+    async def _report(self, connection: DeviceConnection) -> None:
+        clock, session = self._parts.clock, self._session
+        while True:
+            self._changed.clear()
+            if clock.monotonic() - self._facts_at >= FACTS_SECONDS:
+                self._facts, self._facts_at = await asyncio.to_thread(self._parts.facts), clock.monotonic()
+            statuses = [one.status() for _, one in sorted(self._installers.items())]
+            session.update(facts=self._facts, workloads=statuses)
+            due = session.poll(now=clock.now(), monotonic=clock.monotonic())
+            if due is not None:
+                await _within(SEND_SECONDS, connection.send(due), "report")
+                continue
+            try:
+                async with asyncio.timeout(session.seconds_to_heartbeat(clock.monotonic())):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _listen(self, connection: DeviceConnection, tasks: asyncio.TaskGroup) -> None:
+        async for channel, raw in connection.incoming():
+            if channel == "desired":
+                await self._take_desired(raw)
+            else:
+                self._take_command(raw, connection, tasks)
+        raise UnavailableError("the connection ended", element="link")
+
+    async def _take_desired(self, raw: bytes) -> None:
+        """Verify, make durable, act: in this order."""
+        try:
+            offer = self._session.offer(raw)
+            if offer is not None:
+                kept = AcceptedDesired(manifest_version=offer.desired.manifest_version, envelope=offer.raw)
+                await asyncio.to_thread(self._keep, kept)
+                accepted = self._session.accept(offer)
+                log.info("desired.accepted version=%d", accepted.manifest_version)
+                self._apply(accepted)
+        except SkerryError as error:
+            log.warning("desired.refused error=%s", error)
+            self._session.refuse(error)
+        self._changed.set()
+
+    def _keep(self, accepted: AcceptedDesired) -> None:
+        try:
+            self._parts.disk.write_desired(accepted)
+        except StorageFullError as error:
+            raise StorageFullError(
+                "the desired state cannot be kept", element=error.element, hint="free some space; nothing was changed"
+            ) from error
+        except OSError as error:
+            raise UnavailableError(
+                f"the desired state cannot be kept: {error.strerror}",
+                element=str(error.filename),
+                hint="check the disk",
+            ) from error
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    def _take_command(self, raw: bytes, connection: DeviceConnection, tasks: asyncio.TaskGroup) -> None:
+        try:
+            command = self._session.receive_command(raw, self._parts.clock.now())
+        except SkerryError as error:
+            log.warning("command.refused error=%s", error)
+            return
+        if command is None:
+            log.info("command.repeated")
+        elif self._waiting_commands >= MAX_WAITING_COMMANDS:
+            log.warning("command.dropped id=%s reason=too-many", command.id[:80])
+        else:
+            self._waiting_commands += 1
+            tasks.create_task(self._answer(command, connection))
+
+    async def _answer(self, command: Command, connection: DeviceConnection) -> None:
+        try:
+            async with self._running_commands:
+                installer = self._installers.get(command.workload)
+                current = None if installer is None else installer.state.current
+                result = await commands.answer(
+                    command,
+                    log=None if installer is None else self._parts.disk.log(command.workload),
+                    model="" if current is None else current.desired.model,
+                    port=0 if installer is None else installer.server_port,
+                )
+                await _within(SEND_SECONDS, connection.send(result), "answer")
+        finally:
+            self._waiting_commands -= 1
+
+
+async def _within(seconds: float, work: object, element: str) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await work  # type: ignore[misc]
+    except TimeoutError:
+        raise TimedOutError(f"could not be sent within {seconds:g} s", element=element) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,216 @@
+"""The agent's settings: `<state-dir>/agent.toml`, all of it optional.
+
+Lives here: every setting with its unit, default and reason, and the strict loader. Must not live here: what is learned
+from the hub (that is the identity) or measured (that is `facts`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from skerry.api import duration, quantity
+from skerry.api.duration import Duration
+from skerry.api.errors import InvalidError
+from skerry.api.kinds.device import EngineFacts, Hardware, Network
+from skerry.api.quantity import Quantity
+
+FILE = "agent.toml"
+MAX_BYTES = 256 * 1024
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: a key nobody knows is refused by name."""
+
+
+class HardwareSettings(Section, frozen=True, kw_only=True):
+    """What the hub is told of the machine instead of what was measured; empty or 0 means as measured."""
+
+    arch: str = ""
+    cpu_model: str = ""
+    cores: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    memory: Quantity | None = None
+    """Memory that workloads may use."""
+    storage: Quantity | None = None
+    accelerators: list[str] | None = None
+
+
+class NetworkSettings(Section, frozen=True, kw_only=True):
+    """What the hub is told of the connection instead of what was found."""
+
+    kind: str = ""
+    """ethernet, wifi, cellular, loopback or unknown."""
+    interface: str = ""
+    address: str = ""
+    metered: bool = False
+
+
+class EngineSettings(Section, frozen=True, kw_only=True):
+    """One engine of this device, instead of those found installed."""
+
+    name: str
+    version: str = ""
+    """Empty: as installed."""
+    precisions: list[str] = []
+    """Empty: all."""
+
+
+class ProbeSettings(Section, frozen=True, kw_only=True):
+    """The run of the golden samples after an install."""
+
+    samples: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
+    """At most so many, from the first on: enough for a share of 1 %, a second or two on a small device."""
+    request_timeout: Duration = "30s"
+    """One request; the slowest models on the slowest devices take seconds."""
+
+
+class ServerSettings(Section, frozen=True, kw_only=True):
+    """The inference servers."""
+
+    python: str = ""
+    """Interpreter that runs them, where the engines live in an environment of their own; empty: the agent's."""
+    start_timeout: Duration = "60s"
+    """From its start until a server answers; big models load slowly from SD cards."""
+    stop_grace: Duration = "10s"
+    """Time to finish what it is answering before it is killed."""
+    stop_on_exit: bool = False
+    """Stop all servers when the agent is told to end. False: they go on serving, and are adopted at its return."""
+
+
+class StorageSettings(Section, frozen=True, kw_only=True):
+    """What the agent may take of the disk."""
+
+    reserve: Quantity = "32Mi"
+    """Left free for everybody else on the file system: journals and logs must always find room."""
+    limit: Quantity | None = None
+    """Most that models may take, cache included; none by default, the file system is the limit."""
+
+
+class HubSettings(Section, frozen=True, kw_only=True):
+    """The way to the hub, where it is not what the enrollment told (a gateway, a tunnel); empty or 0: as told."""
+
+    url: str = ""
+    mqtt_host: str = ""
+    mqtt_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+
+
+class LinkSettings(Section, frozen=True, kw_only=True):
+    """The connection to the hub."""
+
+    heartbeat: Duration = "60s"
+    """A report at least so often; presence itself is the link's business."""
+    retry_ceiling: Duration = "60s"
+    """Longest pause between two attempts to connect (full jitter below it)."""
+
+
+class AgentSettings(Section, frozen=True, kw_only=True):
+    """Everything that can be set."""
+
+    hardware: HardwareSettings = HardwareSettings()
+    network: NetworkSettings = NetworkSettings()
+    engines: list[EngineSettings] | None = None
+    """None: what is found installed."""
+    probes: ProbeSettings = ProbeSettings()
+    servers: ServerSettings = ServerSettings()
+    storage: StorageSettings = StorageSettings()
+    hub: HubSettings = HubSettings()
+    link: LinkSettings = LinkSettings()
+
+
+def load(path: Path) -> AgentSettings:
+    """Return the settings in a file; a missing file means the defaults.
+
+    Raises InvalidError that names the file and the path in it.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return AgentSettings()
+    except OSError as error:
+        raise InvalidError(f"cannot be read: {error.strerror}", element=str(path)) from None
+    if len(raw) > MAX_BYTES:
+        raise InvalidError(f"is larger than {MAX_BYTES} bytes", element=str(path))
+    try:
+        found = tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidError(f"is not TOML: {error}", element=str(path)) from None
+    return _convert(found, path)
+
+
+def _convert(found: dict[str, Any], path: Path) -> AgentSettings:
+    try:
+        settings = msgspec.convert(found, AgentSettings)
+    except msgspec.ValidationError as error:
+        cause, _, where = str(error).partition(" - at ")
+        place = where.strip("`").removeprefix("$.").removeprefix("$")
+        element = f"{path}, {place}" if place else str(path)
+        raise InvalidError(_plain(cause), element=element, hint="docs/agent.md lists every setting") from None
+    for place, check in _CHECKS.items():
+        try:
+            check(settings)
+        except InvalidError as error:
+            raise InvalidError(error.cause, element=f"{path}, {place}", hint=error.hint) from None
+    return settings
+
+
+def _plain(cause: str) -> str:
+    return cause.replace("Object contains unknown field", "unknown key").replace("`", '"')
+
+
+def _network_kind(settings: AgentSettings) -> None:
+    try:
+        network(settings.network)
+    except msgspec.ValidationError:
+        raise InvalidError(
+            f'"{settings.network.kind}" is no kind of network', hint="ethernet, wifi, cellular, loopback or unknown"
+        ) from None
+
+
+_CHECKS: dict[str, Any] = {
+    "hardware.memory": lambda s: s.hardware.memory and quantity.to_bytes(s.hardware.memory),
+    "hardware.storage": lambda s: s.hardware.storage and quantity.to_bytes(s.hardware.storage),
+    "storage.reserve": lambda s: quantity.to_bytes(s.storage.reserve),
+    "storage.limit": lambda s: s.storage.limit and quantity.to_bytes(s.storage.limit),
+    "probes.request_timeout": lambda s: duration.to_seconds(s.probes.request_timeout),
+    "servers.start_timeout": lambda s: duration.to_seconds(s.servers.start_timeout),
+    "servers.stop_grace": lambda s: duration.to_seconds(s.servers.stop_grace),
+    "link.heartbeat": lambda s: duration.to_seconds(s.link.heartbeat),
+    "link.retry_ceiling": lambda s: duration.to_seconds(s.link.retry_ceiling),
+    "network.kind": _network_kind,
+}
+
+
+def network(settings: NetworkSettings) -> Network:
+    """Return the network as set. Raises msgspec.ValidationError for an unknown kind."""
+    return msgspec.convert({**msgspec.structs.asdict(settings), "kind": settings.kind or "unknown"}, Network)
+
+
+def hardware(settings: HardwareSettings, measured: Hardware) -> Hardware:
+    """Return the measured hardware with what the settings say in its place."""
+    memory = None if settings.memory is None else quantity.to_bytes(settings.memory)
+    storage = None if settings.storage is None else quantity.to_bytes(settings.storage)
+    return msgspec.structs.replace(
+        measured,
+        arch=settings.arch or measured.arch,
+        cpu_model=settings.cpu_model or measured.cpu_model,
+        cores=settings.cores or measured.cores,
+        memory_bytes=measured.memory_bytes if memory is None else memory,
+        storage_bytes=measured.storage_bytes if storage is None else storage,
+        storage_free_bytes=min(measured.storage_free_bytes, storage or measured.storage_free_bytes),
+        accelerators=measured.accelerators if settings.accelerators is None else settings.accelerators,
+    )
+
+
+def engines(settings: list[EngineSettings] | None, found: list[EngineFacts]) -> list[EngineFacts]:
+    """Return the engines as set, their versions taken from those found where not set."""
+    if settings is None:
+        return found
+    versions = {engine.name: engine.version for engine in found}
+    return [
+        EngineFacts(name=one.name, version=one.version or versions.get(one.name, ""), precisions=one.precisions)
+        for one in settings
+    ]

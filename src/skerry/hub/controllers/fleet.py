@@ -1,0 +1,205 @@
+"""The fleet as the rollout controller sees it: copies of all kinds it reads, and which deployments a change concerns.
+
+Must not live here: decisions, writing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from skerry.api import selector
+from skerry.api.errors import InvalidError
+from skerry.api.kinds.device import Device
+from skerry.api.kinds.model_deployment import ModelDeployment
+from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.kinds.rollout import Rollout
+from skerry.core import placement, waves
+from skerry.core.desired import DesiredRecord
+from skerry.core.placement import Machine
+from skerry.core.ports import Store
+from skerry.core.steps import Hold
+from skerry.core.waves import Member
+from skerry.hub.controllers import informer
+
+Key = tuple[str, str]
+"""Namespace and name of a deployment."""
+
+_MAX_FITS = 20_000  # remembered answers; one a kind of machine and rollout
+
+
+class Fleet:
+    """Local copies of deployments, rollouts, model versions, devices and their records.
+
+    `concern(key)` is called for every deployment that a change may matter to.
+    """
+
+    def __init__(self, store: Store, concern: Callable[[Key], None]) -> None:
+        self._concern = concern
+        self.deployments = informer.of_kind(store, ModelDeployment, self._deployment_changed)
+        self.rollouts = informer.of_kind(store, Rollout, self._rollout_changed)
+        self.models = informer.of_kind(store, ModelVersion, self._model_changed)
+        self.devices = informer.of_kind(store, Device, self._device_changed)
+        self.records = informer.of_desired(store, self._record_changed)
+        self._fits: dict[tuple[str, str, Machine], str] = {}
+
+    @asynccontextmanager
+    async def follow(self) -> AsyncIterator[None]:
+        """Keep the copies up to date inside the block, which is entered when all are complete."""
+        copies = (self.deployments, self.rollouts, self.models, self.devices, self.records)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(copy.run()) for copy in copies]
+            for copy in copies:
+                await copy.wait_synced()
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    def rollouts_of(self, key: Key) -> list[Rollout]:
+        """Return all rollouts of the deployment of that name, also of an earlier one."""
+        namespace, name = key
+        found = self.rollouts.values(f"{namespace}/{name}-")
+        return [rollout for rollout in found if rollout.spec.deployment == name]
+
+    def records_of(self, key: Key) -> list[DesiredRecord]:
+        """Return the records that hold the deployment's workload."""
+        namespace, name = key
+        return [r for r in self.records.values() if r.namespace == namespace and r.find(name) is not None]
+
+    def model_of(self, namespace: str, name: str) -> ModelVersion | None:
+        """Return a model version that can be rolled out, or None."""
+        model = self.models.get(f"{namespace}/{name}")
+        return model if model is not None and model.status.phase == "Ready" else None
+
+    def hold_of(self, namespace: str, name: str) -> Hold | None:
+        """Say why a model version cannot be rolled out; None when it can."""
+        model = self.models.get(f"{namespace}/{name}")
+        if model is None:
+            text = f'model version "{name}" does not exist in {namespace}; push it, or correct spec.modelVersion'
+            return Hold(reason="ModelVersionMissing", message=text)
+        if model.status.phase == "Ready":
+            return None
+        why = next((c.message for c in model.status.conditions if c.type == "Ready"), "its artifacts are being checked")
+        broken = model.status.phase == "Broken"
+        return Hold(
+            reason="ModelVersionBroken" if broken else "ModelVersionPending",
+            message=f'model version "{name}" is {"broken" if broken else "not ready yet"}: {why}',
+        )
+
+    def members_of(
+        self, deployment: ModelDeployment, rollout: Rollout | None, previous: Rollout | None
+    ) -> dict[str, tuple[Member, Device]]:
+        """Return the deployment's devices by uid: those selected, and those that still hold its workload.
+
+        Raises InvalidError when the selector or a quantity of a template cannot be read.
+        """
+        meta = deployment.metadata
+        wanted = selector.requirements(deployment.spec.device_selector)
+        members: dict[str, tuple[Member, Device]] = {}
+        for device in self.devices.values(f"{meta.namespace}/"):
+            record = self.records.get(device.metadata.uid)
+            selected = selector.matches(wanted, device.metadata.labels)
+            if not selected and (record is None or record.find(meta.name) is None):
+                continue
+            machine = placement.machine_of(device.status, record, meta.name)
+            member = waves.member_of(
+                device,
+                record,
+                meta.name,
+                selected=selected,
+                unfit=self._unfit(machine, rollout),
+                previous_unfit=self._unfit(machine, previous),
+            )
+            members[member.uid] = (member, device)
+        return members
+
+    def _unfit(self, machine: Machine, rollout: Rollout | None) -> str:
+        """Why nothing of a rollout fits a machine; remembered, for a fleet has few kinds of machines."""
+        if rollout is None:
+            return "there is no rollout"
+        namespace, name = rollout.metadata.namespace, rollout.spec.template.model_version
+        model = self.model_of(namespace, name)
+        if model is None:
+            return f'model version "{name}" is not ready'
+        key = (rollout.metadata.uid, model.metadata.resource_version, machine)
+        if key not in self._fits:
+            if len(self._fits) >= _MAX_FITS:
+                self._fits.clear()
+            found = placement.place(machine, model.status.variants, rollout.spec.template)
+            self._fits[key] = "" if found.variant else found.reason
+        return self._fits[key]
+
+    # --- what a change concerns ------------------------------------------------------------------------------------
+
+    def _deployment_changed(self, old: ModelDeployment | None, new: ModelDeployment | None) -> None:
+        item = new or old
+        if item is None or (old and new and _identity(old) == _identity(new) and old.spec == new.spec):
+            return
+        self._concern((item.metadata.namespace, item.metadata.name))
+
+    def _rollout_changed(self, old: Rollout | None, new: Rollout | None) -> None:
+        item = new or old
+        if item is not None:
+            self._concern((item.metadata.namespace, item.spec.deployment))
+
+    def _model_changed(self, old: ModelVersion | None, new: ModelVersion | None) -> None:
+        item = new or old
+        if item is None:
+            return
+        namespace, name = item.metadata.namespace, item.metadata.name
+        for deployment in self.deployments.values(f"{namespace}/"):
+            key = (namespace, deployment.metadata.name)
+            named = [deployment.spec, *(rollout.spec.template for rollout in self.rollouts_of(key))]
+            if any(spec.model_version == name for spec in named):
+                self._concern(key)
+
+    def _device_changed(self, old: Device | None, new: Device | None) -> None:
+        if old is not None and new is not None and _substance(old) == _substance(new):
+            return
+        for device in (old, new):
+            if device is not None:
+                record = self.records.get(device.metadata.uid)
+                self._concern_device(device.metadata.namespace, [device.metadata.labels], [record])
+
+    def _record_changed(self, old: DesiredRecord | None, new: DesiredRecord | None) -> None:
+        item = new or old
+        if item is None:
+            return
+        device = self.devices.get(f"{item.namespace}/{item.device}")
+        self._concern_device(item.namespace, [device.metadata.labels] if device else [], [old, new])
+
+    def _concern_device(
+        self, namespace: str, labels: Iterable[Mapping[str, str]], records: Iterable[DesiredRecord | None]
+    ) -> None:
+        """Tell of every deployment that selects the device, or whose workload it holds."""
+        names = {a.workload.name for record in records if record is not None for a in record.assignments}
+        known = list(labels)
+        names.update(
+            deployment.metadata.name
+            for deployment in self.deployments.values(f"{namespace}/")
+            if any(_selects(deployment, found) for found in known)
+        )
+        for name in names:
+            self._concern((namespace, name))
+
+
+def _selects(deployment: ModelDeployment, labels: Mapping[str, str]) -> bool:
+    try:
+        return selector.matches(selector.requirements(deployment.spec.device_selector), labels)
+    except InvalidError:
+        return True  # its own reconciliation says what is wrong with it
+
+
+def _identity(item: ModelDeployment) -> tuple[str, int]:
+    return item.metadata.uid, item.metadata.generation
+
+
+def _substance(device: Device) -> tuple[object, ...]:
+    """What of a device matters to a rollout: everything but when it was last heard of."""
+    status = msgspec.structs.replace(device.status, last_seen=None, conditions=[])
+    return device.metadata.uid, device.metadata.labels, device.spec, status

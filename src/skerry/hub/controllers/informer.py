@@ -1,0 +1,155 @@
+"""Informers: a local copy of everything under one store prefix, kept by list and watch, with a signal for each change.
+
+Own writes are put in at once (`observe`), so that a controller never decides on a state older than what it wrote
+itself; revisions keep the order. A record that cannot be read is left out and logged: it must not hide the others.
+Must not live here: what a change means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+
+from skerry.api.errors import ExpiredError, SkerryError
+from skerry.api.kinds import Resource
+from skerry.core.desired import DesiredRecord
+from skerry.core.ports import Change, Record, Store
+from skerry.hub import objects
+
+log = logging.getLogger(__name__)
+
+PAGE = 500
+"""Records read at a time."""
+_RETRY_SECONDS = 1.0
+
+V = TypeVar("V", bound=msgspec.Struct)
+R = TypeVar("R", bound=Resource)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry(Generic[V]):
+    value: V
+    revision: int
+
+
+class Informer(Generic[V]):
+    """A copy of the records under `prefix`, by key. `changed(old, new)` is called for every difference, in order."""
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        decode: Callable[[Record], V],
+        changed: Callable[[V | None, V | None], None],
+    ) -> None:
+        self._store, self._prefix, self._decode, self._changed = store, prefix, decode, changed
+        self._entries: dict[str, _Entry[V]] = {}
+        self._synced = asyncio.Event()
+
+    async def run(self) -> None:
+        """List, watch, and list again when the watch has fallen behind; for ever."""
+        while True:
+            try:
+                revision = await self._relist()
+                self._synced.set()
+                async with self._store.watch(self._prefix, after=revision) as changes:
+                    async for change in changes:
+                        self._apply(change)
+            except ExpiredError:
+                log.info("informer.relist prefix=%s", self._prefix)
+            except SkerryError as error:
+                log.warning("informer.retry prefix=%s error=%s", self._prefix, error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def wait_synced(self) -> None:
+        """Wait for the first list."""
+        await self._synced.wait()
+
+    def get(self, key: str) -> V | None:
+        """Return the value under that key (below the prefix), or None."""
+        entry = self._entries.get(self._prefix + key)
+        return entry.value if entry else None
+
+    def values(self, below: str = "") -> Iterator[V]:
+        """Go through the values whose key, below the prefix, starts so."""
+        start = self._prefix + below
+        return (entry.value for key, entry in list(self._entries.items()) if key.startswith(start))
+
+    def observe(self, key: str, value: V, revision: int) -> None:
+        """Take in what the caller has just written or read, unless something newer is known."""
+        self._put(self._prefix + key, value, revision)
+
+    def forget(self, key: str) -> None:
+        """Take out what the caller has just deleted."""
+        self._drop(self._prefix + key)
+
+    async def _relist(self) -> int:
+        """Read everything as of one revision; what is gone since leaves, what is newer here stays."""
+        seen: set[str] = set()
+        start, revision = "", 0
+        while True:
+            page = await self._store.list(self._prefix, limit=PAGE, start=start, revision=revision)
+            revision = page.revision
+            for record in page.records:
+                seen.add(record.key)
+                self._take(record)
+            if page.next_key is None:
+                break
+            start = page.next_key
+        for key, entry in list(self._entries.items()):
+            if key not in seen and entry.revision <= revision:
+                self._drop(key)
+        return revision
+
+    def _apply(self, change: Change) -> None:
+        if change.record is None:
+            return
+        if change.type != "DELETED":
+            self._take(change.record)
+            return
+        known = self._entries.get(change.record.key)
+        if known is not None and known.revision <= change.revision:
+            self._drop(change.record.key)
+
+    def _take(self, record: Record) -> None:
+        try:
+            value = self._decode(record)
+        except (msgspec.DecodeError, SkerryError, ValueError) as error:
+            log.error("informer.unreadable key=%s error=%s", record.key, error)
+            self._drop(record.key)
+            return
+        self._put(record.key, value, record.revision)
+
+    def _put(self, key: str, value: V, revision: int) -> None:
+        known = self._entries.get(key)
+        if known is not None and known.revision >= revision:
+            return
+        self._entries[key] = _Entry(value=value, revision=revision)
+        self._changed(known.value if known else None, value)
+
+    def _drop(self, key: str) -> None:
+        known = self._entries.pop(key, None)
+        if known is not None:
+            self._changed(known.value, None)
+
+
+def of_kind(store: Store, kind: type[R], changed: Callable[[R | None, R | None], None]) -> Informer[R]:
+    """Return an informer of one kind; keys are `<namespace>/<name>`."""
+    return Informer(store, objects.prefix_of(kind), lambda record: objects.decode(kind, record), changed)
+
+
+def of_desired(
+    store: Store, changed: Callable[[DesiredRecord | None, DesiredRecord | None], None]
+) -> Informer[DesiredRecord]:
+    """Return an informer of the devices' records; keys are device uids."""
+    return Informer(
+        store,
+        objects.DESIRED_PREFIX,
+        lambda record: msgspec.json.decode(record.value, type=DesiredRecord),
+        changed,
+    )

@@ -1,0 +1,134 @@
+"""ModelVersions: what the registry holds of them. Ready when every manifest and blob is there, Broken when one is not.
+
+A broken one is looked at again, ever later, for what is missing may still be pushed. Must not live here: how manifests
+are read (`core.manifest`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from skerry.api.errors import ConflictError, IntegrityError, InvalidError, NotFoundError
+from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.kinds.variants import Blob, Variant
+from skerry.api.meta import Condition, set_condition
+from skerry.core import manifest
+from skerry.core.ports import ArtifactStore
+from skerry.hub.context import HubContext
+from skerry.hub.controllers import informer, reconciler
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+Phase: TypeAlias = Literal["Pending", "Ready", "Broken"]
+
+
+async def run(context: HubContext) -> None:
+    """Fill in the status of every ModelVersion, for ever."""
+    await ModelVersions(context).run()
+
+
+async def inspect(artifacts: ArtifactStore, item: ModelVersion) -> list[Variant]:
+    """Return the variants that the registry holds for a model version, by name.
+
+    Raises NotFoundError, InvalidError or IntegrityError that names the digest at fault.
+    """
+    spec = item.spec
+    repository = spec.artifact.repository
+    index = manifest.read_index(await artifacts.get_manifest(repository, spec.artifact.digest))
+    if (index.model, index.version) != (spec.model, spec.version):
+        raise InvalidError(
+            f"is of {index.model} {index.version}, not of {spec.model} {spec.version}",
+            element=f"index {spec.artifact.digest}",
+        )
+    await _check_blob(artifacts, repository, spec.golden.blob)
+    variants = []
+    for entry in index.manifests:
+        variant = manifest.read_variant(await artifacts.get_manifest(repository, entry.digest))
+        await _check_blob(artifacts, repository, variant.blob)
+        variants.append(variant)
+    if len({variant.name for variant in variants}) != len(variants):
+        raise InvalidError("names one variant twice", element=f"index {spec.artifact.digest}")
+    if not variants:
+        raise InvalidError("has no variants", element=f"index {spec.artifact.digest}")
+    return sorted(variants, key=lambda variant: variant.name)
+
+
+class ModelVersions:
+    """The controller; see `run`."""
+
+    def __init__(self, context: HubContext) -> None:
+        self._context = context
+        self._work: reconciler.Reconciler[Key] = reconciler.Reconciler("model-version", self.reconcile, self._failed)
+        self._items = informer.of_kind(context.objects.store, ModelVersion, self._changed)
+
+    async def run(self) -> None:
+        """Watch and reconcile."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._items.run(), name="model-version-informer")
+            group.create_task(self._work.run(), name="model-version-reconciler")
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Look once. Raises what is wrong, so that it is shown and looked at again."""
+        item = self._items.get("/".join(key))
+        if item is None or (item.status.phase == "Ready" and item.status.variants):
+            return None
+        variants = await inspect(self._context.artifacts, item)
+        sentence = f"{len(variants)} variants: {', '.join(variant.name for variant in variants)}"
+        await self._write(item, "Ready", "Complete", sentence, variants)
+        log.info("model_version.ready namespace=%s name=%s variants=%d", *key, len(variants))
+        return None
+
+    async def _failed(self, key: Key, error: Exception) -> None:
+        item = self._items.get("/".join(key))
+        if item is None:
+            return
+        known = isinstance(error, NotFoundError | InvalidError | IntegrityError)
+        reason = "Incomplete" if isinstance(error, NotFoundError) else "Invalid" if known else "Error"
+        phase: Phase = "Broken" if known else item.status.phase
+        await self._write(item, phase, reason, str(error)[:1000])
+
+    async def _write(
+        self, item: ModelVersion, phase: Phase, reason: str, message: str, variants: Sequence[Variant] = ()
+    ) -> None:
+        namespace, name = item.metadata.namespace, item.metadata.name
+        condition = Condition(
+            type="Ready",
+            status="True" if phase == "Ready" else "False",
+            reason=reason,
+            message=message,
+            last_transition_time=self._context.clock.now(),
+            observed_generation=item.metadata.generation,
+        )
+        status = msgspec.structs.replace(
+            item.status,
+            phase=phase,
+            variants=list(variants),
+            conditions=set_condition(item.status.conditions, condition),
+        )
+
+        def change(current: ModelVersion) -> ModelVersion:
+            if current.metadata.uid != item.metadata.uid:
+                raise ConflictError(element=f'modelversions "{name}"')
+            return msgspec.structs.replace(current, status=status)
+
+        try:
+            written = await self._context.objects.update_status(ModelVersion, namespace, name, change)
+        except NotFoundError:  # deleted meanwhile
+            return
+        self._items.observe(f"{namespace}/{name}", written, int(written.metadata.resource_version))
+
+    def _changed(self, old: ModelVersion | None, new: ModelVersion | None) -> None:
+        if new is not None and (old is None or old.spec != new.spec or old.metadata.uid != new.metadata.uid):
+            self._work.add((new.metadata.namespace, new.metadata.name))
+
+
+async def _check_blob(artifacts: ArtifactStore, repository: str, blob: Blob) -> None:
+    size = await artifacts.stat_blob(repository, blob.digest)
+    if size != blob.size:
+        raise IntegrityError(f"has {size} bytes, not {blob.size}", element=f"blob {blob.digest}")

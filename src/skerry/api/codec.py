@@ -22,7 +22,7 @@ T = TypeVar("T", bound=Resource)
 _BY_KIND: Mapping[str, KindInfo] = {info.kind: info for info in KINDS}
 
 
-def parse_documents(data: bytes, *, source: str = "the text") -> list[dict[str, Any]]:
+def load_documents(data: bytes, *, source: str = "the text") -> list[dict[str, Any]]:
     """Return the objects in YAML or JSON text, lists of objects unfolded. Raises BadRequestError, naming the line."""
     if data.lstrip()[:1] in (b"{", b"["):
         try:

@@ -34,7 +34,7 @@ CODES: Mapping[type[errors.SkerryError], tuple[int, str]] = {
     errors.TimedOutError: (504, "Timeout"),
     errors.StorageFullError: (507, "StorageFull"),
 }
-"""HTTP code and reason of each error type; `drivers.client.api` reads the table's reasons back."""
+"""HTTP code and reason of each error type; `drivers.client.failures` reads the reasons back."""
 
 
 def code_and_reason(error: errors.SkerryError) -> tuple[int, str]:

@@ -1,0 +1,426 @@
+"""The hub's API for programs and the command line: typed objects, synchronous, every wait bounded.
+
+Lives here: requests, pages, watches that reconnect, `apply`, and a server's Status turned back into an `api.errors`
+error with its element, cause and hint. Must not live here: printing, arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+import msgspec
+
+from skerry.api import codec, errors, patch
+from skerry.api.kinds import KINDS, KindInfo, Resource
+from skerry.api.meta import API_VERSION
+from skerry.drivers.client import failures
+from skerry.drivers.client.kubeconfig import Connection, load_kubeconfig
+
+__all__ = ["Connection", "HubClient", "Outcome", "load_kubeconfig"]
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 65.0
+"""Longest silence in an answer or a watch; hubs bound their work, and send bookmarks, well within it."""
+PAGE = 500
+RECONNECT_SECONDS = 60.0
+"""How long a watch tries to get its hub back before it gives up."""
+
+T = TypeVar("T", bound=Resource)
+Outcome = Literal["created", "configured", "unchanged"]
+_MERGE = "application/merge-patch+json"
+_TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
+_ATTEMPTS = 5
+_INFOS: Mapping[type, KindInfo] = {info.type: info for info in KINDS}
+_START_HINT = "is the hub running? start it with `skerry hub start`"
+
+
+class HubClient:
+    """One hub, one namespace. Usable as a context manager; `http` is its client for anything else the hub serves.
+
+    All methods raise the server's errors as `api.errors` types, UnavailableError when there is no connection, and
+    TimedOutError when no answer came in time.
+    """
+
+    def __init__(self, connection: Connection, *, namespace: str | None = None) -> None:
+        self.server = connection.server
+        self.namespace = namespace or connection.namespace
+        headers = {"Authorization": f"Bearer {connection.token}"} if connection.token else {}
+        self.http = httpx.Client(
+            base_url=connection.server,
+            verify=connection.tls() if connection.server.startswith("https:") else True,
+            headers={**headers, "User-Agent": "skerry"},
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            trust_env=not connection.loopback,  # proxies are for the world outside
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.http.close()
+
+    def check_ready(self) -> None:
+        """Return when the hub answers and its store does."""
+        self._request("GET", "/readyz")
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def get(self, kind: type[T], name: str) -> T:
+        """Return one object. Raises NotFoundError."""
+        return codec.read(self.get_raw(kind, name), kind)
+
+    def get_raw(self, kind: type[Any], name: str) -> dict[str, Any]:
+        """Return one object as the hub shows it, defaults included. Raises NotFoundError."""
+        return self._json("GET", self._path(kind, name))
+
+    def list(self, kind: type[T], *, labels: str = "", fields: str = "", everywhere: bool = False) -> list[T]:
+        """Return all objects of the namespace, or with `everywhere` of all; `labels` and `fields` are selectors."""
+        raw = self.list_raw(kind, labels=labels, fields=fields, everywhere=everywhere)
+        return [codec.read(item, kind) for item in raw["items"]]
+
+    def list_raw(
+        self, kind: type[Any], *, labels: str = "", fields: str = "", everywhere: bool = False
+    ) -> dict[str, Any]:
+        """Return the whole list as the hub shows it, read page by page at one revision."""
+        return self._all_pages(kind, "items", labels=labels, fields=fields, everywhere=everywhere)
+
+    def table(self, kind: type[Any], *, name: str = "", labels: str = "", everywhere: bool = False) -> dict[str, Any]:
+        """Return what `get` prints, as a `meta.k8s.io/v1` Table. Raises NotFoundError for a single object's name."""
+        if name:
+            return self._json("GET", self._path(kind, name), headers={"Accept": _TABLE})
+        return self._all_pages(kind, "rows", labels=labels, everywhere=everywhere, accept=_TABLE)
+
+    # --- watching -------------------------------------------------------------------------------------------------
+
+    def watch(self, kind: type[T], name: str = "", *, labels: str = "", deadline: float | None = None) -> Iterator[T]:
+        """Yield every object as it is now, then each one as it changes, until the deadline (`time.monotonic`).
+
+        With a name only that object; its deletion raises NotFoundError. Connections that break are made again.
+        """
+        for event, raw in self.events(kind, name=name, labels=labels, deadline=deadline):
+            if event != "DELETED":
+                yield codec.read(raw, kind)
+            elif name:
+                raise errors.NotFoundError("was deleted", element=f'{_INFOS[kind].plural} "{name}"')
+
+    def watch_table(
+        self,
+        kind: type[Any],
+        *,
+        name: str = "",
+        labels: str = "",
+        resource_version: str = "",
+        everywhere: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a Table of one row, columns included, for every change after that version; without one, for all."""
+        columns: Any = None
+        for _, shown in self.events(
+            kind,
+            name=name,
+            labels=labels,
+            resource_version=resource_version,
+            everywhere=everywhere,
+            accept=_TABLE,
+        ):
+            columns = shown.get("columnDefinitions") or columns
+            yield {**shown, "columnDefinitions": columns or []}
+
+    def events(
+        self,
+        kind: type[Any],
+        *,
+        name: str = "",
+        labels: str = "",
+        resource_version: str = "",
+        everywhere: bool = False,
+        deadline: float | None = None,
+        accept: str = "application/json",
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (ADDED, MODIFIED or DELETED, object) from a version on; "" begins with all there is as ADDED.
+
+        A broken connection is made again from the last version seen; a hub that was never reached is an error at
+        once. When the hub no longer knows that version, everything there is comes again as ADDED.
+        """
+        path = self._path(kind, everywhere=everywhere)
+        chosen = {"labelSelector": labels, "fieldSelector": f"metadata.name={name}" if name else ""}
+        version, reached, trouble_since, broken = resource_version, False, 0.0, 0
+        while (left := _left(deadline)) > 0:
+            parameters = {**chosen, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
+            if deadline is not None:
+                parameters["timeoutSeconds"] = str(max(1, round(left)))
+            try:
+                for event, shown in self._stream(path, parameters, accept=accept, seconds=left):
+                    reached = True
+                    version = (shown.get("metadata") or {}).get("resourceVersion") or version
+                    broken = 0
+                    if event not in ("OPENED", "BOOKMARK"):
+                        yield event, shown
+                continue
+            except errors.ExpiredError:
+                version = ""
+                continue
+            except errors.TimedOutError:
+                continue  # a silent connection may be a dead one
+            except errors.UnavailableError:
+                broken += 1
+                trouble_since = time.monotonic() if broken == 1 else trouble_since
+                if not reached or time.monotonic() - trouble_since > RECONNECT_SECONDS:
+                    raise
+            time.sleep(min(random.uniform(0, 0.2 * 2 ** min(broken, 5)), 5.0, max(_left(deadline), 0)))  # noqa: S311
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    def create(self, raw: Mapping[str, Any], kind: type[T]) -> T:
+        """Create an object and return it as stored. Raises AlreadyExistsError, InvalidError."""
+        path = self._path(kind, namespace=_namespace_of(raw))
+        return codec.read(self._json("POST", path, content=raw), kind)
+
+    def replace(self, raw: Mapping[str, Any], kind: type[T]) -> T:
+        """Replace an object; its resourceVersion, if there is one, must still be the newest. Raises ConflictError."""
+        path = self._path(kind, _name_of(raw), namespace=_namespace_of(raw))
+        return codec.read(self._json("PUT", path, content=raw), kind)
+
+    def patch(self, kind: type[T], name: str, change: Mapping[str, Any]) -> T:
+        """Merge a change into an object (RFC 7386). Raises NotFoundError, InvalidError, ConflictError."""
+        return codec.read(self._merge(self._path(kind, name), change), kind)
+
+    def merge_spec(self, kind: type[T], name: str, spec: Mapping[str, Any]) -> T:
+        """Put these fields of the spec in place of the present ones, each as a whole. Raises as `patch` does."""
+        for attempt in range(_ATTEMPTS):
+            current = self.get_raw(kind, name)
+            wanted = {**current["spec"], **msgspec.to_builtins(dict(spec))}
+            change: dict[str, Any] = {"spec": patch.diff(current["spec"], wanted)}
+            change["metadata"] = {"resourceVersion": current["metadata"]["resourceVersion"]}
+            try:
+                return self.patch(kind, name, change)
+            except errors.ConflictError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError  # the loop returns or raises
+
+    def delete(self, kind: type[Any], name: str) -> None:
+        """Delete an object. Raises NotFoundError."""
+        self._json("DELETE", self._path(kind, name))
+
+    def apply(self, raw: Mapping[str, Any]) -> Outcome:
+        """Make an object what a file says, as `kubectl apply` does: fields set elsewhere stay, dropped ones go.
+
+        Both note what was applied in the same annotation, so either may go on where the other was. Raises
+        InvalidError with every problem the hub found.
+        """
+        info = codec.kind_of(raw)
+        wanted = patch.with_last_applied(raw)
+        namespace = _namespace_of(raw)
+        path = self._path(info.type, _name_of(raw), namespace=namespace)
+        for attempt in range(_ATTEMPTS):
+            try:
+                live = self._json("GET", path)
+            except errors.NotFoundError:
+                try:
+                    self._json("POST", self._path(info.type, namespace=namespace), content=wanted)
+                except errors.AlreadyExistsError:
+                    continue  # somebody was quicker
+                return "created"
+            change = patch.three_way_merge(patch.last_applied_of(live), wanted, live)
+            if not change:
+                return "unchanged"
+            try:
+                written = self._merge(path, change)
+            except errors.NotFoundError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                continue
+            same = written["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]
+            return "unchanged" if same else "configured"
+        raise errors.ConflictError(
+            "is created and deleted by somebody else at the same time", element=f'{info.plural} "{_name_of(raw)}"'
+        )
+
+    # --- asking devices -------------------------------------------------------------------------------------------
+
+    def infer(self, device: str, workload: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Send an Open Inference Protocol v2 request to a workload on a device. Raises UnavailableError if offline."""
+        path = f"{self._path(_DEVICE, device)}/infer"
+        return self._json("POST", path, content=request, parameters={"workload": workload})
+
+    def log(self, device: str, workload: str, *, tail_lines: int = 200) -> str:
+        """Return the last lines of a workload's log on a device. Raises UnavailableError if it is offline."""
+        parameters = {"workload": workload, "tailLines": str(tail_lines)}
+        return self._request("GET", f"{self._path(_DEVICE, device)}/log", parameters=parameters).text
+
+    def explain(self, deployment: str, device: str) -> dict[str, Any]:
+        """Return which variant a device was given, and the verdict on every candidate."""
+        path = f"{self._path(_DEPLOYMENT, deployment)}/explain"
+        return self._json("GET", path, parameters={"device": device})
+
+    # --- one request ----------------------------------------------------------------------------------------------
+
+    def _all_pages(
+        self,
+        kind: type[Any],
+        entries: str,
+        *,
+        labels: str = "",
+        fields: str = "",
+        everywhere: bool = False,
+        accept: str = "application/json",
+    ) -> dict[str, Any]:
+        path = self._path(kind, everywhere=everywhere)
+        chosen = {"labelSelector": labels, "fieldSelector": fields, "limit": str(PAGE)}
+        whole: dict[str, Any] = {}
+        token, began_again = "", False
+        while True:
+            try:
+                page = self._json("GET", path, parameters={**chosen, "continue": token}, headers={"Accept": accept})
+            except errors.ExpiredError:
+                if began_again or not token:
+                    raise
+                whole, token, began_again = {}, "", True
+                continue
+            page[entries] = [*whole.get(entries, []), *(page.get(entries) or [])]
+            whole, token = {**page}, page["metadata"].get("continue", "")
+            if not token:
+                whole["metadata"].pop("remainingItemCount", None)
+                return whole
+
+    def _merge(self, path: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        return self._json("PATCH", path, content=change, headers={"Content-Type": _MERGE})
+
+    def _path(self, kind: type[Any], name: str | None = None, *, namespace: str = "", everywhere: bool = False) -> str:
+        base, plural = f"/apis/{API_VERSION}", _INFOS[kind].plural
+        if everywhere:
+            return f"{base}/{plural}"
+        path = f"{base}/namespaces/{_segment(namespace or self.namespace, 'namespace')}/{plural}"
+        return path if name is None else f"{path}/{_segment(name, 'name')}"
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Any = None,
+        parameters: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        response = self._request(method, path, content=content, parameters=parameters, headers=headers)
+        try:
+            value = response.json()
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise errors.UnavailableError(
+                "answered with something else than JSON", element=self.server, hint=failures.OTHER_HINT
+            )
+        return value
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Any = None,
+        parameters: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        sent = {"Content-Type": "application/json"} if content is not None else {}
+        with self._translated():
+            response = self.http.request(
+                method,
+                path,
+                content=None if content is None else msgspec.json.encode(content),
+                params={key: value for key, value in (parameters or {}).items() if value},
+                headers={**sent, **(headers or {})},
+            )
+        if response.is_success:
+            return response
+        raise failures.error_of(response.status_code, response.content, self.server)
+
+    def _stream(
+        self, path: str, parameters: Mapping[str, str], *, accept: str, seconds: float
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        timeout = httpx.Timeout(min(READ_SECONDS, max(seconds, 0.05)), connect=CONNECT_SECONDS)
+        given = {key: value for key, value in parameters.items() if value}
+        with (
+            self._translated(),
+            self.http.stream("GET", path, params=given, headers={"Accept": accept}, timeout=timeout) as response,
+        ):
+            if not response.is_success:
+                raise failures.error_of(response.status_code, response.read(), self.server)
+            yield "OPENED", {}
+            for line in response.iter_lines():
+                event = json.loads(line) if line else {}
+                if event.get("type") == "ERROR":
+                    raise failures.error_of(int(event["object"].get("code", 500)), event["object"], self.server)
+                if event:
+                    yield event["type"], event["object"]
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TimeoutException as error:
+            if isinstance(error, httpx.ConnectTimeout):
+                raise errors.UnavailableError(
+                    f"no connection within {CONNECT_SECONDS:g} s", element=self.server, hint=_START_HINT
+                ) from None
+            raise errors.TimedOutError(element=self.server) from None
+        except httpx.ConnectError as error:
+            raise self._unreachable(error) from None
+        except (httpx.HTTPError, ssl.SSLError) as error:
+            raise errors.UnavailableError(
+                f"the connection broke ({error})", element=self.server, hint=_START_HINT
+            ) from None
+        except ValueError as error:
+            raise errors.UnavailableError(
+                f"sent what is no answer of a hub ({str(error)[:200]})", element=self.server, hint=failures.OTHER_HINT
+            ) from None
+
+    def _unreachable(self, error: httpx.ConnectError) -> errors.UnavailableError:
+        text = str(error)
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            return errors.UnavailableError(
+                f"its certificate was not issued by the hub this kubeconfig is for ({text[-120:]})",
+                element=self.server,
+                hint="use the kubeconfig in that hub's state directory",
+            )
+        return errors.UnavailableError(f"cannot be reached ({text})", element=self.server, hint=_START_HINT)
+
+
+def _name_of(raw: Mapping[str, Any]) -> str:
+    name = (raw.get("metadata") or {}).get("name")
+    if not isinstance(name, str) or not name:
+        raise errors.InvalidError("is required", element="metadata.name", hint="give the object a name")
+    return name
+
+
+def _namespace_of(raw: Mapping[str, Any]) -> str:
+    return str((raw.get("metadata") or {}).get("namespace") or "")
+
+
+def _segment(text: str, what: str) -> str:
+    """Names go into paths: anything that could mean another path is refused before it is sent."""
+    if not text or len(text) > 253 or not all(c.isascii() and (c.isalnum() or c in "-.") for c in text) or ".." in text:
+        raise errors.InvalidError(f'"{text[:80]}" cannot be a {what}', hint="use a-z, 0-9, '-' and '.'")
+    return text
+
+
+def _left(deadline: float | None) -> float:
+    return float("inf") if deadline is None else deadline - time.monotonic()
+
+
+_DEVICE = next(info.type for info in KINDS if info.kind == "Device")
+_DEPLOYMENT = next(info.type for info in KINDS if info.kind == "ModelDeployment")

@@ -1,0 +1,201 @@
+"""Reading a kubeconfig: which hub, with which credentials, in which namespace.
+
+Lives here: the file's format and the TLS context made of it. Must not live here: requests (`api`), writing one
+(`hub.kubeconfig`). Keys that are in the file never touch the disk again: they reach TLS through an anonymous file in
+memory. Source: Kubernetes `clientcmd/api/v1`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from skerry.api import documents
+from skerry.api.errors import InvalidError, SkerryError, UnsupportedError
+
+MAX_BYTES = 1024 * 1024
+_FOREIGN = ("exec", "auth-provider", "username", "password", "tokenFile", "as")
+"""Ways to log in that a hub does not know; ignoring one silently would send no credentials at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """Everything needed to talk to one hub."""
+
+    server: str
+    """Base URL without a slash at its end."""
+    namespace: str = "default"
+    ca: bytes = b""
+    """PEM; the system's CAs when empty."""
+    certificate: bytes = b""
+    """PEM, with its key in `key`."""
+    key: bytes = b""
+    token: str = ""
+    source: str = ""
+    """The file all this was read from, for messages."""
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the hub is on this machine."""
+        host = urlsplit(self.server).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    def tls(self) -> ssl.SSLContext:
+        """Return the context for connections: TLS 1.2 or later, the hub verified. Raises InvalidError."""
+        element = self.source or self.server
+        try:
+            context = ssl.create_default_context(cadata=self.ca.decode("ascii") if self.ca else None)
+        except (ssl.SSLError, UnicodeDecodeError, ValueError):
+            raise InvalidError("its certificate authority is not a PEM certificate", element=element) from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate:
+            try:
+                _load_pair(context, self.certificate, self.key)
+            except (ssl.SSLError, ValueError):
+                cause = "its client certificate and key are not PEM, or do not belong together"
+                raise InvalidError(cause, element=element) from None
+        return context
+
+
+def load_kubeconfig(path: Path, context: str | None = None) -> Connection:
+    """Return the connection that a kubeconfig's context (its current one by default) describes.
+
+    Raises InvalidError that names the file and the field, UnsupportedError for ways to log in that hubs do not know.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InvalidError(f"is larger than {MAX_BYTES} bytes, so it is no kubeconfig", element=str(path))
+        found = documents.read_yaml(path.read_bytes(), source=str(path))
+    except OSError as error:
+        raise InvalidError(
+            error.strerror or str(error), element=str(path), hint="start a hub with `skerry hub start`, which makes one"
+        ) from None
+    except SkerryError as error:
+        raise InvalidError(error.cause, element=error.element, hint="it must be a kubeconfig") from None
+    if len(found) != 1 or not isinstance(found[0], dict) or found[0].get("kind") != "Config":
+        raise InvalidError("is not a kubeconfig", element=str(path), hint="it must have kind: Config")
+    return _Reader(path).connection(found[0], context)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads fields of one file, strictly, with the file's name in every message."""
+
+    path: Path
+
+    def connection(self, config: Mapping[str, Any], name: str | None) -> Connection:
+        chosen = name or self.text(config, "current-context", "")
+        if not chosen:
+            raise self.error("current-context", "is not set", "name a context")
+        context = self.entry(config, "contexts", "context", chosen)
+        cluster = self.entry(config, "clusters", "cluster", self.text(context, "cluster", f"context {chosen}"))
+        login = self.text(context, "user", f"context {chosen}")
+        user = self.entry(config, "users", "user", login) if login else {}
+        for field in _FOREIGN:
+            if user.get(field):
+                raise UnsupportedError(
+                    f"logs in by {field}, which a hub does not know",
+                    element=f"{self.path}: user {login}",
+                    hint="use the kubeconfig from the hub's state directory",
+                )
+        if cluster.get("insecure-skip-tls-verify"):
+            raise self.error(
+                "insecure-skip-tls-verify",
+                "is refused",
+                "give certificate-authority-data, so that the hub can be verified",
+            )
+        made = Connection(
+            server=self.server(cluster),
+            namespace=self.text(context, "namespace", f"context {chosen}") or "default",
+            ca=self.content(cluster, "certificate-authority"),
+            certificate=self.content(user, "client-certificate"),
+            key=self.content(user, "client-key"),
+            token=self.text(user, "token", f"user {login}"),
+            source=str(self.path),
+        )
+        if bool(made.certificate) != bool(made.key):
+            raise self.error(f"user {login}", "has only one of client certificate and client key")
+        if made.server.startswith("http://") and not made.loopback:
+            raise self.error(
+                "server", f'"{made.server}" is not encrypted', "use https://; plain HTTP is for loopback only"
+            )
+        return made
+
+    def server(self, cluster: Mapping[str, Any]) -> str:
+        text = self.text(cluster, "server", "cluster").rstrip("/")
+        try:
+            parts = urlsplit(text)
+            valid = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0 and not parts.query
+        except ValueError:
+            valid = False
+        if not valid:
+            raise self.error("server", f'"{text[:200]}" is not a URL', "write it as in https://127.0.0.1:7443")
+        return text
+
+    def entry(self, config: Mapping[str, Any], listed: str, field: str, name: str) -> Mapping[str, Any]:
+        entries = config.get(listed) or []
+        if not isinstance(entries, list):
+            raise self.error(listed, "is not a list")
+        for entry in entries:
+            if isinstance(entry, dict) and entry.get("name") == name:
+                content = entry.get(field) or {}
+                if not isinstance(content, dict):
+                    raise self.error(f"{listed}, {name}", f"its {field} is not a mapping")
+                return content
+        known = ", ".join(str(entry.get("name")) for entry in entries[:20] if isinstance(entry, dict))
+        raise self.error(listed, f'there is no {field} "{name[:80]}"', f"there are: {known}" if known else "")
+
+    def text(self, values: Mapping[str, Any], field: str, where: str) -> str:
+        value = values.get(field)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self.error(f"{where}: {field}" if where else field, "is not text")
+        return value
+
+    def content(self, values: Mapping[str, Any], field: str) -> bytes:
+        """Return what `<field>-data` holds, or the file that `<field>` names, relative to the kubeconfig."""
+        data = self.text(values, f"{field}-data", "")
+        if data:
+            try:
+                return base64.b64decode(data, validate=True)
+            except binascii.Error:
+                raise self.error(f"{field}-data", "is not base64") from None
+        name = self.text(values, field, "")
+        if not name:
+            return b""
+        file = self.path.parent / name
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise self.error(field, f"{file}: {error.strerror or error}") from None
+
+    def error(self, field: str, cause: str, hint: str = "") -> InvalidError:
+        return InvalidError(cause, element=f"{self.path}: {field}", hint=hint)
+
+
+def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Load a certificate with its key; OpenSSL only takes files, so they are given one that exists in memory alone."""
+    descriptor = os.memfd_create("skerry-client", os.MFD_CLOEXEC)
+    try:
+        content = memoryview(certificate + b"\n" + key)
+        while content:
+            content = content[os.write(descriptor, content) :]
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password=_no_password)
+    finally:
+        os.close(descriptor)
+
+
+def _no_password() -> bytes:
+    raise ValueError("the key is encrypted")

@@ -13,6 +13,7 @@ Lives here: the layout and its checks. Must not live here: anything that needs t
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -32,6 +33,19 @@ MAX_DATA_BYTES = 8 * 1024**3
 INPUTS = ("test_x", "calibration_x", "golden_x")
 LABELS = {"test_y": "test_x", "golden_y": "golden_x"}
 INPUT_DTYPES = ("float32", "uint8", "int8", "int32", "int64")
+_UNREADABLE = (
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What zipfile and numpy raise for damaged, encrypted or absurd archives."""
 _LAYOUT = f"the file needs {', '.join(INPUTS)} and {', '.join(LABELS)}, written with numpy.savez"
 
 
@@ -95,14 +109,12 @@ def _read(path: Path, name: str) -> Array:
                 return np.lib.format.read_array(member, allow_pickle=False)
     except KeyError:
         raise InvalidError("is missing", element=element, hint=_LAYOUT) from None
-    except ValueError as error:
+    except _UNREADABLE as error:
         if "allow_pickle" in str(error):
-            raise InvalidError(
-                "holds Python objects, which are never read", element=element, hint="save plain numeric arrays"
-            ) from None
-        raise InvalidError(f"cannot be read ({first_line(error)})", element=element, hint=_LAYOUT) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, MemoryError) as error:
-        raise InvalidError(f"cannot be read ({first_line(error)})", element=element, hint=_LAYOUT) from None
+            cause, hint = "holds Python objects, which are never read", "save plain numeric arrays"
+        else:
+            cause, hint = f"cannot be read ({first_line(error)})", _LAYOUT
+        raise InvalidError(cause, element=element, hint=hint) from None
 
 
 def _check_input(file: str, name: str, array: Array, like: Array) -> None:

@@ -1,0 +1,132 @@
+"""data.npz is read strictly: what is wrong is named, and nothing in it is ever run."""
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skerry.api.errors import InvalidError, NotFoundError, SkerryError
+from skerry.optimize import dataset
+
+SHAPE = (3, 4)
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    good = {
+        "test_x": generator.random((12, *SHAPE), dtype=np.float32),
+        "test_y": np.arange(12, dtype=np.int64) % 3,
+        "calibration_x": generator.random((5, *SHAPE), dtype=np.float32),
+        "golden_x": generator.random((7, *SHAPE), dtype=np.float32),
+        "golden_y": np.arange(7, dtype=np.int64) % 3,
+    }
+    return {name: value for name, value in (good | changes).items() if value is not None}
+
+
+def written(path: Path, **changes: Any) -> Path:
+    np.savez(path, **arrays(**changes))
+    return path
+
+
+def test_reads_what_was_written(tmp_path: Path) -> None:
+    data = dataset.load(written(tmp_path / "data.npz"))
+    for name, expected in arrays().items():
+        np.testing.assert_array_equal(getattr(data, name), expected)
+    assert len(data.digest) == 64
+    assert data.name == "data.npz"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"golden_y": None}, ("array golden_y", "is missing")),
+        ({"test_x": np.zeros((12, *SHAPE))}, ("array test_x", "is float64", "float32")),
+        ({"test_x": np.zeros((0, *SHAPE), np.float32)}, ("array test_x", "at least one sample")),
+        ({"calibration_x": np.float32(1)}, ("array calibration_x", "has shape []")),
+        ({"golden_x": np.zeros((7, 4, 3), np.float32)}, ("array golden_x", "float32 [4, 3]", "float32 [3, 4]")),
+        ({"calibration_x": np.zeros((5, *SHAPE), np.uint8)}, ("array calibration_x", "uint8", "float32")),
+        ({"calibration_x": np.full((5, *SHAPE), np.nan, np.float32)}, ("array calibration_x", "NaN")),
+        ({"test_x": np.full((12, *SHAPE), np.inf, np.float32)}, ("array test_x", "infinite")),
+        ({"test_y": np.zeros(12, np.int32)}, ("array test_y", "is int32", "int64")),
+        ({"test_y": np.zeros(11, np.int64)}, ("array test_y", "[11]", "12 samples")),
+        ({"golden_y": np.zeros((7, 1), np.int64)}, ("array golden_y", "[7, 1]", "one dimension")),
+        ({"golden_y": np.full(7, -1)}, ("array golden_y", "negative", "from 0")),
+    ],
+)
+def test_names_the_array_and_what_is_wrong_with_it(
+    tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(InvalidError) as caught:
+        dataset.load(written(tmp_path / "data.npz", **changes))
+    assert all(word in caught.value.sentence for word in words), caught.value.sentence
+    assert caught.value.hint
+
+
+class _Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.mark), "w"))
+
+
+def test_pickled_objects_are_refused_and_never_run(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    np.savez(tmp_path / "data.npz", **arrays(test_x=np.array([_Bomb(mark)], dtype=object)))
+    with pytest.raises(InvalidError, match="holds Python objects, which are never read"):
+        dataset.load(tmp_path / "data.npz")
+    (tmp_path / "bare.npz").write_bytes(pickle.dumps(_Bomb(mark)))
+    with pytest.raises(InvalidError, match=r"is not an \.npz archive"):
+        dataset.load(tmp_path / "bare.npz")
+    assert not mark.exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"absent\.npz: no such file"):
+        dataset.load(tmp_path / "absent.npz")
+
+
+def test_an_array_that_claims_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**15, 3)})
+    written(tmp_path / "data.npz", test_x=None)
+    with zipfile.ZipFile(tmp_path / "data.npz", "a") as archive:
+        archive.writestr("test_x.npy", header.getvalue())
+    with pytest.raises(InvalidError, match=r"array test_x: cannot be read"):
+        dataset.load(tmp_path / "data.npz")
+
+
+@given(position=st.floats(0, 1, exclude_max=True), noise=st.binary(min_size=1, max_size=40))
+def test_damaged_files_give_an_error_of_ours_or_valid_data(
+    tmp_path_factory: pytest.TempPathFactory, position: float, noise: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.npz"
+    content = bytearray(written(path).read_bytes())
+    start = int(position * len(content))
+    content[start : start + len(noise)] = noise
+    path.write_bytes(content)
+    try:
+        data = dataset.load(path)
+    except SkerryError as error:
+        assert error.element  # noqa: PT017 - either outcome is right
+    else:
+        assert data.test_x.shape[1:] == SHAPE
+
+
+def test_golden_samples_are_chosen_by_the_seed_and_keep_their_labels(tmp_path: Path) -> None:
+    data = dataset.load(written(tmp_path / "data.npz"))
+    assert data.with_golden(7, seed=0) is data
+    fewer = data.with_golden(3, seed=1)
+    assert fewer.golden_x.shape == (3, *SHAPE)
+    for sample, label in zip(fewer.golden_x, fewer.golden_y, strict=True):
+        origin = next(i for i, whole in enumerate(data.golden_x) if np.array_equal(whole, sample))
+        assert data.golden_y[origin] == label
+    np.testing.assert_array_equal(fewer.golden_x, data.with_golden(3, seed=1).golden_x)

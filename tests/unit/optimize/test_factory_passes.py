@@ -1,0 +1,168 @@
+"""Passes: what they change, and that they change nothing else."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from skerry.api.errors import InvalidError, TooLargeError
+from skerry.optimize import evaluate, graph
+from skerry.optimize.passes import RECIPES, Recipe, half, quantize, simplify
+
+RANDOM = np.random.default_rng(0)
+SAMPLES = RANDOM.standard_normal((64, 24)).astype(np.float32)
+
+
+def dense(layers: int, *, first_column: float = 1.0) -> bytes:
+    """A chain of fully connected layers with seeded weights: float32 [batch, 24] in, [batch, 24] out."""
+    nodes, tensors, before = [], [], "input"
+    for index in range(layers):
+        matrix = (RANDOM.standard_normal((24, 24)) / 5).astype(np.float32)
+        if index == 0:
+            matrix[0] /= first_column
+        tensors.append(numpy_helper.from_array(matrix, f"w{index}"))
+        after = "output" if index == layers - 1 else f"h{index}"
+        nodes.append(helper.make_node("MatMul", [before, f"w{index}"], [after], name=f"layer{index}"))
+        if after != "output":
+            nodes.append(helper.make_node("Relu", [after], [f"r{index}"], name=f"relu{index}"))
+            before = f"r{index}"
+    return model(nodes, tensors)
+
+
+def model(nodes: list[onnx.NodeProto], tensors: Iterable[onnx.TensorProto] = ()) -> bytes:
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 24]) for name in ("input", "output")]
+    made = helper.make_model(
+        helper.make_graph(nodes, "graph", value[:1], value[1:], list(tensors)),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    return graph.serialise(made)
+
+
+def test_float16_keeps_inputs_and_outputs_and_halves_the_weights() -> None:
+    raw = dense(3)
+    converted = half.convert(raw)
+    assert graph.signature(graph.parse(converted)) == graph.signature(graph.parse(raw))
+    kinds = {tensor.data_type for tensor in graph.parse(converted).graph.initializer}
+    assert kinds == {TensorProto.FLOAT16}
+    expected = evaluate.Runner(raw).predict(SAMPLES)
+    assert evaluate.numerical_error(evaluate.Runner(converted).predict(SAMPLES), expected).cosine > 0.9999
+
+
+def test_float16_can_leave_sensitive_operators_in_float32() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["input", "w"], ["h"], name="layer"),
+        helper.make_node("Exp", ["h"], ["output"], name="exp"),
+    ]
+    raw = model(nodes, [numpy_helper.from_array(np.eye(24, dtype=np.float32) * 12, "w")])
+    for keep, kind in ((False, TensorProto.FLOAT16), (True, TensorProto.FLOAT)):
+        made = graph.parse(half.convert(raw, keep_sensitive=keep))
+        producers = {output: node for node in made.graph.node for output in node.output}
+        before = producers[next(node for node in made.graph.node if node.op_type == "Exp").input[0]]
+        cast = [attribute.i for attribute in before.attribute if attribute.name == "to"]
+        assert cast == ([kind] if keep else [])
+        expected = evaluate.Runner(raw).predict(SAMPLES / 8)
+        assert (
+            evaluate.numerical_error(evaluate.Runner(graph.serialise(made)).predict(SAMPLES / 8), expected).cosine
+            > 0.99
+        )
+
+
+@pytest.mark.parametrize("recipe", RECIPES["int8"], ids=lambda recipe: recipe.name)
+def test_every_int8_recipe_makes_a_smaller_model_that_does_nearly_the_same(recipe: Recipe) -> None:
+    raw = dense(4)
+    quantised = recipe.build(raw, SAMPLES)
+    assert recipe.build(raw, SAMPLES) == quantised
+    assert graph.signature(graph.parse(quantised)) == graph.signature(graph.parse(raw))
+    weights = {t.name: t for t in graph.parse(quantised).graph.initializer if t.data_type == TensorProto.INT8}
+    assert len(weights) >= 2
+    assert all(np.abs(numpy_helper.to_array(tensor).astype(int)).max() <= 64 for tensor in weights.values())
+    outputs = evaluate.Runner(quantised).predict(SAMPLES)
+    assert evaluate.numerical_error(outputs, evaluate.Runner(raw).predict(SAMPLES)).cosine > 0.98
+
+
+def test_per_channel_has_a_scale_per_column() -> None:
+    scales = {
+        per_channel: max(
+            numpy_helper.to_array(tensor).size
+            for tensor in graph.parse(quantize.build(per_channel=per_channel)(dense(3), SAMPLES)).graph.initializer
+            if tensor.name.endswith("_scale")
+        )
+        for per_channel in (True, False)
+    }
+    assert scales == {True: 24, False: 1}
+
+
+def test_float_ends_leave_the_first_and_the_last_layer() -> None:
+    quantised = graph.parse(quantize.build(per_channel=True, float_ends=True)(dense(4), SAMPLES))
+    kept = {tensor.name for tensor in quantised.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    assert {"w0", "w3"} <= kept
+    assert not {"w1", "w2"} & kept
+    with pytest.raises(InvalidError, match="too few layers"):
+        quantize.build(per_channel=True, float_ends=True)(dense(2), SAMPLES)
+
+
+def test_a_model_without_weights_cannot_be_int8() -> None:
+    raw = model([helper.make_node("Relu", ["input"], ["output"], name="relu")])
+    with pytest.raises(InvalidError, match="no layer whose weights can be int8"):
+        quantize.build(per_channel=True)(raw, SAMPLES)
+
+
+def test_simplifying_folds_what_is_constant() -> None:
+    nodes = [
+        helper.make_node("Add", ["one", "one"], ["two"], name="fold"),
+        helper.make_node("Mul", ["input", "two"], ["output"], name="mul"),
+    ]
+    raw = model(nodes, [numpy_helper.from_array(np.ones(1, np.float32), "one")])
+    simplified = simplify.simplify(raw)
+    assert [node.op_type for node in graph.parse(simplified).graph.node] == ["Mul"]
+    np.testing.assert_array_equal(evaluate.Runner(simplified).predict(SAMPLES)[0], SAMPLES * 2)
+
+
+def test_serialising_strips_what_exporters_tell_about_this_machine() -> None:
+    secret = "/home/somebody/secret"
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["input"], ["inner"], doc_string=secret)],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
+        doc_string=secret,
+    )
+    nodes = [
+        helper.make_node("If", ["yes"], ["output"], name="if", then_branch=inner, else_branch=inner, doc_string=secret)
+    ]
+    dirty = graph.parse(model(nodes, [numpy_helper.from_array(np.array(True), "yes")]))
+    dirty.doc_string = dirty.graph.doc_string = dirty.graph.input[0].doc_string = secret
+    for part in (dirty, dirty.graph, dirty.graph.node[0], dirty.graph.initializer[0]):
+        part.metadata_props.append(onnx.StringStringEntryProto(key="pkg.torch.onnx.stack_trace", value=secret))
+    assert secret.encode() in dirty.SerializeToString()
+    clean = graph.serialise(dirty)
+    assert secret.encode() not in clean
+    np.testing.assert_array_equal(evaluate.Runner(clean).predict(SAMPLES)[0], SAMPLES)
+
+
+def test_a_graph_beyond_protobufs_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "MAX_BYTES", 1000)
+    with pytest.raises(TooLargeError, match="at most 1000 are possible"):
+        dense(1)
+
+
+def test_signatures_use_the_protocols_words() -> None:
+    value_in = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", 7])
+    value_out = helper.make_tensor_value_info("seen", TensorProto.BOOL, [None, 7])
+    nodes = [helper.make_node("Cast", ["tokens"], ["seen"], to=TensorProto.BOOL)]
+    signature = graph.signature(helper.make_model(helper.make_graph(nodes, "g", [value_in], [value_out])))
+    assert [(t.name, t.datatype, t.shape) for t in signature.inputs] == [("tokens", "INT64", [-1, 7])]
+    assert [(t.name, t.datatype, t.shape) for t in signature.outputs] == [("seen", "BOOL", [-1, 7])]
+    value_out.type.tensor_type.elem_type = TensorProto.COMPLEX64
+    with pytest.raises(InvalidError, match="tensor seen"):
+        graph.signature(helper.make_model(helper.make_graph(nodes, "g", [value_in], [value_out])))
+
+
+def test_the_oldest_engine_is_known_for_known_graphs_only() -> None:
+    known = graph.parse(dense(1))
+    assert graph.engine_min_version(known, "1.32.0") == "1.18"
+    known.opset_import[0].version = 22
+    assert graph.engine_min_version(known, "1.32.0") == "1.32"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from skerry.api.errors import InvalidError
@@ -63,11 +62,7 @@ def show(
 
 def _show_objects(client: HubClient, plural: str, name: str, form: str, selector: str) -> None:
     info = options.kind_of(plural)
-    if name:
-        raw: Any = msgspec.to_builtins(client.get(info.type, name))
-    else:
-        items = [msgspec.to_builtins(item) for item in client.list(info.type, labels=selector)]
-        raw = {"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items}
+    raw = client.get_raw(info.type, name) if name else client.list_raw(info.type, labels=selector)
     (output.print_json if form == "json" else output.print_yaml)(raw)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from skerry.api import codec
 from skerry.api.errors import SkerryError
 
 out = Console(highlight=False, soft_wrap=True)
@@ -72,9 +73,7 @@ def print_json(value: Any) -> None:
 
 def print_yaml(value: Any) -> None:
     """Print a value as YAML, keys in the order they have."""
-    import yaml  # noqa: PLC0415 - 40 ms that most commands do not need
-
-    sys.stdout.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    sys.stdout.write(codec.to_yaml(value))
     sys.stdout.flush()
 
 

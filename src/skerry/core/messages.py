@@ -24,6 +24,7 @@ PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """One message on any link; larger content travels as an artifact."""
 MAX_WORKLOADS = 256
+MAX_TAIL_LINES = 10_000
 
 ShortText = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -87,7 +88,7 @@ class Command(Struct, frozen=True, kw_only=True, tag="Command"):
     expires_at: datetime
     verb: Literal["logs", "infer"]
     workload: ShortText
-    tail_lines: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 200
+    tail_lines: Annotated[int, msgspec.Meta(ge=0, le=MAX_TAIL_LINES)] = 200
     """For `logs`."""
     request: dict[str, Any] = {}
     """For `infer`: the body of an Open Inference Protocol v2 request."""

@@ -1,0 +1,284 @@
+"""The hub's sessions with its devices: desired states out, reports in, presence, commands and their answers.
+
+`run` keeps everything going; the other methods are what the rest of the hub calls. Lives here: the connection's life,
+the table of known devices, commands. Must not live here: the carrier (`drivers.link`), the statuses (`observer`), the
+desired states (`publisher`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from skerry.api import errors
+from skerry.api.errors import ExpiredError, InvalidError, TimedOutError, UnavailableError
+from skerry.api.kinds.device import Device
+from skerry.core import messages, trust
+from skerry.core.ports import Clock, HubConnection, HubLink
+from skerry.hub.objects import ObjectChange, Objects
+from skerry.hub.observer import Observer
+from skerry.hub.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+_PAGE = 500
+_RETRY_SECONDS = 1.0
+_ERRORS: dict[str, type[errors.SkerryError]] = {
+    kind.__name__.removesuffix("Error"): kind for kind in errors.SkerryError.__subclasses__()
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewaySettings:
+    """How patient and how parallel the gateway is."""
+
+    publishers: int = 16
+    """Desired states on their way at the same time; a broker acknowledges in milliseconds."""
+    writers: int = 4
+    """Statuses being written at the same time; a store that commits one by one gains nothing from more."""
+    offline_grace_seconds: float = 30.0
+    """For devices to return after the hub did: longer than a device's first few attempts to reconnect."""
+    last_seen_seconds: float = 30.0
+    """`lastSeen` alone is written at most this often per device."""
+    presence_seconds: float = 300.0
+    """A device that is connected and silent counts as seen this often."""
+    first_backoff_seconds: float = 0.2
+    max_backoff_seconds: float = 15.0
+    """Between attempts to reach the broker; each wait is random between nothing and the backoff (full jitter)."""
+    max_commands: int = 1000
+    """Waiting for their answers."""
+
+
+class Gateway:
+    """One hub's side of all devices' links."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        link: HubLink,
+        signing_key: trust.SigningKey,
+        key_id: str,
+        clock: Clock,
+        *,
+        settings: GatewaySettings | None = None,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.ready = asyncio.Event()
+        """Set once it knows which devices there are."""
+        self._objects = objects
+        self._link = link
+        self._key = signing_key
+        self._key_id = key_id
+        self._clock = clock
+        self._settings = settings or GatewaySettings()
+        self._jitter = jitter
+        self._devices: dict[str, tuple[str, str]] = {}
+        self._waiting: dict[str, tuple[str, asyncio.Future[messages.CommandResult]]] = {}
+        self._connection: HubConnection | None = None
+        self._observer = Observer(
+            objects,
+            clock,
+            self._devices.get,
+            last_seen_seconds=self._settings.last_seen_seconds,
+            presence_seconds=self._settings.presence_seconds,
+        )
+        self._publisher = Publisher(objects, clock, known=self.known, sign=self._sign)
+
+    def known(self, uid: str) -> bool:
+        """Return whether a Device with that uid exists."""
+        return uid in self._devices
+
+    def online(self, uid: str) -> bool:
+        """Return whether the device is connected now."""
+        return self._connection is not None and self.known(uid) and self._observer.online(uid)
+
+    async def run(self) -> None:
+        """Serve devices, forever: the store's and the broker's failures are logged and waited out."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_devices(), name="gateway-devices")
+            group.create_task(self._publisher.follow(), name="gateway-desired")
+            group.create_task(self._observer.flush_last_seen(), name="gateway-last-seen")
+            for number in range(self._settings.publishers):
+                group.create_task(self._publisher.publish(), name=f"gateway-publish-{number}")
+            for number in range(self._settings.writers):
+                group.create_task(self._observer.write(), name=f"gateway-write-{number}")
+            group.create_task(self._stay_connected(), name="gateway-link")
+
+    async def command(
+        self,
+        uid: str,
+        verb: Literal["logs", "infer"],
+        workload: str,
+        *,
+        tail_lines: int = 200,
+        request: dict[str, Any] | None = None,
+        timeout_seconds: float = 30.0,
+    ) -> messages.CommandResult:
+        """Ask a device and return its answer.
+
+        Raises UnavailableError when it is offline, TimedOutError when it does not answer in time, InvalidError or
+        TooLargeError for a question that cannot be asked, and what the device answered when it could not.
+        """
+        element = f"device {self._devices.get(uid, ('', uid))[1]}"
+        connection = self._connection
+        if connection is None or not self.online(uid):
+            raise UnavailableError("is offline", element=element, hint="ask again when it is connected")
+        if not 0 <= tail_lines <= messages.MAX_TAIL_LINES:
+            raise InvalidError(f"{tail_lines} is not between 0 and {messages.MAX_TAIL_LINES}", element="tailLines")
+        if len(self._waiting) >= self._settings.max_commands:
+            raise UnavailableError("too many commands wait for their answers", element=element, hint="try again")
+        command = messages.Command(
+            uid=uid,
+            id=secrets.token_hex(16),
+            expires_at=self._clock.now() + timedelta(seconds=timeout_seconds),
+            verb=verb,
+            workload=workload,
+            tail_lines=tail_lines,
+            request=request or {},
+        )
+        answer: asyncio.Future[messages.CommandResult] = asyncio.get_running_loop().create_future()
+        self._waiting[command.id] = (uid, answer)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await connection.send_command(uid, self._sign(command))
+                result = await answer
+        except TimeoutError:
+            raise TimedOutError(
+                f"no answer within {timeout_seconds:g} s", element=element, hint="its link may be slow or broken"
+            ) from None
+        finally:
+            del self._waiting[command.id]
+            answer.cancel()
+        if result.error:
+            raise _ERRORS.get(result.reason, UnavailableError)(result.error, element=element)
+        return result
+
+    def _sign(self, message: messages.DesiredState | messages.Command) -> bytes:
+        return messages.encode(trust.sign(message, self._key, self._key_id))
+
+    # --- devices ------------------------------------------------------------------------------------------------
+
+    async def _follow_devices(self) -> None:
+        while True:
+            try:
+                revision = await self._list_devices()
+                self.ready.set()
+                async with self._objects.watch(Device, after=revision) as changes:
+                    async for change in changes:
+                        self._note_device(change)
+            except ExpiredError:
+                log.info("gateway.relist prefix=devices")
+            except UnavailableError as error:
+                log.warning("gateway.watch_failed prefix=devices cause=%s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _list_devices(self) -> int:
+        start, revision, found = "", 0, set[str]()
+        while True:
+            page = await self._objects.list(Device, limit=_PAGE, start=start, revision=revision)
+            for device in page.items:
+                found.add(device.metadata.uid)
+                self._meet(device)
+            revision = page.revision
+            if page.next_key is None:
+                break
+            start = page.next_key
+        for uid in self._devices.keys() - found:
+            self._forget(uid)
+        return revision
+
+    def _note_device(self, change: ObjectChange[Device]) -> None:
+        device = change.object or change.previous
+        if device is None:
+            return
+        if change.type == "DELETED":
+            self._forget(device.metadata.uid)
+        else:
+            self._meet(device)
+
+    def _meet(self, device: Device) -> None:
+        uid, place = device.metadata.uid, (device.metadata.namespace, device.metadata.name)
+        if self._devices.get(uid) == place:
+            return
+        self._devices[uid] = place
+        self._observer.meet(uid, was_online=device.status.phase == "Online")
+        self._publisher.refresh(uid)
+
+    def _forget(self, uid: str) -> None:
+        if self._devices.pop(uid, None) is None:
+            return
+        self._observer.forget(uid)
+        self._publisher.forget(uid)
+        self._fail_commands("was deleted", uid)
+
+    # --- the connection -----------------------------------------------------------------------------------------
+
+    async def _stay_connected(self) -> None:
+        await self.ready.wait()
+        attempt = 0
+        while True:
+            try:
+                async with self._link.connect() as connection:
+                    log.info("gateway.connected")
+                    attempt = 0
+                    await self._converse(connection)
+            except UnavailableError as error:
+                log.warning("gateway.disconnected cause=%s", error)
+            backoff = min(self._settings.max_backoff_seconds, self._settings.first_backoff_seconds * 2**attempt)
+            attempt = min(attempt + 1, 30)
+            await asyncio.sleep(self._jitter(0, backoff))
+
+    async def _converse(self, connection: HubConnection) -> None:
+        """Serve one connection until it ends, which it does by UnavailableError."""
+        self._connection = connection
+        self._publisher.connect(connection)
+        try:
+            async with asyncio.TaskGroup() as group:
+                helpers = [
+                    group.create_task(self._publish_all()),
+                    group.create_task(self._observer.expire_absent(self._settings.offline_grace_seconds)),
+                ]
+                with suppress(UnavailableError):
+                    async for uid, message in connection.incoming():
+                        self._dispatch(uid, message)
+                for helper in helpers:
+                    helper.cancel()
+        finally:
+            self._connection = None
+            self._publisher.disconnect()
+            self._observer.lose_sight()
+            self._fail_commands("the hub lost its connection to the broker")
+        raise UnavailableError("the connection ended", element="device link")
+
+    async def _publish_all(self) -> None:
+        while True:
+            try:
+                return await self._publisher.publish_all()
+            except (ExpiredError, UnavailableError) as error:
+                log.warning("gateway.publish_all_failed cause=%s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def _dispatch(self, uid: str, message: messages.FromDevice) -> None:
+        if not isinstance(message, messages.CommandResult):
+            self._observer.take(uid, message)
+            if isinstance(message, messages.Online) and not message.online:
+                self._fail_commands("went offline", uid)
+            return
+        asked, answer = self._waiting.get(message.id, ("", None))
+        if answer is not None and asked == uid and not answer.done():
+            answer.set_result(message)
+        else:
+            log.debug("gateway.unasked_result uid=%s id=%s", uid, message.id)
+
+    def _fail_commands(self, why: str, uid: str = "") -> None:
+        """End the waiting for answers that will not come: one device's, or all."""
+        for asked, answer in self._waiting.values():
+            if (not uid or asked == uid) and not answer.done():
+                answer.set_exception(UnavailableError(why, element=f"device {asked}"))

@@ -177,11 +177,12 @@ class Rollouts:
     ) -> None:
         """Do the actions in their order; those of one kind on different devices at the same time."""
         for kind, group in itertools.groupby(actions, key=type):
-            if kind is SetStatus:
-                for action in group:
+            batch = list(group)
+            if kind is not SetStatus:
+                await self._change_records(item, previous, batch, members)
+            for action in batch:
+                if isinstance(action, SetStatus):
                     item = await self._set_status(item, action)
-            else:
-                await self._change_records(item, previous, list(group), members)
 
     async def _change_records(
         self, item: Rollout, previous: Rollout | None, actions: Sequence[Action], members: Members

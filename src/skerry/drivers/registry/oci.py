@@ -1,0 +1,340 @@
+"""`core.ports.ArtifactSource` on a device: one blob from an OCI registry into a file, resumed, verified, atomic.
+
+Blocking `http.client` in a thread instead of an asynchronous HTTP library: what that costs in memory is in
+docs/adr. What is fetched lies in `<target>.partial` until its digest holds; only then does the target's name exist.
+Must not live here: retries and their backoff (the caller's), what the content is.
+
+Source: OCI distribution specification 1.1 (pulling blobs), RFC 9110 (ranges).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import http.client
+import ipaddress
+import os
+import re
+import shutil
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from skerry.api.errors import (
+    BadRequestError,
+    ForbiddenError,
+    IntegrityError,
+    InvalidError,
+    NotFoundError,
+    SkerryError,
+    StorageFullError,
+    UnauthorizedError,
+    UnavailableError,
+    UnsupportedError,
+)
+from skerry.api.kinds.variants import Blob
+from skerry.core import manifest as manifests
+from skerry.kit.files import sync_directory
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_CHUNK_BYTES = 256 * 1024
+_REDIRECTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class OciSettings:
+    """What can be set of a source."""
+
+    idle_seconds: float = 30.0
+    """How long a connection may take to be made, or say nothing."""
+    reserve_bytes: int = 16 * 1024 * 1024
+    """Space a fetch leaves free on the device, for everybody else."""
+
+
+class OciArtifactSource:
+    """Implements `core.ports.ArtifactSource`. `base_url` is the registry's; plain HTTP is for loopback only.
+
+    The client's certificate and the authorities it trusts are in `tls`.
+    """
+
+    def __init__(self, base_url: str, tls: ssl.SSLContext | None, settings: OciSettings | None = None) -> None:
+        self._base = _checked_url(base_url, tls)
+        self._tls = tls
+        self._settings = settings or OciSettings()
+
+    async def fetch(self, repository: str, blob: Blob, target: Path, *, progress: Callable[[int], None]) -> None:
+        """Bring a blob into `target`; nothing is fetched when it is there already. `progress` gets counts of bytes.
+
+        Raises NotFoundError, UnauthorizedError, ForbiddenError, BadRequestError, UnsupportedError: final;
+        UnavailableError: try again, what came is kept; IntegrityError: the registry has something else, nothing is
+        kept; StorageFullError: nothing is kept.
+        """
+        manifests.check_repository(repository)
+        manifests.check_digest(blob.digest)
+        loop = asyncio.get_running_loop()
+
+        def report(count: int) -> None:
+            loop.call_soon_threadsafe(progress, count)
+
+        url = f"{self._base.geturl().rstrip('/')}/v2/{repository}/blobs/{blob.digest}"
+        transfer = _Transfer(url, blob, target, tls=self._tls, settings=self._settings, report=report)
+        running = asyncio.ensure_future(asyncio.to_thread(transfer.run))
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            transfer.abort()
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()  # seen, though nobody is left to be told
+            raise
+
+
+class _Transfer:
+    """One fetch; blocks, and runs in a thread. Only `abort` may be called from another one."""
+
+    def __init__(
+        self,
+        url: str,
+        blob: Blob,
+        target: Path,
+        *,
+        tls: ssl.SSLContext | None,
+        settings: OciSettings,
+        report: Callable[[int], None],
+    ) -> None:
+        self._url = url
+        self._tls = tls
+        self._settings = settings
+        self._blob = blob
+        self._target = target
+        self._partial = target.with_name(f"{target.name}.partial")
+        self._report = report
+        self._aborted = False
+        self._connection: http.client.HTTPConnection | None = None
+        self._file = -1
+        self._size = 0  # of what is in the file and in the hash
+        self._hash = hashlib.sha256()
+
+    def abort(self) -> None:
+        """Make `run` end soon, with an error nobody is interested in."""
+        self._aborted = True
+        line = self._connection.sock if self._connection is not None else None
+        if line is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(line, socket.SHUT_RDWR)  # not TLS's own, which is not for other threads
+
+    def run(self) -> None:
+        """Fetch, verify, rename."""
+        if self._is_there():
+            return
+        try:
+            with self._own_partial():
+                self._read_partial()
+                resumed = self._size > 0
+                self._complete()
+                if resumed and not self._is_right():
+                    # A power cut may have damaged what was there before: only content that came in one go is judged.
+                    self._start_over()
+                    self._complete()
+                if not self._is_right():
+                    raise self._wrong(f"its digest is sha256:{self._hash.hexdigest()}")
+                os.fsync(self._file)
+                os.replace(self._partial, self._target)
+                sync_directory(self._target.parent)
+        except (IntegrityError, StorageFullError):
+            self._partial.unlink(missing_ok=True)
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            raise self._translated(error) from error
+
+    # --- the file --------------------------------------------------------------------------------------------------
+
+    def _is_there(self) -> bool:
+        try:
+            if self._target.stat().st_size != self._blob.size:
+                return False
+            with self._target.open("rb") as file:
+                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == self._blob.digest
+        except FileNotFoundError:
+            return False
+
+    @contextmanager
+    def _own_partial(self) -> Iterator[None]:
+        self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Somebody may have finished, and renamed the file that we opened, before we had the lock.
+                mine = os.fstat(self._file).st_ino == self._partial.stat().st_ino
+            except (BlockingIOError, FileNotFoundError):
+                mine = False
+            if not mine:
+                raise UnavailableError("is being fetched already", element=self._blob.digest)
+            yield
+        finally:
+            os.close(self._file)
+
+    def _read_partial(self) -> None:
+        if os.fstat(self._file).st_size > self._blob.size:
+            self._start_over()
+        while chunk := os.pread(self._file, _CHUNK_BYTES, self._size):
+            self._hash.update(chunk)
+            self._size += len(chunk)
+
+    def _start_over(self) -> None:
+        os.ftruncate(self._file, 0)
+        self._size = 0
+        self._hash = hashlib.sha256()
+
+    def _append(self, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            written = os.pwrite(self._file, view, self._size)
+            self._hash.update(view[:written])
+            self._size += written
+            view = view[written:]
+
+    def _is_right(self) -> bool:
+        return self._size == self._blob.size and f"sha256:{self._hash.hexdigest()}" == self._blob.digest
+
+    def _check_space(self) -> None:
+        needed = self._blob.size - self._size
+        free = shutil.disk_usage(self._target.parent).free
+        if free - needed < self._settings.reserve_bytes:
+            raise StorageFullError(
+                f"{needed} bytes are needed and {self._settings.reserve_bytes} kept free, {free} are there",
+                element=self._blob.digest,
+                hint="free some space on the device",
+            )
+
+    # --- the registry ----------------------------------------------------------------------------------------------
+
+    def _complete(self) -> None:
+        """Fetch what is missing; return when all bytes are there."""
+        while self._size < self._blob.size:
+            self._check_space()
+            if self._fetch_rest():
+                return
+
+    def _fetch_rest(self) -> bool:
+        """Ask once; False when the registry finds nothing at our place, so that it has to be asked from the start."""
+        with self._answer() as answer:
+            if answer.status == 416 and self._size:
+                answer.close()
+                self._start_over()
+                return False
+            self._check_answer(answer)
+            # `read1` gives what has arrived; `read` would wait for a whole piece and lose it when the line breaks.
+            while chunk := answer.read1(_CHUNK_BYTES):
+                if self._aborted:
+                    raise UnavailableError("was given up", element=self._blob.digest)
+                self._report(len(chunk))
+                if self._size + len(chunk) > self._blob.size:
+                    raise self._wrong(f"there are more than its {self._blob.size} bytes")
+                self._append(chunk)
+        if self._size < self._blob.size:
+            raise UnavailableError(
+                f"the connection ended after {self._size} of {self._blob.size} bytes", element=self._blob.digest
+            )
+        return True
+
+    @contextmanager
+    def _answer(self) -> Iterator[http.client.HTTPResponse]:
+        url = urlsplit(self._url)
+        for _ in range(_REDIRECTS + 1):
+            with closing(self._connect(url)) as connection:
+                connection.connect()
+                if self._aborted:
+                    raise UnavailableError("was given up", element=self._blob.digest)
+                headers = {"Accept-Encoding": "identity", "User-Agent": "skerry"}
+                if self._size:
+                    headers["Range"] = f"bytes={self._size}-"
+                target = f"{url.path}?{url.query}" if url.query else url.path
+                connection.request("GET", target, headers=headers)
+                answer = connection.getresponse()
+                if answer.status not in (301, 302, 303, 307, 308):
+                    yield answer
+                    return
+                url = self._redirected(url, answer.getheader("Location", ""))
+        raise UnavailableError("the registry redirects in a circle", element=self._blob.digest)
+
+    def _connect(self, url: SplitResult) -> http.client.HTTPConnection:
+        host, idle = url.hostname or "", self._settings.idle_seconds
+        if url.scheme == "https":
+            self._connection = http.client.HTTPSConnection(host, url.port, timeout=idle, context=self._tls)
+        else:
+            self._connection = http.client.HTTPConnection(host, url.port, timeout=idle)
+        return self._connection
+
+    def _redirected(self, url: SplitResult, location: str) -> SplitResult:
+        new = urlsplit(urljoin(url.geturl(), location))
+        if (new.scheme, new.netloc) != (url.scheme, url.netloc):
+            raise UnsupportedError(
+                f"the registry redirects to {new.netloc[:200]}, which the device has no reason to trust",
+                element=self._blob.digest,
+                hint="let the registry serve its blobs itself",
+            )
+        return new
+
+    def _check_answer(self, answer: http.client.HTTPResponse) -> None:
+        if answer.status not in (200, 206):
+            raise self._refused(answer)
+        if answer.getheader("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedError("the registry sends it encoded, which was not asked for", element=self._blob.digest)
+        if answer.status == 206:
+            match = _CONTENT_RANGE.fullmatch(answer.getheader("Content-Range", ""))
+            expected = (self._size, self._blob.size - 1)
+            if match is None or (int(match.group(1)), int(match.group(2))) != expected:
+                self._start_over()
+                raise UnavailableError("the registry sent another part than was asked for", element=self._blob.digest)
+        elif self._size:
+            self._start_over()  # it does not know ranges, or has its reasons: everything comes again
+        announced = answer.getheader("Content-Length", "")
+        due = self._blob.size - self._size
+        if announced.isdecimal() and int(announced) != due:
+            raise self._wrong(f"the registry announces {announced[:30]} bytes where {due} are due")
+
+    def _refused(self, answer: http.client.HTTPResponse) -> SkerryError:
+        kinds: dict[int, type[SkerryError]] = {401: UnauthorizedError, 403: ForbiddenError, 404: NotFoundError}
+        later = answer.status >= 500 or answer.status in (408, 425, 429)
+        kind = kinds.get(answer.status, UnavailableError if later else BadRequestError)
+        return kind(f"the registry answers {answer.status} {answer.reason[:80]}", element=self._blob.digest)
+
+    def _wrong(self, cause: str) -> IntegrityError:
+        return IntegrityError(
+            f"what the registry has is something else: {cause}",
+            element=self._blob.digest,
+            hint="push the model version again",
+        )
+
+    def _translated(self, error: OSError | http.client.HTTPException) -> SkerryError:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self._partial.unlink(missing_ok=True)
+            return StorageFullError(element=self._blob.digest, hint="free some space on the device")
+        return UnavailableError(
+            f"cannot be fetched: {str(error)[:300] or type(error).__name__}", element=self._blob.digest
+        )
+
+
+def _checked_url(text: str, tls: ssl.SSLContext | None) -> SplitResult:
+    url = urlsplit(text)
+    if url.scheme == "https" and url.hostname and tls is not None:
+        return url
+    if url.scheme == "http" and url.hostname and _is_loopback(url.hostname):
+        return url
+    raise InvalidError(
+        "is not a registry's address", element=text[:200], hint="write https://<host>[:<port>], with a TLS context"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -38,7 +38,7 @@ from skerry.kit.clock import SystemClock
 log = logging.getLogger(__name__)
 
 STATE_VARIABLE = "SKERRY_AGENT_STATE_DIR"
-TOKEN_VARIABLE = "SKERRY_JOIN_TOKEN"
+TOKEN_VARIABLE = "SKERRY_JOIN_TOKEN"  # noqa: S105 - its name, not its value
 """Other users of the machine can read a command line, but not this."""
 STOP_SECONDS = 30.0
 

@@ -158,6 +158,7 @@ class Servers:
                 f"--host={HOST}",
                 f"--port={port}",
                 f"--threads={desired.serving.threads}",
+                f"--grace-seconds={self._grace_seconds * 0.8:g}",
             ],
             directory=model.parent,
             environment=_environment(),

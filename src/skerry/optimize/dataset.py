@@ -106,7 +106,8 @@ def _read(path: Path, name: str) -> Array:
             if size > MAX_DATA_BYTES:
                 raise TooLargeError(f"{size} bytes are more than {MAX_DATA_BYTES}", element=element)
             with archive.open(f"{name}.npy") as member:
-                return np.lib.format.read_array(member, allow_pickle=False)
+                array = np.lib.format.read_array(member, allow_pickle=False)
+            return array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
     except KeyError:
         raise InvalidError("is missing", element=element, hint=_LAYOUT) from None
     except _UNREADABLE as error:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 
 from skerry.api.errors import InvalidError, SkerryError, StorageFullError
 from skerry.api.kinds.tensors import ModelSignature
@@ -296,7 +296,7 @@ def _write_golden(bench: _Bench) -> Golden:
     for spec, output in zip(bench.signature.outputs, bench.golden_outputs, strict=True):
         arrays[f"output.{spec.name}"] = output
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **{key: np.ascontiguousarray(a) for key, a in arrays.items()})
     return Golden(blob=bench.draft.add(GOLDEN_FILE, buffer.getvalue()), samples=len(bench.data.golden_x))
 
 

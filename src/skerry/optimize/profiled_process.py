@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 
 WARM_UP = 10
 LEAST = 10

@@ -42,6 +42,14 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     assert data.name == "data.npz"
 
 
+def test_byte_order_and_memory_order_of_the_file_do_not_matter(tmp_path: Path) -> None:
+    odd = np.asfortranarray(arrays()["golden_x"].astype(">f4"))
+    data = dataset.load(written(tmp_path / "data.npz", golden_x=odd))
+    np.testing.assert_array_equal(data.golden_x, arrays()["golden_x"])
+    assert data.golden_x.dtype.isnative
+    assert data.golden_x.flags.c_contiguous
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn import metrics as reference  # type: ignore[import-untyped]
+from sklearn import metrics as reference
 
 from skerry.api.errors import InvalidError
 from skerry.optimize import evaluate

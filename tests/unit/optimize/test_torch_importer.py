@@ -254,7 +254,13 @@ def test_samples_that_do_not_fit_are_described(linear: Linear) -> None:
 
 @pytest.mark.parametrize(
     ("expression", "words"),
-    [("x.sum()", "shape []"), ("[1, 2]", "gives list"), ("None", "gives NoneType"), ("x[:1]", "for 9 samples")],
+    [
+        ("x.sum()", "shape []"),
+        ("[1, 2]", "gives list"),
+        ("None", "gives NoneType"),
+        ("x[:1]", "for 9 samples"),
+        ("x.bfloat16()", "bfloat16"),
+    ],
 )
 def test_outputs_that_cannot_be_served(tmp_path: Path, expression: str, words: str) -> None:
     body = f"""

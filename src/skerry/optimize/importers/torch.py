@@ -59,7 +59,7 @@ class TorchSource:
                         element="model",
                         hint="every output needs one entry per sample, samples outermost",
                     )
-            parts.append([output.numpy() for output in outputs])
+            parts.append([_to_numpy(output) for output in outputs])
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def export(self, samples: Array) -> bytes:
@@ -235,6 +235,16 @@ def _flatten(output: Any) -> dict[str, torch.Tensor]:
             hint="return a tensor, or a tuple or dict of tensors",
         )
     return named
+
+
+def _to_numpy(output: torch.Tensor) -> Array:
+    try:
+        return output.numpy()
+    except (TypeError, RuntimeError) as error:
+        hint = "return dense tensors on the CPU, float32 or integers"
+        raise InvalidError(
+            f"gives outputs that numpy cannot hold ({output.dtype})", element="model", hint=hint
+        ) from error
 
 
 def _export_program(module: torch.nn.Module, example: torch.Tensor, outputs: Sequence[str]) -> bytes:

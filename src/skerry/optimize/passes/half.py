@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from onnxconverter_common import float16  # type: ignore[import-untyped]
+from onnxconverter_common import float16
 
 from skerry.optimize import graph
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnxruntime import quantization  # type: ignore[import-untyped]
+from onnxruntime import quantization
 
 from skerry.api.errors import InvalidError
 from skerry.optimize import graph

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx
-import onnxslim  # type: ignore[import-untyped]
+import onnxslim
 
 from skerry.optimize import graph
 

@@ -219,16 +219,15 @@ class _Transfer:
         """Fetch what is missing; return when all bytes are there."""
         while self._size < self._blob.size:
             self._check_space()
-            if self._fetch_rest():
-                return
+            self._fetch_rest()
 
-    def _fetch_rest(self) -> bool:
-        """Ask once; False when the registry finds nothing at our place, so that it has to be asked from the start."""
+    def _fetch_rest(self) -> None:
+        """Ask once and take it all; or nothing if the registry has no such part, to be asked from the start then."""
         with self._answer() as answer:
             if answer.status == 416 and self._size:
                 answer.close()
                 self._start_over()
-                return False
+                return
             self._check_answer(answer)
             # `read1` gives what has arrived; `read` would wait for a whole piece and lose it when the line breaks.
             while chunk := answer.read1(_CHUNK_BYTES):
@@ -242,7 +241,6 @@ class _Transfer:
             raise UnavailableError(
                 f"the connection ended after {self._size} of {self._blob.size} bytes", element=self._blob.digest
             )
-        return True
 
     @contextmanager
     def _answer(self) -> Iterator[http.client.HTTPResponse]:

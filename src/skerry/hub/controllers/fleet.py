@@ -60,6 +60,15 @@ class Fleet:
                 for task in tasks:
                     task.cancel()
 
+    def unreadable_of(self, key: Key) -> str:
+        """Return what of a deployment is there but cannot be read: nothing may be concluded from its absence."""
+        namespace, name = key
+        if f"{namespace}/{name}" in self.deployments.unreadable(f"{namespace}/{name}"):
+            return f'modeldeployments "{name}"'
+        start = f"{namespace}/{name}-"
+        broken = [item for item in self.rollouts.unreadable(start) if item.removeprefix(start).isdigit()]
+        return f'rollouts "{broken[0].removeprefix(namespace + "/")}"' if broken else ""
+
     def rollouts_of(self, key: Key) -> list[Rollout]:
         """Return all rollouts of the deployment of that name, also of an earlier one."""
         namespace, name = key

@@ -1,7 +1,8 @@
 """Informers: a local copy of everything under one store prefix, kept by list and watch, with a signal for each change.
 
 Own writes are put in at once (`observe`), so that a controller never decides on a state older than what it wrote
-itself; revisions keep the order. A record that cannot be read is left out and logged: it must not hide the others.
+itself; revisions keep the order. A record that cannot be read is left out, logged, and known by its key (`unreadable`):
+it must not hide the others, and must not pass for deleted.
 Must not live here: what a change means.
 """
 
@@ -49,6 +50,7 @@ class Informer(Generic[V]):
     ) -> None:
         self._store, self._prefix, self._decode, self._changed = store, prefix, decode, changed
         self._entries: dict[str, _Entry[V]] = {}
+        self._unreadable: set[str] = set()
         self._synced = asyncio.Event()
 
     async def run(self) -> None:
@@ -80,6 +82,11 @@ class Informer(Generic[V]):
         start = self._prefix + below
         return (entry.value for key, entry in list(self._entries.items()) if key.startswith(start))
 
+    def unreadable(self, below: str = "") -> list[str]:
+        """Return the keys, below the prefix, of records that are there but cannot be read."""
+        size = len(self._prefix)
+        return sorted(key[size:] for key in self._unreadable if key.startswith(self._prefix + below))
+
     def observe(self, key: str, value: V, revision: int) -> None:
         """Take in what the caller has just written or read, unless something newer is known."""
         self._put(self._prefix + key, value, revision)
@@ -101,6 +108,7 @@ class Informer(Generic[V]):
             if page.next_key is None:
                 break
             start = page.next_key
+        self._unreadable &= seen
         for key, entry in list(self._entries.items()):
             if key not in seen and entry.revision <= revision:
                 self._drop(key)
@@ -112,6 +120,7 @@ class Informer(Generic[V]):
         if change.type != "DELETED":
             self._take(change.record)
             return
+        self._unreadable.discard(change.record.key)
         known = self._entries.get(change.record.key)
         if known is not None and known.revision <= change.revision:
             self._drop(change.record.key)
@@ -121,8 +130,10 @@ class Informer(Generic[V]):
             value = self._decode(record)
         except (msgspec.DecodeError, SkerryError, ValueError) as error:
             log.error("informer.unreadable key=%s error=%s", record.key, error)
+            self._unreadable.add(record.key)
             self._drop(record.key)
             return
+        self._unreadable.discard(record.key)
         self._put(record.key, value, record.revision)
 
     def _put(self, key: str, value: V, revision: int) -> None:

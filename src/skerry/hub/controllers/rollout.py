@@ -15,7 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from skerry.api.errors import AlreadyExistsError, ConflictError, InvalidError, NotFoundError, SkerryError
+from skerry.api.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    IntegrityError,
+    InvalidError,
+    NotFoundError,
+    SkerryError,
+)
 from skerry.api.kinds.device import Device
 from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentStatus
 from skerry.api.kinds.rollout import Rollout, RolloutSpec
@@ -58,6 +65,9 @@ class Rollouts:
 
     async def reconcile(self, key: Key) -> float | None:
         """Do the next step of one deployment; returns the seconds until it wants to be looked at again."""
+        unreadable = self._fleet.unreadable_of(key)
+        if unreadable:
+            raise IntegrityError("cannot be read, so nothing is done", element=unreadable, hint="repair or delete it")
         found = self._fleet.deployments.get("/".join(key))
         if found is None:
             await self._clear(key)
@@ -239,6 +249,8 @@ class Rollouts:
                 )
         except SkerryError as error:
             return error
+        except msgspec.DecodeError as error:
+            return IntegrityError(str(error)[:300], element=f"desired state of device {member.name}")
         if stored.revision:
             self._fleet.records.observe(member.uid, stored.record, stored.revision)
         return None

@@ -1,0 +1,536 @@
+"""The controllers over the real store and the real artifact directory, and a fleet that writes Device.status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+import pytest
+
+from skerry.api.errors import NotFoundError
+from skerry.api.kinds import Resource
+from skerry.api.kinds.device import (
+    Device,
+    DeviceStatus,
+    EngineFacts,
+    Hardware,
+    Measurement,
+    RunningRevision,
+    WorkloadStatus,
+)
+from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentSpec
+from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec
+from skerry.api.kinds.rollout import Rollout
+from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.variants import Blob, Evaluation, Golden, NumericalError, Profile, Requirements, Variant
+from skerry.api.meta import ObjectMeta, find_condition
+from skerry.core import manifest
+from skerry.core.desired import DesiredRecord
+from skerry.core.ports import ArtifactStore, Manifest
+from skerry.drivers.registry.directory import DirectoryStore
+from skerry.drivers.store.sqlite import open_store
+from skerry.hub import objects as stored
+from skerry.hub.context import HubContext
+from skerry.hub.controllers import model_version, rollout
+from skerry.hub.explain import explain
+from skerry.hub.objects import Objects
+from skerry.kit.clock import SystemClock
+
+WAIT = 20.0  # seconds until a test that waits gives up
+MIB = 1024 * 1024
+NS = "default"
+REPOSITORY = f"{NS}/digits"
+K = TypeVar("K", bound=Resource)
+
+
+@dataclass
+class Bench:
+    """A hub's store and artifacts, and what the scripted fleet is to do."""
+
+    context: HubContext
+    accuracy: dict[str, float] = field(default_factory=dict)
+    """Model version -> accuracy that devices measure; 0.97 otherwise."""
+
+    @property
+    def objects(self) -> Objects:
+        return self.context.objects
+
+    async def until(self, kind: type[K], name: str, holds: Callable[[K], bool]) -> K:
+        """Wait until the object is there and the condition holds."""
+        key = stored.key_of(kind, NS, name)
+        async with asyncio.timeout(WAIT):
+            revision = await self.objects.store.revision()
+            item = await self.objects.find(kind, NS, name)
+            if item is not None and holds(item):
+                return item
+            async with self.objects.store.watch(key, after=revision) as changes:
+                async for change in changes:
+                    if change.record is None or change.type == "DELETED" or change.record.key != key:
+                        continue
+                    item = stored.decode(kind, change.record)
+                    if holds(item):
+                        return item
+        raise AssertionError("the watch ended")
+
+    async def until_none(self, kind: type[K]) -> None:
+        """Wait until there is no object of that kind."""
+        async with asyncio.timeout(WAIT):
+            revision = await self.objects.store.revision()
+            async with self.objects.store.watch(stored.prefix_of(kind), after=revision) as changes:
+                while (await self.objects.list(kind, NS)).items:
+                    await anext(changes)
+
+    async def until_record(self, device: str, holds: Callable[[DesiredRecord], bool]) -> DesiredRecord:
+        prefix = f"{stored.DESIRED_PREFIX}u-{device}"
+        async with asyncio.timeout(WAIT):
+            revision = await self.objects.store.revision()
+            record = await self.objects.get_desired(f"u-{device}")
+            if record is not None and holds(record):
+                return record
+            async with self.objects.store.watch(prefix, after=revision) as changes:
+                async for change in changes:
+                    if change.record is None:
+                        continue
+                    record = msgspec.json.decode(change.record.value, type=DesiredRecord)
+                    if holds(record):
+                        return record
+        raise AssertionError("the watch ended")
+
+    async def push(self, name: str, *, memory: int = 10 * MIB, blobs: bool = True) -> ModelVersion:
+        """Create a model version, after putting its artifacts into the registry unless told otherwise."""
+        golden, (_, index, _) = b"golden", build(name, memory)
+        if blobs:
+            await self.push_artifacts(name, memory=memory)
+        return await self.objects.create(
+            ModelVersion(
+                metadata=ObjectMeta(name=name, namespace=NS),
+                spec=ModelVersionSpec(
+                    model="digits",
+                    version=name,
+                    artifact=Artifact(repository=REPOSITORY, digest=index.digest),
+                    signature=ModelSignature(inputs=[], outputs=[]),
+                    evaluation=Evaluation(metric="accuracy", baseline=0.98, samples=100, allowed_drop=0.01),
+                    golden=Golden(blob=Blob(digest=digest(golden), size=len(golden)), samples=64),
+                ),
+            )
+        )
+
+    async def push_artifacts(self, name: str, *, memory: int = 10 * MIB) -> None:
+        artifacts, (built, index, content) = self.context.artifacts, build(name, memory)
+        for blob in (b"golden", content, built.config):
+            await upload(artifacts, REPOSITORY, blob)
+        for item in (built.manifest, index):
+            await artifacts.put_manifest(REPOSITORY, item.digest, item.media_type, item.raw)
+
+    async def add_device(self, name: str, *, memory: int = 100 * MIB, **meta: Any) -> Device:
+        device = await self.objects.create(
+            Device(metadata=ObjectMeta(name=name, namespace=NS, uid=f"u-{name}", labels={"site": "lab"}, **meta))
+        )
+        facts = DeviceStatus(
+            phase="Online",
+            hardware=Hardware(arch="amd64", memory_bytes=memory),
+            engines=[EngineFacts(name="onnxruntime", version="1.30.0")],
+        )
+        return await self.objects.update_status(
+            Device, NS, device.metadata.name, lambda item: msgspec.structs.replace(item, status=facts)
+        )
+
+    async def apply(self, **spec: Any) -> ModelDeployment:
+        """Create the deployment, or change fields of its spec."""
+        found = await self.objects.find(ModelDeployment, NS, "digits")
+        if found is None:
+            plain = {"deviceSelector": {"matchLabels": {"site": "lab"}}, **spec}
+            item = ModelDeployment(
+                metadata=ObjectMeta(name="digits", namespace=NS), spec=msgspec.convert(plain, ModelDeploymentSpec)
+            )
+            return await self.objects.create(item)
+        plain = {**msgspec.to_builtins(found.spec), **spec}
+        changed = msgspec.convert(plain, ModelDeploymentSpec)
+        return await self.objects.replace(msgspec.structs.replace(found, spec=changed), expected="")
+
+    # -- the fleet ----------------------------------------------------------------------------------------------
+
+    async def play_fleet(self) -> None:
+        """Every device obeys its record at once: it serves, measures, reports."""
+        async with self.objects.store.watch(stored.DESIRED_PREFIX, after=0) as changes:
+            async for change in changes:
+                if change.record is not None and change.type != "DELETED":
+                    await self.obey(msgspec.json.decode(change.record.value, type=DesiredRecord))
+
+    async def obey(self, record: DesiredRecord) -> None:
+        def report(item: Device) -> Device:
+            status = msgspec.structs.replace(
+                item.status,
+                observed_manifest_version=record.manifest_version,
+                workloads=[self.report_of(assignment.workload) for assignment in record.assignments],
+            )
+            return msgspec.structs.replace(item, status=status)
+
+        with contextlib.suppress(NotFoundError):
+            await self.objects.update_status(Device, NS, record.device, report)
+
+    def report_of(self, workload: Any) -> WorkloadStatus:
+        running = RunningRevision(
+            rollout=workload.rollout,
+            revision=workload.revision,
+            model_version=workload.model_version,
+            variant=workload.variant,
+            port=8000,
+            since=datetime(2026, 11, 23, tzinfo=UTC),
+        )
+        return WorkloadStatus(
+            name=workload.name,
+            rollout=workload.rollout,
+            revision=workload.revision,
+            variant=workload.variant,
+            phase="Running",
+            running=running,
+            measurement=Measurement(
+                samples=64,
+                accuracy=self.accuracy.get(workload.model_version, 0.97),
+                agreement=1,
+                max_abs_error=0,
+                latency_p50_ms=1,
+                latency_p95_ms=2,
+                peak_memory_bytes=MIB,
+            ),
+        )
+
+
+def build(name: str, memory: int) -> tuple[manifest.BuiltVariant, Manifest, bytes]:
+    """Return a variant, the index and the model file of a version."""
+    content = f"weights of {name}".encode()
+    variant = Variant(
+        name="onnx-fp32",
+        format="onnx",
+        precision="fp32",
+        needs=Requirements(engine="onnxruntime", precision="fp32", memory_bytes=memory),
+        blob=Blob(digest=digest(content), size=len(content)),
+        metric=0.98,
+        metric_drop=0,
+        error=NumericalError(max_abs=0, mean_abs=0, cosine=1),
+        profile=Profile(latency_p50_ms=1, latency_p95_ms=2, peak_memory_bytes=memory, runs=1),
+    )
+    built = manifest.build_variant("digits", name, variant, file="model.onnx")
+    return built, manifest.build_index("digits", name, [built]), content
+
+
+def digest(content: bytes) -> str:
+    return f"sha256:{sha256(content).hexdigest()}"
+
+
+async def upload(artifacts: ArtifactStore, repository: str, content: bytes) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield content
+
+    name = await artifacts.start_upload(repository)
+    await artifacts.append_upload(name, chunks())
+    await artifacts.finish_upload(name, digest(content))
+
+
+@asynccontextmanager
+async def opened(directory: Path) -> AsyncIterator[Bench]:
+    async with open_store(directory / "hub.db") as store:
+        clock = SystemClock()
+        yield Bench(
+            context=HubContext(
+                objects=Objects(store, clock),
+                artifacts=DirectoryStore(directory / "artifacts"),
+                clock=clock,
+                authority=cast(Any, None),
+                gateway=cast(Any, None),
+                state_dir=directory,
+                hub_url="",
+                mqtt_host="",
+                mqtt_port=0,
+            )
+        )
+
+
+@asynccontextmanager
+async def running(bench: Bench, *, fleet: bool = True) -> AsyncIterator[None]:
+    """Run the controllers, and the fleet, inside the block."""
+    jobs = [model_version.run(bench.context), rollout.run(bench.context)]
+    jobs += [bench.play_fleet()] if fleet else []
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(job) for job in jobs]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with opened(tmp_path) as bench:
+        yield bench
+
+
+def phase(name: str) -> Callable[[Any], bool]:
+    return lambda item: bool(item.status.phase == name)
+
+
+def reason(name: str) -> Callable[[ModelDeployment], bool]:
+    def holds(item: ModelDeployment) -> bool:
+        found = find_condition(item.status.conditions, "Progressing")
+        return found is not None and found.reason == name
+
+    return holds
+
+
+WAVES = [{"name": "canary", "count": 1}, {"name": "half", "percent": 50}, {"name": "all", "percent": 100}]
+STRATEGY = {"waves": WAVES, "gates": {"accuracy": {"min": 0.9, "minSamples": 10}}}
+
+
+async def test_a_model_goes_to_the_whole_fleet_and_a_worse_one_comes_back(bench: Bench) -> None:
+    async with running(bench):
+        for number in range(4):
+            await bench.add_device(f"till-{number}")
+        await bench.push("v1")
+        ready = await bench.until(ModelVersion, "v1", phase("Ready"))
+        assert [variant.name for variant in ready.status.variants] == ["onnx-fp32"]
+        assert ready.status.variants[0].manifest is not None
+        await bench.apply(modelVersion="v1", strategy=STRATEGY)
+        first = await bench.until(Rollout, "digits-1", phase("Succeeded"))
+        assert [(w.target, w.assigned, w.running) for w in first.status.waves] == [(1, 1, 1), (2, 1, 1), (4, 2, 2)]
+        wish = await bench.until(ModelDeployment, "digits", reason("Complete"))
+        assert (wish.status.selected, wish.status.updated, wish.status.ready) == (4, 4, 4)
+        assert (wish.status.revision, wish.status.stable_rollout) == (1, "digits-1")
+        assert wish.status.variants == {"onnx-fp32": 4}
+
+        bench.accuracy["v2"] = 0.1
+        await bench.push("v2")
+        await bench.apply(modelVersion="v2")
+        second = await bench.until(Rollout, "digits-2", phase("RolledBack"))
+        assert "accuracy 0.1 is below 0.9" in second.status.message
+        assert second.spec.previous == "digits-1"
+        wish = await bench.until(ModelDeployment, "digits", reason("RolledBack"))
+        assert (wish.status.revision, wish.status.rollout, wish.status.stable_rollout) == (1, "digits-2", "digits-1")
+        available = find_condition(wish.status.conditions, "Available")
+        assert available is not None
+        assert (available.status, available.message) == ("True", "4 of 4 devices serving")
+        records = [await bench.objects.get_desired(f"u-till-{number}") for number in range(4)]
+        versions = sorted(record.manifest_version for record in records if record is not None)
+        assert versions == [1, 1, 1, 3], "only the canary was touched"
+
+
+async def test_a_deployment_waits_for_its_model_version_and_goes_on_when_it_comes(bench: Bench) -> None:
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.apply(modelVersion="v1", strategy=STRATEGY)
+        waiting = await bench.until(ModelDeployment, "digits", reason("ModelVersionMissing"))
+        found = find_condition(waiting.status.conditions, "Progressing")
+        assert found is not None
+        assert 'model version "v1" does not exist' in found.message
+        await bench.push("v1")
+        await bench.until(ModelDeployment, "digits", reason("Complete"))
+
+
+async def test_a_model_version_with_missing_artifacts_is_broken_until_they_come(bench: Bench) -> None:
+    async with running(bench):
+        await bench.add_device("till-0")
+        item = await bench.push("v1", blobs=False)
+        broken = await bench.until(ModelVersion, "v1", phase("Broken"))
+        assert item.spec.artifact.digest in broken.status.conditions[0].message
+        await bench.apply(modelVersion="v1")
+        await bench.until(ModelDeployment, "digits", reason("ModelVersionBroken"))
+        await bench.objects.delete(ModelVersion, NS, "v1")
+        await bench.push("v1")
+        await bench.until(ModelDeployment, "digits", reason("Complete"))
+
+
+async def test_what_is_pushed_later_heals_a_broken_model_version(bench: Bench) -> None:
+    async with running(bench):
+        item = await bench.push("v1", blobs=False)
+        await bench.until(ModelVersion, "v1", phase("Broken"))
+        await bench.push_artifacts("v1")
+        healed = await bench.until(ModelVersion, "v1", phase("Ready"))
+        assert healed.metadata.uid == item.metadata.uid
+
+
+async def test_deleting_the_deployment_clears_devices_and_rollouts(bench: Bench) -> None:
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1")
+        await bench.until(ModelDeployment, "digits", reason("Complete"))
+        await bench.objects.delete(ModelDeployment, NS, "digits")
+        record = await bench.until_record("till-0", lambda record: not record.assignments)
+        assert record.manifest_version == 2
+        await bench.until_none(Rollout)
+
+
+async def test_a_recreated_deployment_starts_anew(bench: Bench) -> None:
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.push("v1")
+        await bench.push("v2")
+        await bench.apply(modelVersion="v1")
+        first = await bench.until(Rollout, "digits-1", phase("Succeeded"))
+        await bench.objects.delete(ModelDeployment, NS, "digits")
+        await bench.apply(modelVersion="v2")
+        second = await bench.until(
+            Rollout,
+            "digits-1",
+            lambda item: item.metadata.uid != first.metadata.uid and item.status.phase == "Succeeded",
+        )
+        assert second.spec.template.model_version == "v2"
+        device = await bench.until(
+            Device,
+            "till-0",
+            lambda item: any(w.running and w.running.model_version == "v2" for w in item.status.workloads),
+        )
+        assert device.status.observed_manifest_version >= 2
+
+
+async def test_late_and_leaving_devices_after_success(bench: Bench) -> None:
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1")
+        await bench.until(ModelDeployment, "digits", reason("Complete"))
+        await bench.add_device("late")
+        await bench.until_record("late", lambda record: record.find("digits") is not None)
+        device = await bench.objects.get(Device, NS, "till-0")
+        unlabelled = msgspec.structs.replace(device.metadata, labels={})
+        await bench.objects.replace(msgspec.structs.replace(device, metadata=unlabelled), expected="")
+        await bench.until_record("till-0", lambda record: not record.assignments)
+        await bench.until(ModelDeployment, "digits", lambda item: item.status.selected == item.status.updated == 1)
+
+
+async def test_the_bake_time_is_a_timer_not_a_poll(bench: Bench) -> None:
+    async with running(bench):
+        for number in range(2):
+            await bench.add_device(f"till-{number}")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={**STRATEGY, "bakeTime": "300ms"})
+        done = await bench.until(Rollout, "digits-1", phase("Succeeded"))
+        for wave in done.status.waves:
+            assert wave.settled_at is not None
+            assert wave.finished_at is not None
+            assert (wave.finished_at - wave.settled_at).total_seconds() >= 0.3
+
+
+async def test_a_device_that_never_answers_times_out(bench: Bench) -> None:
+    async with running(bench, fleet=False):
+        await bench.add_device("till-0")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={**STRATEGY, "deviceTimeout": "200ms"})
+        failed = await bench.until(Rollout, "digits-1", phase("RolledBack"))
+        assert "it was not Running within 0.2 s" in failed.status.message
+        record = await bench.objects.get_desired("u-till-0")
+        assert record is not None
+        assert record.assignments == []
+
+
+async def test_one_bad_object_does_not_stop_the_others(bench: Bench) -> None:
+    store = bench.objects.store
+    await store.create("modeldeployments/default/rotten", b'{"metadata": 7}')
+    await store.create("devices/default/rotten", b"not json")
+    bad = msgspec.convert(
+        {
+            "modelVersion": "v1",
+            "deviceSelector": {"matchExpressions": [{"key": "site", "operator": "In", "values": []}]},
+        },
+        ModelDeploymentSpec,
+    )
+    await bench.objects.create(ModelDeployment(metadata=ObjectMeta(name="bad", namespace=NS), spec=bad))
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1")
+        await bench.until(ModelDeployment, "digits", reason("Complete"))
+        invalid = await bench.until(ModelDeployment, "bad", reason("Invalid"))
+        found = find_condition(invalid.status.conditions, "Progressing")
+        assert found is not None
+        assert "needs at least one value" in found.message
+
+
+async def test_a_deployment_that_cannot_be_read_is_not_taken_for_deleted(bench: Bench) -> None:
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1")
+        await bench.until(ModelDeployment, "digits", reason("Complete"))
+        store, key = bench.objects.store, stored.key_of(ModelDeployment, NS, "digits")
+        record = await store.get(key)
+        assert record is not None
+        await store.update(key, b'{"from": "another version"}', expected=record.revision)
+        await bench.add_device("till-1")
+        await bench.until_record("till-0", lambda record: bool(record.assignments))
+        await bench.push("v2")
+        await bench.until(ModelVersion, "v2", phase("Ready"))
+        held = await bench.objects.get_desired("u-till-0")
+        assert held is not None
+        assert held.find("digits") is not None
+        written = await store.get(key)
+        assert written is not None
+        await store.update(key, record.value, expected=written.revision)
+        await bench.until_record("till-1", lambda record: bool(record.assignments))
+
+
+async def test_explain_tells_why(bench: Bench) -> None:
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.add_device("small", memory=MIB)
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1")
+        await bench.until(ModelDeployment, "digits", reason("Complete"))
+    told = await explain(bench.context, NS, "digits", "till-0")
+    assert (told["variant"], told["rollout"], told["revision"]) == ("onnx-fp32", "digits-1", 1)
+    assert told["running"]["variant"] == "onnx-fp32"
+    assert told["candidates"][0]["taken"] is True
+    assert told["candidates"][0]["latencyP95Ms"] == 2
+    assert msgspec.json.decode(msgspec.json.encode(told)) == told
+    told = await explain(bench.context, NS, "digits", "small")
+    assert told["variant"] == ""
+    assert told["reason"] == "no variant fits: onnx-fp32 needs 10.0 MiB, the device gives workloads 1.0 MiB"
+    with pytest.raises(NotFoundError):
+        await explain(bench.context, NS, "digits", "nobody")
+
+
+async def test_a_hub_that_is_stopped_at_any_moment_goes_on_where_it_was(bench: Bench) -> None:
+    """Start and cancel the controllers again and again, each time after a few writes, until the story is told."""
+    for number in range(3):
+        await bench.add_device(f"till-{number}")
+    await bench.push("v1")
+    await bench.push("v2")
+    bench.accuracy["v2"] = 0.1
+    await bench.apply(modelVersion="v1", strategy=STRATEGY)
+    assert await restart_until(bench, "digits-1", "Succeeded") > 1
+    await bench.apply(modelVersion="v2")
+    assert await restart_until(bench, "digits-2", "RolledBack") > 1
+    records = [await bench.objects.get_desired(f"u-till-{number}") for number in range(3)]
+    for record in records:
+        assert record is not None
+        held = record.find("digits")
+        assert held is not None
+        assert held.workload.rollout == "digits-1"
+    assert sorted(record.manifest_version for record in records if record) == [1, 1, 3]
+
+
+async def restart_until(bench: Bench, name: str, wanted: str) -> int:
+    """Run the controllers for three writes at a time; returns how often that was needed."""
+    store = bench.objects.store
+    async with asyncio.timeout(WAIT):
+        for starts in range(1, 200):
+            item = await bench.objects.find(Rollout, NS, name)
+            if item is not None and item.status.phase == wanted:
+                return starts
+            begun = await store.revision()
+            async with store.watch("", after=begun) as changes, running(bench):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        async for change in changes:
+                            if change.revision >= begun + 3:
+                                break
+    raise AssertionError("too many starts")

@@ -10,17 +10,18 @@ import asyncio
 import logging
 import os
 import resource
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 
 from skerry.api.errors import SkerryError
 from skerry.hub import app
-from skerry.hub.settings import HubSettings
+from skerry.hub.settings import HubSettings, default_state_dir
 from skerry.kit import logs
 from skerry.kit.settings import add_options, from_options
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("skerry.hub")  # not __name__, which is __main__
 
 _WANTED_FILES = 65536
 """Descriptors: one per connection; the usual soft limit of 1024 would be the first bound a fleet meets."""
@@ -67,15 +68,16 @@ async def _until_told(settings: HubSettings) -> None:
 
 
 def _announce(ready: app.HubReady) -> None:
+    usual = ready.state_dir == default_state_dir().absolute()  # where `skerry` looks by itself
     lines = [
         f"{'Set up and started' if ready.first_start else 'Started'} the hub at {ready.url}",
         f"  kubeconfig  {ready.kubeconfig}",
         f"  MQTT        {ready.mqtt_host}:{ready.mqtt_port}",
         "Next, in another terminal:",
-        f"  export SKERRY_KUBECONFIG={ready.kubeconfig}",
+        *([] if usual else [f"  export SKERRY_KUBECONFIG={shlex.quote(str(ready.kubeconfig))}"]),
         "  skerry hub token create --ttl 1h --uses 10     a token that lets devices join",
         f"  skerry agent enroll --hub {ready.url} --token ...",
-        "  skerry get devices                             or: kubectl --kubeconfig $SKERRY_KUBECONFIG get devices",
+        "  skerry get devices                             or: kubectl --kubeconfig ... get devices",
     ]
     print("\n".join(lines), flush=True)
 

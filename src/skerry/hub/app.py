@@ -24,7 +24,7 @@ from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.mqtt import MqttHubLink, MqttSettings
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
-from skerry.hub import housekeeping, identity, kubeconfig, listener, pki
+from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation
 from skerry.hub.context import HubContext
 from skerry.hub.controllers import model_version, rollout
 from skerry.hub.gateway import Gateway
@@ -73,7 +73,7 @@ async def run_hub(settings: HubSettings, *, stop: asyncio.Event, ready: Callable
         async with contextlib.AsyncExitStack() as stack:
             api = stack.enter_context(listener.bind(settings.host, api_port, purpose="API", option="--api-port"))
             place = _Place(told=told, names=names, api_port=api.getsockname()[1], mqtt_port=mqtt_port)
-            context = await stack.enter_async_context(_open(settings, state, place))
+            context, broker = await stack.enter_async_context(_open(settings, state, place))
             kubeconfig.write(state.kubeconfig, context.authority, context.hub_url)
             record = _record(context, state, place)
             _warn_of_moves(before, record)
@@ -84,14 +84,18 @@ async def run_hub(settings: HubSettings, *, stop: asyncio.Event, ready: Callable
                     group.create_task(context.gateway.run(), name="gateway"),
                     group.create_task(model_version.run(context), name="model-versions"),
                     group.create_task(rollout.run(context), name="rollouts"),
+                    group.create_task(revocation.run(context, broker.disconnect), name="revocation"),
                     group.create_task(housekeeping.run(context, state, names), name="housekeeping"),
                 ]
+                # Until the devices are known, every one of them would be taken for a stranger.
+                waits = [group.create_task(event.wait()) for event in (context.gateway.ready, stop)]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 app = identity.identify(build_app(context), known=context.gateway.known, clock=context.clock)
                 limits = listener.Limits(max_connections=settings.max_connections)
                 async with listener.serve(app, api, context.authority.server_context(), limits):
                     ready(_ready(context, state, first_start=before is None))
                     await stop.wait()
-                for task in tasks:
+                for task in (*tasks, *waits):
                     task.cancel()
 
 
@@ -122,8 +126,10 @@ def choose_ports(settings: HubSettings, before: HubRecord | None) -> tuple[int, 
 
 
 @contextlib.asynccontextmanager
-async def _open(settings: HubSettings, state: StateDirectory, place: _Place) -> AsyncIterator[HubContext]:
-    """Open keys, store, artifacts and broker, and hand out the context; everything is closed again afterwards."""
+async def _open(
+    settings: HubSettings, state: StateDirectory, place: _Place
+) -> AsyncIterator[tuple[HubContext, EmbeddedBroker]]:
+    """Open keys, store, artifacts and broker, and hand them out; everything is closed again afterwards."""
     clock = SystemClock()
     # The store is made after the keys are complete, so a store without keys means that they were lost.
     authority = await asyncio.to_thread(
@@ -145,7 +151,7 @@ async def _open(settings: HubSettings, state: StateDirectory, place: _Place) -> 
         link = MqttHubLink(MqttSettings(host=_own(settings.host), port=broker.port, tls=authority.hub_client_context()))
         gateway = Gateway(objects, link, authority.desired_key, authority.desired_key_id, clock)
         gateways.append(gateway)
-        yield HubContext(
+        context = HubContext(
             objects=objects,
             artifacts=await asyncio.to_thread(DirectoryStore, state.artifacts),
             clock=clock,
@@ -156,6 +162,7 @@ async def _open(settings: HubSettings, state: StateDirectory, place: _Place) -> 
             mqtt_host=place.told,
             mqtt_port=broker.port,
         )
+        yield context, broker
 
 
 def _record(context: HubContext, state: StateDirectory, place: _Place) -> HubRecord:

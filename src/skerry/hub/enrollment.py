@@ -55,6 +55,7 @@ ENROLLMENT_ANNOTATION = "skerry.dev/enrollment"
 """On a Device: the Enrollment that its present certificate comes from."""
 
 _ATTEMPTS = 50
+_PAGE = 500
 _KNOWN_SECONDS = 2.0
 
 
@@ -198,7 +199,7 @@ async def _record(context: HubContext, asked: EnrollmentSpec, device: Device, re
 async def _renew(context: HubContext, asked: EnrollmentSpec, identity: Identity) -> Enrollment:
     """Give a known device a new certificate, for its present key or for a new one."""
     record = _name_of(pki.read_request(asked.csr))
-    device = await _device_by_uid(context, identity)
+    device = await _device_by_uid(context, asked, identity)
     if device is None:
         raise ForbiddenError(
             "was deleted from this hub", element=f"device {identity.name}", hint="enrol it again with a join token"
@@ -240,9 +241,18 @@ async def _device_of(context: HubContext, enrollment: Enrollment) -> Device | No
     return device if device is not None and device.metadata.uid == status.device_uid else None
 
 
-async def _device_by_uid(context: HubContext, identity: Identity) -> Device | None:
-    page = await context.objects.list(Device, identity.namespace)
-    return next((device for device in page.items if device.metadata.uid == identity.name), None)
+async def _device_by_uid(context: HubContext, asked: EnrollmentSpec, identity: Identity) -> Device | None:
+    """Return the caller's own Device: agents ask under the name the hub gave them, so that one look is enough."""
+    named = await context.objects.find(Device, identity.namespace, asked.device_name)
+    if named is not None and named.metadata.uid == identity.name:
+        return named
+    start, revision = "", 0
+    while True:
+        page = await context.objects.list(Device, identity.namespace, limit=_PAGE, start=start, revision=revision)
+        found = next((device for device in page.items if device.metadata.uid == identity.name), None)
+        if found is not None or page.next_key is None:
+            return found
+        start, revision = page.next_key, page.revision
 
 
 async def _until_known(context: HubContext, uid: str) -> None:

@@ -20,7 +20,7 @@ from skerry.hub.identity import IDENTITY
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
 """Of an admin's request; Kubernetes has the same bound."""
-MAX_DEVICE_BODY_BYTES = 64 * 1024
+MAX_DEVICE_BODY_BYTES = 256 * 1024
 """Of anybody else's: an enrolment is small, and is read before its token can be looked at."""
 _YAML = ("application/yaml", "text/yaml", "application/x-yaml")
 _SERVER_METADATA = (

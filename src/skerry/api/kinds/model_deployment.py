@@ -49,13 +49,13 @@ class Serving(Struct, frozen=True, kw_only=True):
 
 
 class Wave(Struct, frozen=True, kw_only=True):
-    """How far one step of the rollout goes, counted over the whole selection: by `count` or by `percent`."""
+    """How far one step of the rollout goes, by `count` or by `percent` of the devices that can be placed."""
 
     name: str = ""
     count: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Devices on the new version when this wave is done."""
     percent: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
-    """Share of the selected devices on the new version when this wave is done, rounded up."""
+    """Share of the selected devices that some variant fits, on the new version when this wave is done; rounded up."""
 
 
 def _default_waves() -> list[Wave]:
@@ -63,13 +63,13 @@ def _default_waves() -> list[Wave]:
 
 
 class SuccessGate(Struct, frozen=True, kw_only=True):
-    """Share of the wave's devices that reached Running."""
+    """Share of the devices on the rollout, of this wave and those before, that reached Running."""
 
     min: Ratio = 1.0
 
 
 class AccuracyGate(Struct, frozen=True, kw_only=True):
-    """Accuracy on the golden samples, measured on the device; the wave's worst device counts."""
+    """Accuracy on the golden samples, measured on the device; the worst device on the rollout counts."""
 
     min: Ratio
     min_samples: Annotated[int, msgspec.Meta(ge=1)] = 1
@@ -77,7 +77,7 @@ class AccuracyGate(Struct, frozen=True, kw_only=True):
 
 
 class LatencyGate(Struct, frozen=True, kw_only=True):
-    """p95 latency of the golden samples through the local server; the wave's worst device counts."""
+    """p95 latency of the golden samples through the local server; the worst device on the rollout counts."""
 
     max: Duration
 
@@ -107,7 +107,10 @@ class Strategy(Struct, frozen=True, kw_only=True):
 
 
 class ModelDeploymentSpec(Struct, frozen=True, kw_only=True):
-    """The wish itself; every change of it is a new generation and starts a rollout."""
+    """The wish itself; a change of model version, constraints, resources, runtime or serving starts a rollout.
+
+    The selector, the strategy and `paused` take effect on the rollout at hand.
+    """
 
     model_version: Name
     """`metadata.name` of a ModelVersion in the same namespace."""

@@ -167,8 +167,9 @@ def _rows(fleet: _Fleet) -> list[WaveStatus]:
     view = fleet.view
     plan = waves.plan_of(view.spec.strategy.waves)
     kept = [wave for wave in view.rollout.status.waves if wave.phase != "Pending"]
+    reached = max((wave.target for wave in kept), default=0)
     ahead = [
-        WaveStatus(name=waves.name_of(wave, index), target=waves.target_of(wave, fleet.base))
+        WaveStatus(name=waves.name_of(wave, index), target=max(reached, waves.target_of(wave, fleet.base)))
         for index, wave in enumerate(plan)
         if index >= len(kept)
     ]

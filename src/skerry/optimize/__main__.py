@@ -81,14 +81,12 @@ def run(arguments: Sequence[str], stream: TextIO) -> int:
 
 
 def _optimize(options: argparse.Namespace, tell: progress.Progress) -> int:
+    started = time.monotonic()
     try:
-        from skerry.optimize import dataset, factory  # noqa: PLC0415 - after the options, which need none of it
-        from skerry.optimize.importers import torch as pytorch  # noqa: PLC0415
+        from skerry.optimize import dataset, factory, package  # noqa: PLC0415 - heavy, and not needed for --help
         from skerry.optimize.request import Request  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            f"{error.name} is not installed", element="model factory", hint="pip install 'skerry[torch]'"
-        ) from error
+        raise _missing(error) from error
     request = Request(
         torch=options.torch,
         weights=options.weights,
@@ -103,13 +101,21 @@ def _optimize(options: argparse.Namespace, tell: progress.Progress) -> int:
         runs=options.runs,
         seed=options.seed,
     )
-    started = time.monotonic()
     tell("started", model=request.name, version=request.version, variants=list(request.variants))
+    package.check_target(request.out)
     data = dataset.load(request.data)
+    try:
+        from skerry.optimize.importers import torch as pytorch  # noqa: PLC0415 - only once it is worth its seconds
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
     source = pytorch.load(request.torch, request.weights, seed=request.seed)
     tell("source.loaded", kind=source.kind, seconds=round(time.monotonic() - started, 2))
     outcome = factory.make_package(request, source, data, tell)
     return PARTIAL if outcome.failed else DONE
+
+
+def _missing(error: ModuleNotFoundError) -> UnsupportedError:
+    return UnsupportedError(f"{error.name} is not installed", element="factory", hint="pip install 'skerry[torch]'")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,8 +139,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
-    """Tell how to report, also when the options themselves are wrong."""
-    return "--progress=json" in arguments or ("--progress", "json") in itertools.pairwise(arguments)
+    """Tell how to report, also when the options themselves are wrong; the last one counts, as with argparse."""
+    wanted = False
+    for flag, value in itertools.pairwise((*arguments, "")):
+        if flag == "--progress":
+            wanted = value == "json"
+        elif flag.startswith("--progress="):
+            wanted = flag == "--progress=json"
+    return wanted
 
 
 def _environment(error: OSError | MemoryError) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from skerry.api import codec
@@ -38,16 +38,6 @@ _COLOURS = {
 _STYLES = {word: colour for colour, words in _COLOURS.items() for word in words}
 
 
-def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Return a table as kubectl prints it: no lines, three spaces between columns; known states are coloured."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in map(cell, row)))
-    return table
-
-
 def cell(value: Any) -> str:
     """Return one cell's text; nothing is printed as `<none>`, as kubectl does."""
     if value is None or value == "":
@@ -58,11 +48,19 @@ def cell(value: Any) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, header: bool = True) -> None:
-    """Print a table at its natural width; terminals wrap it, pipes get it whole."""
-    table = plain_table(columns, rows)
-    table.show_header = header
-    width = out.measure(table).maximum if out.is_terminal else 10_000
-    out.print(table, width=max(width, out.width) if out.is_terminal else width, crop=False, no_wrap=True)
+    """Print a table as kubectl does: no lines, columns as wide as their content, three spaces between them.
+
+    Nothing is cut off, in a pipe or in a narrow terminal; known states are coloured.
+    """
+    cells = [[cell(value) for value in row] for row in rows]
+    lines = [list(columns), *cells] if header else cells
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
+    for number, line in enumerate(lines):
+        text = Text(no_wrap=True)
+        for i, (content, width) in enumerate(zip(line, widths, strict=True)):
+            padding = "" if i == len(line) - 1 else " " * (width - cell_len(content) + 3)
+            text.append(content, style="bold" if header and number == 0 else _STYLES.get(content, "")).append(padding)
+        out.print(text)
 
 
 def print_json(value: Any) -> None:

@@ -120,7 +120,7 @@ def _follow(client: HubClient, deployment: str, revision: int, limit: float) -> 
 def _progress(rollout: Rollout) -> list[str]:
     lines = []
     for wave in rollout.status.waves:
-        if wave.phase == "Pending":
+        if wave.phase == "Pending" or not wave.assigned:
             continue
         lines.append(f"wave {wave.name}: {wave.phase}, {_counts(wave)}")
         lines += [

@@ -19,7 +19,6 @@ class Line:
         self.port = 0
         self._up = True
         self._open: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> asyncio.Server:
         """Listen on a free loopback port."""
@@ -48,7 +47,9 @@ class Line:
             return
         self._open |= {writer, far_writer}
         try:
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, far_writer))
+                pumps.create_task(self._pump(far_reader, writer))
         finally:
             self._open -= {writer, far_writer}
             for end in (writer, far_writer):
@@ -102,10 +103,9 @@ def uplink(*targets: int) -> Iterator[Uplink]:
             server.close()
         for line in lines:
             line.cut()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # With every connection broken the pumps end by themselves; their tasks belong to the servers.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),), name="uplink", daemon=True)
     thread.start()

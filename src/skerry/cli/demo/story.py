@@ -27,10 +27,12 @@ from skerry.cli.demo.programs import SKERRY, Programs, run, wait_until
 from skerry.cli.demo.proxy import Uplink, uplink
 from skerry.cli.example import copy_out
 from skerry.core import card as cards
+from skerry.core.journal import State
 from skerry.drivers.client.api import HubClient
 
 DEPLOYMENT = "digits"
 TEST_IMAGES = 100
+INSTALLING = ("Fetching", "Verified", "Installed", "Starting", "Probing")
 PATIENCE = 90.0  # seconds; an order of magnitude above what any step takes on two cores
 
 
@@ -355,8 +357,10 @@ def faults(stage: Stage) -> None:
         )
         output.out.print(f"  {cut_off}'s hub is unreachable")
         apply(stage, "v3")
-        state = catch_installing(client, victim)
+        catch_installing(client, victim)
         stage.programs.kill(victim)
+        state = journaled_phase(stage, victim)
+        check(state in INSTALLING, f"{victim}'s agent was killed in mid-install ({state})")
         output.out.print(f"  {victim}'s agent was killed with SIGKILL while {state}")
         start_agent(stage, victim)
         seconds = wait_until(
@@ -385,21 +389,20 @@ def faults(stage: Stage) -> None:
     stage.skerry("get", "devices")
 
 
-def catch_installing(client: HubClient, name: str) -> str:
-    """Return the phase in which a device was seen on its way to v3, as early as it says so."""
-    seen: list[str] = []
+def catch_installing(client: HubClient, name: str) -> None:
+    """Return as soon as a device says that it is on its way to v3."""
 
     def installing() -> bool:
         status = workload(client.get(Device, name))
-        if (
-            status.phase in ("Fetching", "Verified", "Installed", "Starting", "Probing")
-            and running_model(status) != "digits-v3"
-        ):
-            seen.append(status.phase)
-        return bool(seen)
+        return status.phase in INSTALLING and running_model(status) != "digits-v3"
 
     wait_until(installing, f"{name} installing v3", seconds=PATIENCE, every=0.01)
-    return seen[0]
+
+
+def journaled_phase(stage: Stage, name: str) -> str:
+    """Return where an agent that is dead now had got to, as its journal on the disk says."""
+    journal = stage.directory / "devices" / name / "workloads" / DEPLOYMENT / "journal.json"
+    return msgspec.json.decode(journal.read_bytes(), type=State).phase
 
 
 def workload(device: Device) -> WorkloadStatus:

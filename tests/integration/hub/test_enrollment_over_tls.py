@@ -19,8 +19,10 @@ API = "/apis/skerry.dev/v1alpha1/namespaces/default"
 TIMEOUT = 20
 
 
-def test_a_device_joins_with_a_token_and_is_known_by_its_certificate(hub: HubProcess, new_device: NewDevice) -> None:
-    device, token = new_device(), hub.create_token(site="lab")
+def test_a_device_joins_with_a_token_and_is_known_by_its_certificate(
+    shared_hub: HubProcess, new_device: NewDevice
+) -> None:
+    device, token = new_device(), shared_hub.create_token(test="joins")
     device.pin(token)
     status, enrollment = device.ask(token, "till-7")
     assert status == 201, enrollment
@@ -28,32 +30,32 @@ def test_a_device_joins_with_a_token_and_is_known_by_its_certificate(hub: HubPro
     assert enrollment["status"]["ca"] == device.ca
     assert enrollment["status"]["endpoints"] == {
         "mqttHost": "127.0.0.1",
-        "mqttPort": hub.record["mqttPort"],
-        "hubUrl": hub.record["url"],
+        "mqttPort": shared_hub.record["mqttPort"],
+        "hubUrl": shared_hub.record["url"],
     }
-    (found,) = hub.items("devices")
+    (found,) = shared_hub.items("devices", "?labelSelector=test=joins")
     assert found["metadata"]["uid"] == enrollment["status"]["deviceUid"]
-    assert found["metadata"]["labels"] == {"site": "lab"}
+    assert found["metadata"]["name"] == "till-7"
     device.keep(enrollment)
-    assert hub.call(device.context(), "GET", f"{API}/devices")[0] == 403
+    assert shared_hub.call(device.context(), "GET", f"{API}/devices")[0] == 403
     status, renewed = device.ask()
     assert (status, renewed["status"]["deviceUid"]) == (201, enrollment["status"]["deviceUid"])
-    hub.terminate()
 
 
-def test_a_lost_answer_costs_nothing(hub: HubProcess, new_device: NewDevice) -> None:
-    device, token = new_device(), hub.create_token(uses=1)
+def test_a_lost_answer_costs_nothing(shared_hub: HubProcess, new_device: NewDevice) -> None:
+    device, token = new_device(), shared_hub.create_token(uses=1, test="lost")
     device.pin(token)
     device.ask_and_hang_up(token)
     status, enrollment = device.ask(token)
     assert status == 201, enrollment
-    (found,) = hub.items("devices")
+    (found,) = shared_hub.items("devices", "?labelSelector=test=lost")
     assert found["metadata"]["uid"] == enrollment["status"]["deviceUid"]
-    assert hub.items("jointokens")[0]["status"]["used"] == 1
+    _, stored = shared_hub.call(shared_hub.admin, "GET", f"{API}/jointokens/{token.split('.')[1]}")
+    assert stored["status"]["used"] == 1
 
 
-def test_of_eight_at_once_with_seven_uses_one_is_refused(hub: HubProcess, new_device: NewDevice) -> None:
-    token = hub.create_token(uses=7)
+def test_of_eight_at_once_with_seven_uses_one_is_refused(shared_hub: HubProcess, new_device: NewDevice) -> None:
+    token = shared_hub.create_token(uses=7, test="eight")
     devices = [new_device() for _ in range(8)]
     devices[0].pin(token)
     for device in devices:
@@ -65,35 +67,39 @@ def test_of_eight_at_once_with_seven_uses_one_is_refused(hub: HubProcess, new_de
     assert refused[0]["code"] == 403
     assert "is used up (it was good 7 times)" in refused[0]["message"]
     assert "skerry hub token create" in refused[0]["message"]
-    assert len({item["metadata"]["name"] for item in hub.items("devices")}) == 7
+    assert len({item["metadata"]["name"] for item in shared_hub.items("devices", "?labelSelector=test=eight")}) == 7
 
 
 @pytest.mark.parametrize("spoil", [lambda t: t.replace("skj1", "skj9"), lambda t: t[:-64] + "0" * 64, lambda _: "x"])
-def test_a_spoiled_token_opens_nothing(hub: HubProcess, new_device: NewDevice, spoil: Callable[[str], str]) -> None:
-    device, token = new_device(), hub.create_token()
+def test_a_spoiled_token_opens_nothing(
+    shared_hub: HubProcess, new_device: NewDevice, spoil: Callable[[str], str]
+) -> None:
+    device, token = new_device(), shared_hub.create_token(test="spoiled")
     device.pin(token)
     status, refused = device.ask(spoil(token))
     assert (status, refused["reason"]) == (401, "Unauthorized")
-    assert hub.items("devices") == []
+    assert shared_hub.items("devices", "?labelSelector=test=spoiled") == []
 
 
 def test_a_deleted_device_is_refused_by_api_and_broker_and_loses_its_connection(
-    hub: HubProcess, new_device: NewDevice
+    shared_hub: HubProcess, new_device: NewDevice
 ) -> None:
-    device, token = new_device(), hub.create_token()
+    device, token = new_device(), shared_hub.create_token()
     device.pin(token)
-    _, enrollment = device.ask(token)
+    _, enrollment = device.ask(token, "doomed")
     device.keep(enrollment)
     link = MqttDeviceLink(
         enrollment["status"]["deviceUid"],
-        MqttSettings(host="127.0.0.1", port=hub.record["mqttPort"], tls=device.context()),
+        MqttSettings(host="127.0.0.1", port=shared_hub.record["mqttPort"], tls=device.context()),
     )
 
     async def live() -> None:
         async with asyncio.timeout(TIMEOUT):
             with pytest.raises(UnavailableError):  # noqa: PT012 - the end of the connection is what is awaited
                 async with link.connect(boot_id="b1") as connection:
-                    status, _ = await asyncio.to_thread(hub.call, hub.admin, "DELETE", f"{API}/devices/till")
+                    status, _ = await asyncio.to_thread(
+                        shared_hub.call, shared_hub.admin, "DELETE", f"{API}/devices/doomed"
+                    )
                     assert status == 200
                     async for _ in connection.incoming():
                         raise AssertionError("nothing was desired of it")
@@ -103,18 +109,16 @@ def test_a_deleted_device_is_refused_by_api_and_broker_and_loses_its_connection(
 
     asyncio.run(live())
     assert device.ask()[0] == 401
-    hub.terminate()
 
 
-def test_no_certificate_no_mqtt(hub: HubProcess) -> None:
+def test_no_certificate_no_mqtt(shared_hub: HubProcess) -> None:
     async def connect(tls: ssl.SSLContext) -> None:
         async with asyncio.timeout(TIMEOUT):
             async with MqttDeviceLink(
-                "d1", MqttSettings(host="127.0.0.1", port=hub.record["mqttPort"], tls=tls)
+                "d1", MqttSettings(host="127.0.0.1", port=shared_hub.record["mqttPort"], tls=tls)
             ).connect(boot_id="b"):
                 raise AssertionError("it was let in")
 
-    for tls in (hub.context(), hub.admin):  # an admin's certificate is no device's
+    for tls in (shared_hub.context(), shared_hub.admin):  # an admin's certificate is no device's
         with pytest.raises(UnavailableError):
             asyncio.run(connect(tls))
-    hub.terminate()

@@ -21,9 +21,12 @@ from skerry.api.kinds.enrollment import Enrollment, EnrollmentSpec, JoinToken, J
 from skerry.api.meta import ObjectMeta
 from skerry.core.access import ANONYMOUS, Identity
 from skerry.core.ports import Record
+from skerry.drivers.link.memory import MemoryCarrier, MemoryHubLink
+from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import enrollment, join_tokens, pki
 from skerry.hub.context import HubContext
+from skerry.hub.gateway import Gateway
 from skerry.hub.objects import Objects
 from skerry.kit.clock import SystemClock
 
@@ -33,13 +36,6 @@ class Ahead(SystemClock):
 
     def now(self) -> datetime:
         return super().now() + self.offset
-
-
-class Everybody:
-    """Stands where the gateway is: these tests are about what is written, not about the link."""
-
-    def known(self, uid: str) -> bool:
-        return True
 
 
 class Hub:
@@ -88,19 +84,25 @@ def request(
 async def hub(tmp_path: Path, live_authority: pki.Authority) -> AsyncIterator[Hub]:
     clock = Ahead()
     authority = pki.open_authority(live_authority.ca_file.parent, names=(), clock=clock)
-    async with open_store(tmp_path / "hub.db") as store:
+    async with open_store(tmp_path / "hub.db") as store, asyncio.TaskGroup() as group:
+        objects = Objects(store, clock)
+        gateway = Gateway(
+            objects, MemoryHubLink(MemoryCarrier()), authority.desired_key, authority.desired_key_id, clock
+        )
+        running = group.create_task(gateway.run())
         context = HubContext(
-            objects=Objects(store, clock),
-            artifacts=cast("Any", None),
+            objects=objects,
+            artifacts=DirectoryStore(tmp_path / "artifacts"),
             clock=clock,
             authority=authority,
-            gateway=cast("Any", Everybody()),
+            gateway=gateway,
             state_dir=tmp_path,
             hub_url="https://hub.example:7443",
             mqtt_host="hub.example",
             mqtt_port=8883,
         )
         yield Hub(context, clock)
+        running.cancel()
 
 
 async def test_a_token_lets_one_device_in_with_everything_it_needs(hub: Hub) -> None:
@@ -129,6 +131,7 @@ async def test_a_token_lets_one_device_in_with_everything_it_needs(hub: Hub) -> 
     assert stored == answer
     token = await hub.only_token()
     assert (token.status.used, token.status.claims) == (1, {})
+    assert hub.context.gateway.known(device.metadata.uid)  # when the answer goes out, the device may connect
 
 
 async def test_the_secret_is_in_the_answer_to_its_creation_only(hub: Hub) -> None:

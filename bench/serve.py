@@ -113,7 +113,7 @@ def is_ready(port: int) -> bool:
 
 def request(model: Model, *, binary: bool) -> bytes:
     picture = np.random.default_rng(3).random((1, model.channels[0], model.side, model.side), dtype=np.float32)
-    tensor = {"name": "image", "shape": list(picture.shape), "datatype": "FP32"}
+    tensor: dict[str, object] = {"name": "image", "shape": list(picture.shape), "datatype": "FP32"}
     if binary:
         data = picture.tobytes()
         tensor["parameters"] = {"binary_data_size": len(data)}

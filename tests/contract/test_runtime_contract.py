@@ -278,10 +278,9 @@ asyncio.run(main())
 
 
 @pytest.fixture(params=["after-record", "before-record"])
-def killed_agent(request: pytest.FixtureRequest, state: Path, tmp_path: Path) -> Iterator[None]:
+def killed_agent(request: pytest.FixtureRequest, state: Path, tmp_path: Path) -> None:
     argv = [sys.executable, "-c", textwrap.dedent(PARENT), str(state), str(tmp_path), request.param, SERVE]
     assert subprocess.run(argv, timeout=WAIT_SECONDS, check=False).returncode == -signal.SIGKILL
-    return
 
 
 @pytest.mark.usefixtures("killed_agent")

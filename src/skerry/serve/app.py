@@ -67,11 +67,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     worker = Worker(max_queued=limits.queued)
     metrics = Metrics(model=plane.name, version=plane.version)
     server = http1.Server(Rest(plane, worker, metrics, limits).handle, limits)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    stopping = asyncio.ensure_future(stop.wait())
+    stopping = _stop_signal()
     try:
         await server.start(listener)
         loading = worker.submit(lambda: _load(plane))
@@ -89,11 +85,24 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
             )
         await stopping
     finally:
-        stopping.cancel()
         in_time = await server.stop(settings.grace_seconds)
         worker.close()
         log.info("serve.stopped model=%s in_time=%s", plane.name, in_time)
     return 0 if in_time else 1
+
+
+def _stop_signal() -> asyncio.Future[None]:
+    """Return a future that SIGTERM and SIGINT fulfil."""
+    loop = asyncio.get_running_loop()
+    stopping: asyncio.Future[None] = loop.create_future()
+
+    def stop() -> None:
+        if not stopping.done():
+            stopping.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    return stopping
 
 
 def _load(plane: DataPlane) -> None:

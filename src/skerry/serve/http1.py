@@ -33,7 +33,6 @@ _KEPT_HEADERS = frozenset(
 )
 _JOIN_BYTES = 64 * 1024
 """Up to here an answer is written in one piece."""
-_SWEEP_SECONDS = 1.0
 _FOREVER = float("inf")
 
 
@@ -119,7 +118,7 @@ class Server:
         self.connections.add(connection)
         self._empty.clear()
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+            self._sweeper = asyncio.get_running_loop().call_later(self.limits.sweep_seconds, self._sweep)
         return True
 
     def closed(self, connection: Connection) -> None:
@@ -151,7 +150,7 @@ class Server:
         for connection in list(self.connections):
             connection.sweep(now)
         again = bool(self.connections)  # an idle server without connections does not wake up
-        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep) if again else None
+        self._sweeper = asyncio.get_running_loop().call_later(self.limits.sweep_seconds, self._sweep) if again else None
 
 
 class Connection(asyncio.Protocol):
@@ -169,6 +168,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._header_count = 0
+        self._head_size = 0
         self._body: list[bytes] = []
         self._size = 0
         self._silent = 0
@@ -179,7 +179,6 @@ class Connection(asyncio.Protocol):
         self._busy = False
         self._refusal: Response | None = None
         self._last = False
-        self._ended = False
         self._lingering = False
         self._write_paused = False
         self._unsent = 0
@@ -219,15 +218,14 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._last = True  # the request itself is answered; what follows it would be another protocol
         except httptools.HttpParserError as error:
-            self._refuse(error_response(400, f"not a valid HTTP/1.1 request: {str(error)[:200]}"))
+            self._refuse(error_response(400, f"not a valid HTTP request: {str(error)[:200]}"))
         if self._silent > self._limits.head_bytes and self._receiving:
-            self._refuse(error_response(431, f"request line and headers exceed {self._limits.head_bytes} bytes"))
+            self._refuse(self._head_too_large())
         self._advance()
 
     def eof_received(self) -> bool:
-        """Keep the connection open as long as an answer is due."""
-        self._last = self._ended = True
-        return not self._lingering and (self._busy or bool(self._ready))
+        """Take it for the client's departure: what did not begin yet is not begun any more."""
+        return False
 
     def pause_writing(self) -> None:
         """Start nothing while the client does not read."""
@@ -246,7 +244,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._receiving, self._in_body = True, False
-        self._target, self._headers, self._header_count = b"", {}, 0
+        self._target, self._headers, self._header_count, self._head_size = b"", {}, 0, 0
         self._body, self._size = [], 0
         self._request_deadline = time.monotonic() + self._limits.head_seconds
 
@@ -259,7 +257,10 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes | None) -> None:
         """Keep a header that somebody reads; trailers are nobody's."""
         self._header_count += 1
-        if self._header_count > self._limits.headers:
+        self._head_size += len(name) + len(value or b"")
+        if self._head_size > self._limits.head_bytes:
+            self._refuse(self._head_too_large())
+        elif self._header_count > self._limits.headers:
             self._refuse(error_response(431, f"more than {self._limits.headers} headers"))
         elif not self._in_body and (lowered := name.lower()) in _KEPT_HEADERS:
             self._headers[lowered] = value or b""
@@ -355,6 +356,9 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not (self._busy or self._ready):  # it must not stand before a due answer
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def _head_too_large(self) -> Response:
+        return error_response(431, f"the headers exceed {self._limits.head_bytes} bytes")
+
     def _too_large(self) -> Response:
         return error_response(413, f"the body exceeds {self._limits.body_bytes} bytes")
 
@@ -443,7 +447,7 @@ class Connection(asyncio.Protocol):
         self._request_deadline = _FOREVER
         self._server.release(sum(len(request.body) for request in self._ready))
         self._ready.clear()
-        if self._ended or self._server.stopping:
+        if self._server.stopping:
             transport.close()
         else:
             transport.write_eof()

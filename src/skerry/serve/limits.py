@@ -39,6 +39,8 @@ class Limits:
     """An open connection between requests."""
     write_idle_seconds: float = 60.0
     """Without the client taking a byte of an answer."""
+    sweep_seconds: float = 1.0
+    """How often, while there are connections, these times are looked at."""
     linger_seconds: float = 2.0
     """After a refusal: how long what still arrives is read and dropped, so that the client gets to see the answer."""
 

@@ -125,7 +125,7 @@ def to_binary(array: Array) -> bytes | memoryview:
         return b"".join(piece for value in encoded for piece in (_LENGTH.pack(len(value)), value))
     if array.size == 0:
         return b""
-    return memoryview(np.ascontiguousarray(array)).cast("B")
+    return np.ascontiguousarray(array).data.cast("B")
 
 
 def _size(shape: Sequence[int]) -> int:

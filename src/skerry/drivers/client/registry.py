@@ -252,7 +252,7 @@ def _text(name: str, raw: bytes) -> _Content:
 
 
 def _reached(answer: httpx.Response) -> int:
-    """Return how many bytes of an upload have arrived. An empty one has the range 0-0, and none of ours has one byte."""
+    """Return the bytes of an upload that have arrived; an empty one has the range 0-0, and none of ours has one."""
     last = _number(answer.headers.get("Range", "").rpartition("-")[2])
     return last + 1 if last else 0
 

@@ -116,7 +116,7 @@ class _Transfer:
         self._partial = target.with_name(f"{target.name}.partial")
         self._report = report
         self._aborted = False
-        self._connection: http.client.HTTPConnection | None = None
+        self._line: socket.socket | None = None
         self._file = -1
         self._size = 0  # of what is in the file and in the hash
         self._hash = hashlib.sha256()
@@ -124,10 +124,9 @@ class _Transfer:
     def abort(self) -> None:
         """Make `run` end soon, with an error nobody is interested in."""
         self._aborted = True
-        line = self._connection.sock if self._connection is not None else None
-        if line is not None:
+        if self._line is not None:
             with suppress(OSError):
-                socket.socket.shutdown(line, socket.SHUT_RDWR)  # not TLS's own, which is not for other threads
+                socket.socket.shutdown(self._line, socket.SHUT_RDWR)  # not TLS's own: it is not for other threads
 
     def run(self) -> None:
         """Fetch, verify, rename."""
@@ -225,7 +224,6 @@ class _Transfer:
         """Ask once and take it all; or nothing if the registry has no such part, to be asked from the start then."""
         with self._answer() as answer:
             if answer.status == 416 and self._size:
-                answer.close()
                 self._start_over()
                 return
             self._check_answer(answer)
@@ -248,6 +246,7 @@ class _Transfer:
         for _ in range(_REDIRECTS + 1):
             with closing(self._connect(url)) as connection:
                 connection.connect()
+                self._line = connection.sock
                 if self._aborted:
                     raise UnavailableError("was given up", element=self._blob.digest)
                 headers = {"Accept-Encoding": "identity", "User-Agent": "skerry"}
@@ -255,20 +254,18 @@ class _Transfer:
                     headers["Range"] = f"bytes={self._size}-"
                 target = f"{url.path}?{url.query}" if url.query else url.path
                 connection.request("GET", target, headers=headers)
-                answer = connection.getresponse()
-                if answer.status not in (301, 302, 303, 307, 308):
-                    yield answer
-                    return
-                url = self._redirected(url, answer.getheader("Location", ""))
+                with closing(connection.getresponse()) as answer:
+                    if answer.status not in (301, 302, 303, 307, 308):
+                        yield answer
+                        return
+                    url = self._redirected(url, answer.getheader("Location", ""))
         raise UnavailableError("the registry redirects in a circle", element=self._blob.digest)
 
     def _connect(self, url: SplitResult) -> http.client.HTTPConnection:
         host, idle = url.hostname or "", self._settings.idle_seconds
         if url.scheme == "https":
-            self._connection = http.client.HTTPSConnection(host, url.port, timeout=idle, context=self._tls)
-        else:
-            self._connection = http.client.HTTPConnection(host, url.port, timeout=idle)
-        return self._connection
+            return http.client.HTTPSConnection(host, url.port, timeout=idle, context=self._tls)
+        return http.client.HTTPConnection(host, url.port, timeout=idle)
 
     def _redirected(self, url: SplitResult, location: str) -> SplitResult:
         new = urlsplit(urljoin(url.geturl(), location))

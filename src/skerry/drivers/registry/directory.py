@@ -221,22 +221,24 @@ class DirectoryStore:
         for part in document.content:
             if not (home / needed / _hex(part.digest)).exists():
                 raise _missing(needed[1:-1], part.digest, repository)
+        subject = None
+        if document.subject is not None:
+            subject = home / "_referrers" / _hex(document.subject.digest)
+            self._check_referrers(subject, name)
         with _full_disk_reported(f"manifest {stored.digest}"):
             content = self._content(name)
             if not content.exists():
                 self._directory(content.parent)
                 write_atomic(content, stored.raw, mode=0o600)
-            if document.subject is not None:
-                self._refer(home / "_referrers" / _hex(document.subject.digest), name)
+            if subject is not None:
+                self._link(subject / name, b"")
             self._link(home / "_manifests" / name, stored.media_type.encode())
             if manifests.is_tag(reference):
                 self._link(home / "_tags" / reference, stored.digest.encode())
 
-    def _refer(self, directory: Path, name: str) -> None:
-        self._directory(directory)
-        if len(list(directory.iterdir())) >= MAX_REFERRERS and not (directory / name).exists():
+    def _check_referrers(self, directory: Path, name: str) -> None:
+        if directory.is_dir() and name not in (known := os.listdir(directory)) and len(known) >= MAX_REFERRERS:
             raise TooLargeError(f"{MAX_REFERRERS} manifests refer to it already", element=f"sha256:{directory.name}")
-        self._link(directory / name, b"")
 
     def _get(self, repository: str, reference: str) -> Manifest:
         home = self._home(repository)

@@ -40,7 +40,7 @@ def explain(
             for candidate in answer.get("candidates", [])
         ]
         output.print_table(("VARIANT", "TAKEN", "P95", "MEMORY", "METRIC", "MEASURED", "WHY"), rows)
-        if answer.get("reason"):
+        if answer.get("reason") and not any(candidate["taken"] for candidate in answer.get("candidates", [])):
             output.out.print(answer["reason"], markup=False)
 
 

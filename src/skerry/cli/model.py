@@ -111,7 +111,7 @@ def print_card(card: cards.EvaluationCard) -> None:
             v.name,
             quantity.human_bytes(v.blob.size),
             f"{v.metric:.4f}",
-            f"{-v.metric_drop:+.4f}",
+            f"{round(-v.metric_drop, 4) or 0.0:+.4f}",
             f"{v.profile.latency_p50_ms:.3f} ms",
             f"{v.profile.latency_p95_ms:.3f} ms",
             quantity.human_bytes(v.profile.peak_memory_bytes),

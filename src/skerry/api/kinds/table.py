@@ -145,8 +145,8 @@ KINDS: tuple[KindInfo, ...] = (
             Column(name="REVISION", path="spec.revision"),
             Column(name="MODEL", path="spec.template.modelVersion"),
             Column(name="STATUS", path="status.phase"),
-            Column(name="MESSAGE", path="status.message"),
             _AGE,
+            Column(name="MESSAGE", path="status.message"),
         ),
     ),
 )

@@ -99,9 +99,8 @@ def run(arguments: Sequence[str], environment: dict[str, str], *, show: bool = T
             output.out.print(f"  {line.rstrip()}", markup=False)
     problem = process.stderr.read()
     if process.wait() != 0:
-        raise UnavailableError(
-            problem.strip() or f"ended with code {process.returncode}", element=f"skerry {arguments[0]}"
-        )
+        said = problem.strip().replace("\n", "\n  ").removeprefix("error: ")
+        raise UnavailableError(said or f"ended with code {process.returncode}", element=f"skerry {arguments[0]}")
     return "".join(lines)
 
 

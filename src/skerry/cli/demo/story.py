@@ -320,7 +320,7 @@ def bad_version(stage: Stage) -> None:
             stage.skerry("rollout", "status", f"deployment/{DEPLOYMENT}", "--watch")
             failed = False
         except SkerryError as error:
-            output.out.print(f"  {error.cause}", markup=False)
+            output.out.print(f"  error: {error.cause}", markup=False)
             failed = True
         restored = time.monotonic() - applied
         check(failed, "`skerry rollout status` ends with an error when a rollout was rolled back")

@@ -30,7 +30,7 @@ from skerry.api.errors import SkerryError
 from skerry.core import messages, trust
 from skerry.core.session import Session
 from skerry.drivers.link.mqtt import MqttDeviceLink, MqttSettings
-from skerry.drivers.registry.oci import OciArtifactSource
+from skerry.drivers.registry.oci import OciArtifactSource, OciSettings
 from skerry.drivers.runtime.process import ProcessRuntime
 from skerry.kit import logs
 from skerry.kit.clock import SystemClock
@@ -138,6 +138,7 @@ def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLCon
     where = identity.endpoints(known, settings.hub)
     keys = identity.verifying_keys(known)
     floor, accepted = _read_accepted(disk, known, keys)
+    reserve = quantity.to_bytes(settings.storage.reserve)
     session = Session(
         uid=known.uid,
         boot_id=secrets.token_hex(16),
@@ -149,7 +150,7 @@ def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLCon
     parts = Parts(
         disk=disk,
         link=MqttDeviceLink(known.uid, MqttSettings(host=where.mqtt_host, port=where.mqtt_port, tls=tls)),
-        source=OciArtifactSource(where.hub_url, tls),
+        source=OciArtifactSource(where.hub_url, tls, OciSettings(reserve_bytes=reserve)),
         servers=Servers(ProcessRuntime(disk.root / "runtime"), disk, settings.servers),
         session=session,
         clock=SystemClock(),

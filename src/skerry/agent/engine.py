@@ -21,7 +21,7 @@ from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
 from skerry.api import duration
 from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, UnavailableError
-from skerry.api.kinds.device import DeviceFacts
+from skerry.api.kinds.device import DeviceFacts, WorkloadStatus
 from skerry.core import workload
 from skerry.core.journal import Resumed, State, Unwanted, Wanted
 from skerry.core.messages import Command, DesiredState, WorkloadDesired
@@ -95,6 +95,10 @@ class Engine:
     async def stop_servers(self) -> None:
         """Stop all servers of this agent; their workloads come back at the next start."""
         await self._parts.servers.stop_strangers([])
+
+    def statuses(self) -> list[WorkloadStatus]:
+        """Return every workload as the hub is told of it."""
+        return [one.status() for _, one in sorted(self._installers.items())]
 
     # --- workloads ------------------------------------------------------------------------------------------------
 
@@ -202,8 +206,7 @@ class Engine:
             self._changed.clear()
             if clock.monotonic() - self._facts_at >= FACTS_SECONDS:
                 self._facts, self._facts_at = await asyncio.to_thread(self._parts.facts), clock.monotonic()
-            statuses = [one.status() for _, one in sorted(self._installers.items())]
-            session.update(facts=self._facts, workloads=statuses)
+            session.update(facts=self._facts, workloads=self.statuses())
             due = session.poll(now=clock.now(), monotonic=clock.monotonic())
             if due is not None:
                 await _within(SEND_SECONDS, connection.send(due), "report")

@@ -1,0 +1,589 @@
+"""A small world for agents: models that really run, a registry that can misbehave, a hub's signing key, real disks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import http.server
+import ipaddress
+import os
+import secrets
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import NameOID
+from onnx import TensorProto, helper, numpy_helper
+
+from skerry.agent import facts, identity
+from skerry.agent.disk import AcceptedDesired, Disk
+from skerry.agent.engine import Engine, Parts
+from skerry.agent.identity import Identity
+from skerry.agent.servers import Servers
+from skerry.agent.settings import AgentSettings
+from skerry.api.kinds.device import WorkloadStatus
+from skerry.api.kinds.enrollment import Endpoints
+from skerry.api.kinds.tensors import ModelSignature, TensorSpec
+from skerry.api.kinds.variants import Blob, Requirements
+from skerry.core import messages, trust
+from skerry.core.messages import DesiredState, Reported, ServingDesired, WorkloadDesired
+from skerry.core.ports import HubConnection, Instance
+from skerry.core.session import Session
+from skerry.drivers.link.memory import MemoryCarrier, MemoryDeviceLink, MemoryHubLink
+from skerry.drivers.registry.oci import OciArtifactSource, OciSettings
+from skerry.drivers.runtime.process import ProcessRuntime
+from skerry.kit.clock import SystemClock
+
+UID = "d1"
+KEY_ID = "k1"
+PATIENCE = 40.0
+"""Seconds; a bound on waiting, not a claim about speed."""
+CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """One version of a tiny model: scores = x @ weights, with golden samples of its own."""
+
+    version: str
+    model: bytes
+    golden: bytes
+    signature: ModelSignature
+
+    def desired(self, *, name: str = "digits", rollout: str = "", port: int = 0) -> WorkloadDesired:
+        return WorkloadDesired(
+            name=name,
+            rollout=rollout or f"{name}-{self.version}",
+            revision=1,
+            model="digits",
+            model_version=f"digits-{self.version}",
+            version=self.version,
+            variant="onnx-fp32",
+            format="onnx",
+            needs=Requirements(engine="onnxruntime", precision="fp32", memory_bytes=1),
+            signature=self.signature,
+            repository="default/digits",
+            blob=blob_of(self.model),
+            golden=blob_of(self.golden),
+            serving=ServingDesired(port=port),
+        )
+
+
+def blob_of(content: bytes) -> Blob:
+    return Blob(digest=f"sha256:{hashlib.sha256(content).hexdigest()}", size=len(content))
+
+
+def make_model(directory: Path, version: str, *, seed: int, right: float = 1.0, samples: int = 20) -> Model:
+    """`right` is the share of the labels that the model's answers meet."""
+    random = np.random.default_rng(seed)
+    weights = random.normal(size=(4, CLASSES)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["scores"])],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 4])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, CLASSES])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    inputs = random.normal(size=(samples, 4)).astype(np.float32)
+    outputs = inputs @ weights
+    labels = outputs.argmax(axis=1)
+    wrong = round(samples * (1 - right))
+    labels[:wrong] = (labels[:wrong] + 1) % CLASSES
+    path = directory / f"{version}.npz"
+    np.savez(path, **{"input.x": inputs, "output.scores": outputs, "labels": labels.astype(np.int64)})
+    signature = ModelSignature(
+        inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, 4])],
+        outputs=[TensorSpec(name="scores", datatype="FP32", shape=[-1, CLASSES])],
+    )
+    return Model(version, model.SerializeToString(), path.read_bytes(), signature)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    directory = tmp_path_factory.mktemp("models")
+    v1 = make_model(directory, "v1", seed=1)
+    v2 = make_model(directory, "v2", seed=2, right=0.75)
+    return {
+        "v1": v1,
+        "v2": v2,
+        "no-model": dataclasses.replace(v2, version="v3", model=b"this is no model"),
+        "wrong-golden": dataclasses.replace(v2, version="v4", golden=golden_of_wrong_shape(directory)),
+    }
+
+
+def golden_of_wrong_shape(directory: Path) -> bytes:
+    path = directory / "wrong.npz"
+    np.savez(path, **{"input.x": np.zeros((2, 4), np.float32), "output.scores": np.zeros((2, 7), np.float32)})
+    return path.read_bytes()
+
+
+# --- the registry -------------------------------------------------------------------------------------------------
+
+
+class Registry:
+    """Blobs over HTTP, as an OCI registry serves them; told to, it is down, lies, or stops in the middle."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.lies: dict[str, bytes] = {}
+        self.down = False
+        self.hold = threading.Event()
+        """Cleared: half of each blob is sent, then nothing more until it is set."""
+        self.hold.set()
+        self.holding = threading.Event()
+        self.requests: list[str] = []
+        registry = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 30
+
+            def do_GET(self) -> None:
+                registry.answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                registry.requests.append(self.path)
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def get_request(self) -> tuple[socket.socket, object]:
+                connection, address = super().get_request()
+                if tls is not None:
+                    connection = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                return connection, address
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                """A client that was killed is no news."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        digest = handler.path.rsplit("/", 1)[-1]
+        content = self.lies.get(digest, self.blobs.get(digest))
+        if self.down or content is None:
+            handler.send_response(503 if self.down else 404)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        whole, start = len(content), 0
+        wanted = handler.headers.get("Range", "")
+        if wanted:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            content = content[start:]
+        handler.send_response(206 if wanted else 200)
+        if wanted:
+            handler.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        half = len(content) // 2
+        handler.wfile.write(content[:half])
+        handler.wfile.flush()
+        if not self.hold.is_set():
+            self.holding.set()
+            self.hold.wait(PATIENCE)
+        handler.wfile.write(content[half:])
+
+    def add(self, *models: Model) -> None:
+        for model in models:
+            for content in (model.model, model.golden):
+                self.blobs[blob_of(content).digest] = content
+
+    def close(self) -> None:
+        self.hold.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def registry(models: dict[str, Model]) -> Iterator[Registry]:
+    made = Registry()
+    made.add(*models.values())
+    yield made
+    made.close()
+
+
+# --- an agent in this process -------------------------------------------------------------------------------------
+
+
+class Hub:
+    """The hub's end of a link: signs desired states and commands, keeps what the device reports."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self.key = key
+        self.version = 0
+        self.reports: list[Reported] = []
+        self.results: list[messages.CommandResult] = []
+        self.carrier = MemoryCarrier()
+        self.connection: HubConnection | None = None
+        self.ready = asyncio.Event()
+        self._news = asyncio.Condition()
+
+    async def run(self) -> None:
+        async with MemoryHubLink(self.carrier).connect() as self.connection:
+            self.ready.set()
+            async for _, message in self.connection.incoming():
+                async with self._news:
+                    if isinstance(message, Reported):
+                        self.reports.append(message)
+                    elif isinstance(message, messages.CommandResult):
+                        self.results.append(message)
+                    self._news.notify_all()
+
+    def sign(self, *wanted: WorkloadDesired, version: int = 0, key: Ed25519PrivateKey | None = None) -> bytes:
+        self.version = version or self.version + 1
+        state = DesiredState(
+            uid=UID,
+            manifest_version=self.version,
+            issued_at=datetime.datetime.now(datetime.UTC),
+            workloads=list(wanted),
+        )
+        return messages.encode(trust.sign(state, key or self.key, KEY_ID))
+
+    async def want(self, *wanted: WorkloadDesired) -> None:
+        await self.publish(self.sign(*wanted))
+
+    async def publish(self, envelope: bytes) -> None:
+        assert self.connection is not None
+        await self.connection.publish_desired(UID, envelope)
+
+    async def ask(self, verb: str, workload: str = "digits", **fields: object) -> messages.CommandResult:
+        command = messages.Command(
+            uid=UID,
+            id=secrets.token_hex(8),
+            expires_at=datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30),
+            verb=verb,  # type: ignore[arg-type]
+            workload=workload,
+            **fields,  # type: ignore[arg-type]
+        )
+        assert self.connection is not None
+        await self.connection.send_command(UID, messages.encode(trust.sign(command, self.key, KEY_ID)))
+        await self.until(lambda: any(r.id == command.id for r in self.results))
+        return next(r for r in self.results if r.id == command.id)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE), self._news:
+            await self._news.wait_for(lambda: bool(condition()))
+
+    async def status(self, condition: Callable[[WorkloadStatus], object], name: str = "digits") -> WorkloadStatus:
+        """Wait for a report whose workload meets the condition."""
+        await self.until(lambda: any(condition(one) for one in self._last(name)))
+        return self._last(name)[0]
+
+    async def running(self, rollout: str, name: str = "digits") -> WorkloadStatus:
+        return await self.status(
+            lambda one: one.phase == "Running" and one.running is not None and one.running.rollout == rollout, name
+        )
+
+    def _last(self, name: str) -> list[WorkloadStatus]:
+        return [one for one in self.reports[-1].workloads if one.name == name] if self.reports else []
+
+
+@dataclass
+class World:
+    """One device with its disk, its hub and its registry."""
+
+    directory: Path
+    registry: Registry
+    hub: Hub
+    settings: AgentSettings
+    limit_bytes: int | None = None
+    disk: Disk = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.disk = Disk(self.directory, limit_bytes=self.limit_bytes)
+
+    def engine(self) -> Engine:
+        kept = self.disk.read_desired()
+        keys = {KEY_ID: self.hub.key.public_key()}
+        accepted = None
+        if kept is not None:
+            accepted = trust.open_envelope(kept.envelope, DesiredState, uid=UID, keys=keys)
+        return Engine(
+            Parts(
+                disk=self.disk,
+                link=MemoryDeviceLink(self.hub.carrier, UID),
+                source=OciArtifactSource(self.registry.url, None, OciSettings(reserve_bytes=0)),
+                servers=Servers(ProcessRuntime(self.directory / "runtime"), self.disk, self.settings.servers),
+                session=Session(
+                    uid=UID,
+                    boot_id=secrets.token_hex(8),
+                    keys=keys,
+                    floor=0 if kept is None else kept.manifest_version,
+                    accepted=accepted,
+                ),
+                clock=SystemClock(),
+                settings=self.settings,
+                facts=lambda: facts.collect(self.settings, self.directory),
+            )
+        )
+
+    @contextlib.asynccontextmanager
+    async def agent(self) -> AsyncIterator[Engine]:
+        """Run an agent until the context ends; its servers go on."""
+        engine = self.engine()
+        task = asyncio.create_task(engine.run())
+        try:
+            yield engine
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.result()
+
+    async def instances(self) -> list[Instance]:
+        return list(await ProcessRuntime(self.directory / "runtime").list())
+
+    async def until_servers(self, count: int) -> None:
+        await eventually(lambda: self._count(count))
+
+    async def until_phase(self, engine: Engine, phase: str) -> None:
+        """Wait without a hub that could tell."""
+
+        async def reached() -> bool:
+            return [one.phase for one in engine.statuses()] == [phase]
+
+        await eventually(reached)
+
+    async def _count(self, count: int) -> bool:
+        return len(await self.instances()) == count
+
+    async def kill_server(self) -> None:
+        [one] = await self.instances()
+        os.kill(int(one.id.split(":")[0]), signal.SIGKILL)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until the condition holds: for what nobody announces."""
+    async with asyncio.timeout(PATIENCE):
+        while not await condition():  # noqa: ASYNC110 - processes and files have no event to wait for
+            await asyncio.sleep(0.02)
+
+
+async def stop_servers(directory: Path) -> None:
+    runtime = ProcessRuntime(directory / "runtime")
+    for one in await runtime.list():
+        await runtime.stop(one, grace_seconds=2)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, registry: Registry) -> AsyncIterator[World]:
+    """An agent's surroundings; whatever it started is stopped at the end."""
+    hub = Hub(Ed25519PrivateKey.generate())
+    made = World(tmp_path / "state", registry, hub, AgentSettings())
+    serving = asyncio.create_task(hub.run())
+    await hub.ready.wait()
+    try:
+        yield made
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
+        await stop_servers(made.directory)
+
+
+# --- an agent as a process ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Authority:
+    """A hub's CA and signing key."""
+
+    directory: Path
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+    signing: Ed25519PrivateKey
+
+    @property
+    def pem(self) -> str:
+        return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    def issue(self, name: str) -> bytes:
+        """Key and certificate in one PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = self.build(name, key).sign(self.key, hashes.SHA256())
+        return private_pem(key) + made.public_bytes(serialization.Encoding.PEM)
+
+    def build(self, name: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        return certificate_builder(name, key, issuer=self.certificate.subject).add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+
+    def server_context(self) -> ssl.SSLContext:
+        path = self.directory / "server.pem"
+        path.write_bytes(self.issue("server"))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(path)
+        return context
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def certificate_builder(name: str, key: ec.EllipticCurvePrivateKey, *, issuer: x509.Name) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=30))
+    )
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test hub CA")])
+    usage = x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    certificate = (
+        certificate_builder("test hub CA", key, issuer=name)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Authority(tmp_path_factory.mktemp("authority"), key, certificate, Ed25519PrivateKey.generate())
+
+
+@dataclass
+class Device:
+    """A real agent process on its own state directory, enrolled at a hub that is out of reach."""
+
+    directory: Path
+    authority: Authority
+    registry: Registry
+    process: subprocess.Popen[bytes] | None = None
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        self.disk = Disk(self.directory)
+        public = self.authority.signing.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        now = datetime.datetime.now(datetime.UTC)
+        known = Identity(
+            uid=UID,
+            name="till-1",
+            endpoints=Endpoints(mqtt_host="127.0.0.1", mqtt_port=9, hub_url=self.registry.url),
+            ca=self.authority.pem,
+            desired_keys={KEY_ID: public.decode()},
+            not_before=now,
+            not_after=now + datetime.timedelta(days=30),
+        )
+        identity.save(self.disk, known, pem=self.authority.issue(UID))
+
+    def accept(self, *wanted: WorkloadDesired) -> None:
+        """Put a desired state on the disk, as if the hub had been there once."""
+        self.version += 1
+        state = DesiredState(
+            uid=UID,
+            manifest_version=self.version,
+            issued_at=datetime.datetime.now(datetime.UTC),
+            workloads=list(wanted),
+        )
+        envelope = messages.encode(trust.sign(state, self.authority.signing, KEY_ID))
+        self.disk.write_desired(AcceptedDesired(manifest_version=self.version, envelope=envelope))
+
+    def start(self) -> None:
+        log = (self.directory.parent / "agent.log").open("ab")
+        with log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "skerry.agent", "run", "--state-dir", str(self.directory)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(PATIENCE)
+        self.process = None
+        return code
+
+    def journal(self) -> dict[str, object]:
+        path = self.directory / "workloads" / "digits" / "journal.json"
+        return msgspec.json.decode(path.read_bytes()) if path.exists() else {}  # type: ignore[no-any-return]
+
+    def wait(self, condition: Callable[[dict[str, object]], object]) -> dict[str, object]:
+        """Wait for the journal to meet the condition."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition(journal := self.journal()):
+            assert self.process is None or self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, f"{journal}\n{self.log()}"
+            time.sleep(0.005)
+        return journal
+
+    def log(self) -> str:
+        return (self.directory.parent / "agent.log").read_text()
+
+    def wait_log(self, words: str) -> None:
+        self.wait(lambda _: words in self.log())
+
+    def wait_servers(self, count: int) -> None:
+        async def there() -> bool:
+            return len(await ProcessRuntime(self.directory / "runtime").list()) == count
+
+        with asyncio.Runner() as runner:
+            runner.run(eventually(there))
+
+    def stop_servers(self) -> None:
+        with asyncio.Runner() as runner:
+            runner.run(stop_servers(self.directory))
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.stop_servers()
+
+
+@pytest.fixture
+def device(tmp_path: Path, authority: Authority, models: dict[str, Model]) -> Iterator[Device]:
+    registry = Registry(authority.server_context())
+    registry.add(*models.values())
+    made = Device(tmp_path / "state", authority, registry)
+    yield made
+    made.close()
+    registry.close()

@@ -1,0 +1,157 @@
+"""The agent as a program: killed anywhere it converges, without a hub it brings everything back."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def version_at(port: int) -> str:
+    import json
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/digits", timeout=10) as answer:
+        return str(json.loads(answer.read())["versions"][0])
+
+
+def is_running(rollout: str) -> Any:
+    def condition(journal: dict[str, Any]) -> bool:
+        current = journal.get("current") or {}
+        return (
+            journal.get("phase") == "Running"
+            and bool(journal.get("up"))
+            and current.get("desired", {}).get("rollout") == rollout
+        )
+
+    return condition
+
+
+def in_phase(phase: str) -> Any:
+    return lambda journal: journal.get("phase") == phase
+
+
+def test_without_a_hub_what_was_accepted_is_installed_and_comes_back(device: Any, models: Any) -> None:
+    device.accept(models["v1"].desired())
+    device.start()
+    journal = device.wait(is_running("digits-v1"))
+    port = journal["current"]["port"]
+    assert version_at(port) == "v1"
+    assert device.end(signal.SIGTERM) == 0
+    assert version_at(port) == "v1", "servers outlive the agent"
+    device.stop_servers()  # a power cut
+    device.start()
+    journal = device.wait(lambda found: is_running("digits-v1")(found) and found["current"]["since"] and alive(port))
+    assert journal["current"]["port"] == port
+    assert device.end(signal.SIGTERM) == 0
+
+
+def alive(port: int) -> bool:
+    try:
+        return bool(version_at(port))
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("phase", ["Fetching", "Installed", "Starting", "Probing"])
+def test_killed_in_mid_install_it_converges_and_the_old_version_serves_on(device: Any, models: Any, phase: str) -> None:
+    device.accept(models["v1"].desired())
+    device.start()
+    old = device.wait(is_running("digits-v1"))["current"]["port"]
+    assert device.end(signal.SIGTERM) == 0
+    device.accept(models["v2"].desired())
+    if phase == "Fetching":
+        device.registry.hold.clear()
+    device.start()
+    reached = device.wait(lambda journal: journal.get("phase") == phase or is_running("digits-v2")(journal))
+    if phase == "Fetching":
+        assert device.registry.holding.wait(20)
+        assert reached["phase"] == "Fetching"
+    assert device.end(signal.SIGKILL) == -9
+    if reached["phase"] == phase:
+        assert version_at(old) == "v1", "what served goes on serving"
+    device.registry.hold.set()
+    device.start()
+    port = device.wait(is_running("digits-v2"))["current"]["port"]
+    assert version_at(port) == "v2"
+    device.wait_servers(1)
+    assert device.end(signal.SIGTERM) == 0
+
+
+def test_killed_again_and_again_it_still_converges(device: Any, models: Any) -> None:
+    device.accept(models["v1"].desired())
+    for phase in ("Fetching", "Verified", "Installed"):
+        device.start()
+        device.wait(lambda journal, phase=phase: journal.get("phase") in (phase, "Running"))
+        device.end(signal.SIGKILL)
+    device.start()
+    port = device.wait(is_running("digits-v1"))["current"]["port"]
+    assert version_at(port) == "v1"
+    device.wait_servers(1)
+
+
+def test_a_second_agent_on_the_same_directory_is_refused(device: Any) -> None:
+    device.start()
+    device.wait_log("agent.started")
+    second = run("run", "--state-dir", str(device.directory))
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"error: state directory {device.directory}: another agent (process ")
+    assert device.end(signal.SIGTERM) == 0
+
+
+def test_told_to_it_stops_its_servers_too(device: Any, models: Any) -> None:
+    (device.directory / "agent.toml").write_text("[servers]\nstop_on_exit = true\n")
+    device.accept(models["v1"].desired())
+    device.start()
+    device.wait(is_running("digits-v1"))
+    assert device.end(signal.SIGTERM) == 0
+    device.wait_servers(0)
+    (device.directory / "agent.toml").unlink()
+    device.start()
+    device.wait_log("link.lost")
+    device.wait_servers(1)
+    assert device.end(signal.SIGTERM) == 0
+    stopped = run("stop", "--state-dir", str(device.directory))
+    assert (stopped.returncode, stopped.stdout) == (0, "1 server stopped\n")
+    device.wait_servers(0)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "skerry.agent", *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_mistakes_are_sentences_and_exit_codes(tmp_path: Path) -> None:
+    nobody = run("run", "--state-dir", str(tmp_path / "a"))
+    assert nobody.returncode == 1
+    assert "this device is not enrolled" in nobody.stderr
+    assert "skerry agent enroll" in nobody.stderr
+    (tmp_path / "a" / "agent.toml").write_text("[hardware]\nmemroy = '1Mi'\n")
+    typo = run("run", "--state-dir", str(tmp_path / "a"))
+    assert typo.returncode == 1
+    assert typo.stderr == (
+        f'error: {tmp_path}/a/agent.toml, hardware: unknown key "memroy"; docs/agent.md lists every setting\n'
+    )
+    bad = run("enroll", "--hub", "https://127.0.0.1:9", "--token", "skj1.x", "--state-dir", str(tmp_path / "b"))
+    assert (bad.returncode, "is not a join token" in bad.stderr) == (1, True)
+    token = f"skj1.id.secret.{'0' * 64}"
+    for hub, words in (("http://127.0.0.1:9", "is not a hub's URL"), ("https://127.0.0.1:9", "cannot be reached")):
+        away = run("enroll", "--hub", hub, "--token", token, "--state-dir", str(tmp_path / "b"))
+        assert (away.returncode, words in away.stderr, "Traceback" in away.stderr) == (1, True, False)
+    assert not list((tmp_path / "b").glob("*.key")), "no key is made for a hub that was not found"
+
+
+def test_it_imports_little() -> None:
+    code = (
+        "import sys\n"
+        "import skerry.agent.app\n"
+        "heavy = {'numpy', 'onnxruntime', 'torch', 'httpx', 'typer', 'rich', 'starlette', 'uvicorn', 'sqlalchemy',"
+        " 'cryptography.x509', 'zoneinfo', 'yaml', 'psutil'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

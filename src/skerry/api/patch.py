@@ -98,13 +98,15 @@ def last_applied_of(live: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_last_applied(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the object with itself noted in its last-applied annotation, as kubectl does it."""
+    """Return the object with itself noted in its last-applied annotation, byte for byte as kubectl writes it."""
     result = copy.deepcopy(dict(wanted))
+    result.pop("status", None)
     metadata = result["metadata"] = dict(result.get("metadata") or {})
     annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key != LAST_APPLIED}
     metadata["annotations"] = annotations
-    result.pop("status", None)
     text = json.dumps(result, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    for character in "<>&\u2028\u2029":  # as Go's encoder does
+        text = text.replace(character, f"\\u{ord(character):04x}")
     metadata["annotations"] = {**annotations, LAST_APPLIED: text}
     return result
 

@@ -1,13 +1,17 @@
 """A real hub API for these tests: TLS listener, identities from certificates, sqlite store, gateway; only the device
 link is the one in memory, with a device that answers commands."""
 
+from __future__ import annotations
+
 import asyncio
+import contextlib
+import dataclasses
 import itertools
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +87,15 @@ class Hub:
         context.load_cert_chain(file)
         return httpx.Client(base_url=self.url, verify=context, timeout=WAIT)
 
+    @contextlib.contextmanager
+    def relay(self) -> Iterator[Relay]:
+        """A way to the hub that can be cut."""
+        relay = Relay(self)
+        try:
+            yield relay
+        finally:
+            relay.close()
+
     def add_device(self, namespace: str, name: str, **labels: str) -> Device:
         """Store a device as enrolment and its reports would have made it."""
         status = DeviceStatus(
@@ -104,7 +117,7 @@ class Hub:
         meta = ObjectMeta(name=name, namespace=namespace, labels=labels)
         return self.call(self.objects.create(Device(metadata=meta, status=status)))
 
-    async def run(self, ready: "Future[None]", stop: asyncio.Event) -> None:
+    async def run(self, ready: Future[None], stop: asyncio.Event) -> None:
         clock = SystemClock()
         authority = pki.open_authority(self.directory / "pki", names=("127.0.0.1",), clock=clock)
         async with open_store(self.directory / "hub.db") as store:
@@ -134,7 +147,7 @@ class Hub:
                     await stop.wait()
                 running.cancel()
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def answering(
         self, uid: str, answer: Callable[[messages.Command], messages.CommandResult]
     ) -> AsyncIterator[None]:
@@ -157,6 +170,74 @@ class Hub:
         finally:
             task.cancel()
             await asyncio.wait([task])
+
+
+class Relay:
+    """A TCP relay to the hub that can be cut and taken up again, at one address."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._target = ("127.0.0.1", int(hub.url.rpartition(":")[2]))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._pairs: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._up = True
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def client(self, namespace: str) -> HubClient:
+        connection = load_kubeconfig(self._hub.kubeconfig)
+        server = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+        return HubClient(dataclasses.replace(connection, server=server), namespace=namespace)
+
+    def cut(self) -> None:
+        with self._lock:
+            self._up = False
+            for pair in self._pairs:
+                with contextlib.suppress(OSError):
+                    pair.shutdown(socket.SHUT_RDWR)
+            self._pairs.clear()
+
+    def resume(self) -> None:
+        with self._lock:
+            self._up = True
+
+    def close(self) -> None:
+        self.cut()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(WAIT)
+        self._listener.close()
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                if not self._up:
+                    near.close()
+                    continue
+                far = socket.create_connection(self._target)
+                self._pairs += [near, far]
+            self._start(self._copy, near, far)
+            self._start(self._copy, far, near)
+
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(65536):
+                target.sendall(chunk)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        source.close()
 
 
 def trusting(ca: bytes) -> ssl.SSLContext:

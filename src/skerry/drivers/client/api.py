@@ -223,8 +223,8 @@ class HubClient:
         InvalidError with every problem the hub found.
         """
         info = codec.kind_of(raw)
-        wanted = patch.with_last_applied(raw)
-        namespace = _namespace_of(raw)
+        namespace = _namespace_of(raw) or self.namespace
+        wanted = patch.with_last_applied({**raw, "metadata": {**(raw.get("metadata") or {}), "namespace": namespace}})
         path = self._path(info.type, _name_of(raw), namespace=namespace)
         for attempt in range(_ATTEMPTS):
             try:

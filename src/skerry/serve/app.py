@@ -70,17 +70,17 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     stopping = _stop_signal()
     try:
         await server.start(listener)
+        url = _url(listener)
+        log.info("serve.listening url=%s", url)
         loading = worker.submit(lambda: _load(plane))
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
-            host, port = listener.getsockname()[:2]
             log.info(
-                "serve.ready model=%s version=%s url=http://%s:%d load_seconds=%.3f",
+                "serve.ready model=%s version=%s url=%s load_seconds=%.3f",
                 plane.name,
                 plane.version,
-                f"[{host}]" if ":" in host else host,
-                port,
+                url,
                 plane.load_seconds,
             )
         await stopping
@@ -88,7 +88,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
         in_time = await server.stop(settings.grace_seconds)
         worker.close()
         log.info("serve.stopped model=%s in_time=%s", plane.name, in_time)
-    return 0 if in_time else 1
+    code = 0 if in_time else 1
+    if worker.pending:  # native code still computes for nobody: an orderly end would pull the ground from under it
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _stop_signal() -> asyncio.Future[None]:
@@ -107,11 +111,19 @@ def _stop_signal() -> asyncio.Future[None]:
 
 def _load(plane: DataPlane) -> None:
     """Load the model, then give back what only loading needed, and spare the collector what stays for good."""
-    plane.load()
+    try:
+        plane.load()
+    except MemoryError:
+        raise UnavailableError("not enough memory to load it", element=f"model {plane.name}") from None
     gc.collect()
     gc.freeze()
     with contextlib.suppress(AttributeError):  # a C library that has no such thing (musl)
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -25,6 +25,8 @@ from skerry.core.waves import Member
 TEMPLATE_FIELDS = ("model_version", "constraints", "resources", "runtime", "serving")
 KEPT_ROLLOUTS = 10
 """Ended rollouts that stay for `undo` and for people, besides those still needed."""
+_MAX_VARIANTS = 32  # counted; devices report these names
+_MAX_WORD = 80
 
 
 def same_template(one: ModelDeploymentSpec, other: ModelDeploymentSpec) -> bool:
@@ -81,7 +83,7 @@ def summarize(
         selected=len(selected),
         updated=sum(running.rollout == target for running in serving) if wanted else 0,
         ready=len(serving),
-        variants=dict(sorted(Counter(running.variant for running in serving).items())),
+        variants=dict(sorted(Counter(running.variant[:_MAX_WORD] for running in serving).most_common(_MAX_VARIANTS))),
         conditions=set_condition(
             set_condition(deployment.status.conditions, _progressing(deployment, newest, hold, now)),
             _available(deployment, selected, now),

@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from skerry.api import duration, quantity
-from skerry.api.kinds.device import DeviceFacts, DeviceStatus
+from skerry.api.kinds.device import DeviceFacts, DeviceStatus, EngineFacts
 from skerry.api.kinds.model_deployment import ModelDeploymentSpec
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
@@ -29,6 +29,9 @@ from skerry.core.messages import MAX_WORKLOADS, ServingDesired, WorkloadDesired
 
 LATENCY_TOLERANCE = 0.10
 """Latencies up to this share above the fastest count as equally fast."""
+_MAX_WORD = 40  # characters of a word that a device says about itself
+_MAX_ITEMS = 16  # words or engines in one of its lists
+_MAX_KEPT = 32  # candidates kept with an assignment
 _SHOWN = 4  # variants named in the sentence that says why none fits
 
 
@@ -77,13 +80,16 @@ class Placement:
 
 
 def machine_of(facts: DeviceFacts | DeviceStatus, record: DesiredRecord | None = None, deployment: str = "") -> Machine:
-    """Return a device as placement sees it, less what its record holds for other deployments."""
+    """Return a device as placement sees it, less what its record holds for other deployments.
+
+    What a device says of itself is bounded here, for it comes back in sentences.
+    """
     others = [] if record is None else [a.workload for a in record.assignments if a.workload.name != deployment]
     return Machine(
-        arch=facts.hardware.arch,
+        arch=facts.hardware.arch[:_MAX_WORD],
         memory_bytes=facts.hardware.memory_bytes,
-        engines=tuple(Engine(name=e.name, version=e.version, precisions=tuple(e.precisions)) for e in facts.engines),
-        runtimes=tuple(facts.runtimes),
+        engines=tuple(_engine_of(engine) for engine in facts.engines[:_MAX_ITEMS]),
+        runtimes=_words(facts.runtimes),
         taken_bytes=sum(max(workload.needs.memory_bytes, 0) for workload in others),
         workloads=len(others),
     )
@@ -154,7 +160,7 @@ def build_assignment(
         deployment_uid=rollout.spec.deployment_uid,
         wave=wave,
         reason=placement.reason,
-        candidates=list(placement.candidates),
+        candidates=list(placement.candidates[:_MAX_KEPT]),
         assigned_at=now,
         returned_from=returned_from,
     )
@@ -242,9 +248,9 @@ def _engine(offer: _Offer) -> str:
         if needs.engine_min_version and not engine.version:
             reason = f"engine {engine.name} has an unknown version, {needs.engine_min_version} is needed"
         elif _version(engine.version) < _version(needs.engine_min_version):
-            reason = f"engine {engine.name} {engine.version[:40]} is older than {needs.engine_min_version}"
+            reason = f"engine {engine.name} {engine.version} is older than {needs.engine_min_version}"
         elif engine.precisions and needs.precision not in engine.precisions:
-            reason = f"engine {engine.name} runs only {', '.join(engine.precisions[:8])} here"
+            reason = f"engine {engine.name} runs only {', '.join(engine.precisions)} here"
         else:
             return ""
     return reason
@@ -354,6 +360,14 @@ def _named(candidate: Candidate) -> str:
 
 def _ms(milliseconds: float) -> str:
     return f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.3g} s"
+
+
+def _engine_of(facts: EngineFacts) -> Engine:
+    return Engine(name=facts.name[:_MAX_WORD], version=facts.version[:_MAX_WORD], precisions=_words(facts.precisions))
+
+
+def _words(listed: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word[:_MAX_WORD] for word in listed[:_MAX_ITEMS])
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -2,9 +2,9 @@
 
 A rollout that failed, and one that has rolled back, converge on the previous rollout: what a wave moved returns, what a
 superseded rollout left behind follows, late devices join. Where there is no previous rollout, or none of its variants
-fits, the workload is withdrawn: nothing that failed its gates keeps running. A cordoned device is brought back too, for
-returning is no new placement. Done when every device that is online says it is back, or one device timeout after the
-failure; the others are named.
+fits, what failed is withdrawn: it does not keep running. What this rollout has not touched is not taken away. A
+cordoned device is brought back too, for returning is no new placement. Done when every device that is online says it is
+back, or one device timeout after the failure; the others are named.
 
 Lives here: the way back. Must not live here: the decision to go back (`core.rollout`).
 """
@@ -49,7 +49,7 @@ def rest(view: View, now: datetime) -> Step:  # noqa: ARG001 - the table's shape
 
 
 def converge(view: View) -> tuple[Action, ...]:
-    """Bring everybody to the previous rollout; take the workload off where there is none, or where it does not fit."""
+    """Bring everybody to the previous rollout; take what failed off where there is none, or where it does not fit."""
     actions: list[Action] = [*withdrawals(view)]
     for member in view.members:
         if not member.selected or (view.previous and member.rollout == view.previous and not _stranger(member, view)):
@@ -58,7 +58,7 @@ def converge(view: View) -> tuple[Action, ...]:
         if view.previous and not member.previous_unfit and (moved or not member.cordoned):
             failed = view.rollout.metadata.name if moved else ""
             actions.append(Return(uid=member.uid, rollout=view.previous, returned_from=failed))
-        elif member.assignment is not None and (moved or not view.previous):
+        elif moved:
             actions.append(Withdraw(uid=member.uid))
     return tuple(actions)
 
@@ -72,8 +72,9 @@ def join_previous(view: View, members: Iterable[Member]) -> list[Action]:
 
 
 def withdrawals(view: View) -> list[Action]:
-    """Devices that no longer match leave."""
-    return [Withdraw(uid=m.uid) for m in view.members if m.assignment is not None and not m.selected]
+    """Devices that no longer match leave, and so does what a deleted deployment of the same name has left behind."""
+    held = [member for member in view.members if member.assignment is not None]
+    return [Withdraw(uid=member.uid) for member in held if not member.selected or _stranger(member, view)]
 
 
 def _stranger(member: Member, view: View) -> bool:

@@ -174,7 +174,8 @@ def _rows(fleet: _Fleet) -> list[WaveStatus]:
         if index >= len(kept)
     ]
     standings = fleet.standings(view.rollout.status.current_wave)
-    rows = [waves.describe(wave, index, standings, fleet.now) for index, wave in enumerate(kept)] + ahead
+    listed = waves.listed_of(len(kept) + len(ahead))
+    rows = [waves.describe(wave, index, standings, fleet.now, listed) for index, wave in enumerate(kept)] + ahead
     if not ahead and kept[-1].name != "rest" and kept[-1].target < fleet.base:
         # Devices joined during the last wave, or the plan was shortened under it: one gated wave more for what is left.
         rows.append(WaveStatus(name="rest", target=fleet.base))
@@ -195,7 +196,7 @@ def _look(fleet: _Fleet, rows: Sequence[WaveStatus], index: int) -> _Found:
         if obstacle is not None:
             return obstacle
         wave = msgspec.structs.replace(wave, phase="Progressing", started_at=fleet.now)
-    return _judge(fleet, wave, index)
+    return _judge(fleet, wave, index, waves.listed_of(len(rows)))
 
 
 def _obstacle(fleet: _Fleet, wave: WaveStatus, index: int) -> _Found | None:
@@ -220,7 +221,7 @@ def _lack(fleet: _Fleet, wave: WaveStatus) -> _Found | None:
     return None
 
 
-def _judge(fleet: _Fleet, wave: WaveStatus, index: int) -> _Found:
+def _judge(fleet: _Fleet, wave: WaveStatus, index: int, listed: int) -> _Found:
     """Judge a wave that has started: fail it, fill it, wait for it, let it bake, or pass it."""
     view, now, strategy = fleet.view, fleet.now, fleet.view.spec.strategy
     lack = _lack(fleet, wave)
@@ -233,7 +234,7 @@ def _judge(fleet: _Fleet, wave: WaveStatus, index: int) -> _Found:
     missing = goal - len(fleet.on)
     settled = missing <= 0 and all(standing.state != "Waiting" for standing in standings)
     results = gates.judge(strategy.gates, samples, expected=expected, final=settled)
-    wave = waves.describe(msgspec.structs.replace(wave, gates=results), index, standings, now)
+    wave = waves.describe(msgspec.structs.replace(wave, gates=results), index, standings, now, listed)
     if gates.failed(results):
         return _fail(fleet, wave, results)
     running = sum(standing.state == "Running" for standing in standings)

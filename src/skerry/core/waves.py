@@ -20,7 +20,9 @@ from skerry.core.desired import Assignment, DesiredRecord
 from skerry.core.gates import Sample, State
 
 MAX_LISTED = 50
-"""Devices listed in a status; the counts are complete."""
+"""Devices listed of one wave; the counts are complete."""
+MAX_LISTED_IN_ALL = 500
+"""Devices listed of all waves, so that a status with many waves still fits into the store."""
 _MAX_TEXT = 300
 _FALLEN = ("RollingBack", "Failed")
 _ORDER: dict[State, int] = {"Failed": 0, "Waiting": 1, "Running": 2}
@@ -200,11 +202,16 @@ def take(candidates: Sequence[Member], count: int, rollout: Rollout) -> list[Mem
     return sorted(candidates, key=key)[: max(count, 0)]
 
 
-def describe(wave: WaveStatus, index: int, standings: Sequence[Standing], now: datetime) -> WaveStatus:
-    """Return the wave's status with its own devices counted and the first of them listed, failures first."""
+def listed_of(count: int) -> int:
+    """Return how many devices each of so many waves may list."""
+    return max(1, min(MAX_LISTED, MAX_LISTED_IN_ALL // max(count, 1)))
+
+
+def describe(wave: WaveStatus, index: int, standings: Sequence[Standing], now: datetime, listed: int) -> WaveStatus:
+    """Return the wave's status with its own devices counted and the first `listed` of them shown, failures first."""
     own = [standing for standing in standings if standing.wave == index]
     known = {device.name: device for device in wave.devices}
-    shown = sorted(own, key=lambda s: (_ORDER[s.state], s.member.name))[:MAX_LISTED]
+    shown = sorted(own, key=lambda s: (_ORDER[s.state], s.member.name))[:listed]
     return msgspec.structs.replace(
         wave,
         assigned=len(own),

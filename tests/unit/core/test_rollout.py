@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,7 +33,7 @@ from skerry.api.kinds.model_deployment import (
     Wave,
 )
 from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec, ModelVersionStatus
-from skerry.api.kinds.rollout import Rollout, RolloutSpec, RolloutStatus
+from skerry.api.kinds.rollout import Rollout, RolloutSpec, RolloutStatus, WaveStatus
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Evaluation, Golden, NumericalError, Profile, Requirements, Variant
 from skerry.api.meta import LabelSelector, ObjectMeta, find_condition
@@ -41,6 +42,7 @@ from skerry.core.assignment import Target
 from skerry.core.desired import DesiredRecord
 from skerry.core.steps import Assign, Hold, Return, SetStatus, View, Withdraw
 from skerry.core.waves import Member
+from skerry.drivers.store.log import MAX_VALUE_BYTES
 
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 NAME = "digits"
@@ -298,7 +300,7 @@ class World:
                 metadata=ObjectMeta(name=name, namespace="default", uid=f"r-{name}"),
                 spec=RolloutSpec(
                     deployment=NAME,
-                    deployment_uid="dep",
+                    deployment_uid=self.deployment.metadata.uid,
                     revision=generation,
                     template=spec,
                     previous=stable.metadata.name if stable else "",
@@ -758,6 +760,50 @@ def test_a_report_about_an_older_workload_of_the_same_name_does_not_count() -> N
         ],
     )
     assert world.run(5).status.waves[0].running == 0
+
+
+def test_what_an_earlier_deployment_of_the_same_name_left_behind_goes_first() -> None:
+    world = World([*fleet(1), Sim(name="held", memory=100 * MIB)])
+    world.run(20)
+    world.sims["held"].cordoned = True
+    meta = msgspec.structs.replace(world.deployment.metadata, uid="dep-again")
+    world.deployment = msgspec.structs.replace(world.deployment, metadata=meta)
+    world.rollouts.clear()
+    world.given.clear()
+    world.reconcile()
+    assert world.records["u-held"].find(NAME) is None
+    assert world.run(20).status.phase == "Succeeded"
+    held = world.records["u-till-0"].find(NAME)
+    assert held is not None
+    assert held.deployment_uid == "dep-again"
+
+
+def test_a_deleted_previous_rollout_takes_nothing_off_the_devices_that_run_it() -> None:
+    world = upgraded([Sim(name=f"till-{i}", accuracy={"v2": 0.1}) for i in range(3)])
+    world.reconcile()
+    del world.rollouts["digits-1"]
+    assert world.run(60).status.phase == "RolledBack"
+    assert world.count("digits-2") == 0
+    assert world.count("digits-1") == 2, "only the canary lost its workload"
+
+
+def test_a_status_fits_into_the_store_whatever_the_plan_and_the_devices_say() -> None:
+    world = World(fleet(60, delay=0), make_spec(waves=WAVES))
+    world.run(10)
+    sims = list(world.sims.values())
+    for sim in sims:
+        assert sim.report is not None
+        sim.report = msgspec.structs.replace(sim.report, phase="Failed", message="\x01" * 100_000)
+    members = world.view(world.newest).members
+    now, minute = world.now, timedelta(minutes=1)
+    standings = [waves.stand(m, index=9, timeout=minute, now=now, measured=True) for m in members]
+    for count in (1, 3, 10, 101):
+        listed = waves.listed_of(count)
+        own = [dataclasses.replace(standing, wave=0) for standing in standings]
+        wave = waves.describe(WaveStatus(name="canary"), 0, own, now, listed)
+        assert wave.failed == 60
+        assert 1 <= len(wave.devices) <= 50
+        assert len(msgspec.json.encode([wave] * count)) < MAX_VALUE_BYTES
 
 
 # --- crashes and chance ---------------------------------------------------------------------------------------------

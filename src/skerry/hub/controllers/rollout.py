@@ -225,7 +225,7 @@ class Rollouts:
             raise ConflictError(error.cause, element=error.element) from None
         self._observe(written)
         if action.status.phase != item.status.phase:
-            log.info("rollout.%s namespace=%s name=%s", action.status.phase.lower(), meta.namespace, meta.name)
+            log.info("rollout.phase namespace=%s name=%s phase=%s", meta.namespace, meta.name, action.status.phase)
         return written
 
     async def _change_record(

@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -39,7 +39,7 @@ class Hub:
     root: Path
 
     def client(self, role: str = "admin") -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"x-role": role}, timeout=30)
+        return httpx.Client(base_url=self.url, headers={"x-role": role}, timeout=30, verify=False)
 
 
 def identified(app: ASGIApp, role: str) -> ASGIApp:
@@ -54,6 +54,7 @@ def identified(app: ASGIApp, role: str) -> ASGIApp:
 @contextmanager
 def serving(root: Path, *, role: str = "anonymous", **settings: Any) -> Iterator[Hub]:
     uploads = settings.pop("uploads", None)
+    tls = {name: settings.pop(name) for name in ("ssl_certfile", "ssl_keyfile") if name in settings}
     context = HubContext(
         objects=cast(Any, None),  # the registry has no use for these three
         authority=cast(Any, None),
@@ -66,7 +67,7 @@ def serving(root: Path, *, role: str = "anonymous", **settings: Any) -> Iterator
         mqtt_port=0,
     )
     app = Starlette(routes=registry.routes(context, registry.RegistrySettings(**settings)))
-    config = uvicorn.Config(identified(app, role), lifespan="off", ws="none", log_config=None, access_log=False)
+    config = uvicorn.Config(identified(app, role), lifespan="off", ws="none", log_config=None, access_log=False, **tls)
     server = uvicorn.Server(config)
     config.load()
     server.lifespan = config.lifespan_class(config)
@@ -86,7 +87,7 @@ def serving(root: Path, *, role: str = "anonymous", **settings: Any) -> Iterator
                 await asyncio.sleep(0.001)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
         thread.start()
         stop = started.result(30)
@@ -96,6 +97,11 @@ def serving(root: Path, *, role: str = "anonymous", **settings: Any) -> Iterator
             stop()
             thread.join(30)
             assert not thread.is_alive()
+
+
+@pytest.fixture
+def serving_hub() -> Callable[..., AbstractContextManager[Hub]]:
+    return serving
 
 
 @pytest.fixture

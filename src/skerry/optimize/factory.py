@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -29,7 +31,6 @@ from skerry.optimize.progress import Progress
 from skerry.optimize.request import Request
 
 TOOLS = ("skerry", "torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "onnxconverter-common", "numpy")
-_SAMPLE_FILE = "sample.npy"
 _ROUNDING = 1e-9
 _SAME = 0.99999
 """Cosine of two outputs that differ by rounding alone."""
@@ -53,6 +54,7 @@ class _Bench:
     golden_outputs: Sequence[Array]
     exported: bytes
     signature: ModelSignature
+    conditions: profile.Conditions
     draft: Draft
     progress: Progress
 
@@ -74,12 +76,10 @@ def make_package(request: Request, source: Source, data: Dataset, progress: Prog
     """
     started = time.monotonic()
     data = data.with_golden(request.golden, seed=request.seed)
-    with package.draft(request.out) as draft:
-        bench = _set_up(request, source, data, draft, progress)
+    with package.draft(request.out) as draft, tempfile.TemporaryDirectory(prefix="skerry-factory-") as scratch:
+        bench = _set_up(request, source, data, draft=draft, scratch=Path(scratch), progress=progress)
         golden = _write_golden(bench)
-        np.save(draft.directory / _SAMPLE_FILE, data.golden_x[:1])
         results = [_make_variant(bench, precision) for precision in dict.fromkeys(request.variants)]
-        draft.remove(_SAMPLE_FILE)
         kept = [result for result in results if isinstance(result, PackagedVariant)]
         rejected = [result.rejected for result in results if isinstance(result, _Refusal)]
         if not kept:
@@ -117,7 +117,9 @@ def make_package(request: Request, source: Source, data: Dataset, progress: Prog
     return Outcome(card=card, failed=[r.rejected.name for r in results if isinstance(r, _Refusal) and r.failed])
 
 
-def _set_up(request: Request, source: Source, data: Dataset, draft: Draft, progress: Progress) -> _Bench:
+def _set_up(
+    request: Request, source: Source, data: Dataset, *, draft: Draft, scratch: Path, progress: Progress
+) -> _Bench:
     outputs = source.predict(data.test_x)
     baseline = _baseline(request.metric, outputs, data)
     progress("baseline", metric_name=request.metric, metric=baseline, samples=len(data.test_x))
@@ -126,13 +128,15 @@ def _set_up(request: Request, source: Source, data: Dataset, draft: Draft, progr
     started = time.monotonic()
     exported = _simplified(source.export(data.test_x), data.golden_x)
     progress("exported", size=len(exported), seconds=round(time.monotonic() - started, 2))
+    signature = graph.signature(graph.parse(exported))
     return _Bench(
         request=request,
         data=data,
         baseline=baseline,
         golden_outputs=golden_outputs,
         exported=exported,
-        signature=graph.signature(graph.parse(exported)),
+        signature=signature,
+        conditions=profile.conditions(scratch, signature, data.golden_x, runs=request.runs),
         draft=draft,
         progress=progress,
     )
@@ -245,9 +249,7 @@ def _keep(bench: _Bench, name: str, precision: Precision, candidate: _Candidate)
     file = f"{bench.request.name}-{precision}.onnx"
     blob = bench.draft.add(file, candidate.content)
     try:
-        costs = profile.measure(
-            bench.draft.directory / file, bench.draft.directory / _SAMPLE_FILE, runs=bench.request.runs
-        )
+        costs = profile.measure(bench.draft.directory / file, bench.conditions)
     except SkerryError:
         bench.draft.remove(file)
         raise

@@ -1,4 +1,4 @@
-"""Costs are measured in a process that holds the engine and the model, and not this one's libraries."""
+"""Costs are measured in fresh processes: the engine alone for latency, the real inference server for memory."""
 
 import subprocess
 import sys
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from skerry.api.errors import InvalidError
-from skerry.optimize import graph, profile
+from skerry.api.errors import InvalidError, TimedOutError
+from skerry.optimize import graph, profile, serving
 
 MIB = 1024**2
 
 
-def matrix_model(path: Path, size: int) -> tuple[Path, Path]:
-    """A model whose weights are size x size float32, its samples beside it."""
+def matrix_model(path: Path, size: int) -> Path:
+    """A model whose weights are size x size float32."""
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name in ("input", "output")]
     weights = numpy_helper.from_array(np.random.default_rng(0).random((size, size), dtype=np.float32), "w")
     nodes = [helper.make_node("MatMul", ["input", "w"], ["output"])]
@@ -25,23 +25,32 @@ def matrix_model(path: Path, size: int) -> tuple[Path, Path]:
         ir_version=10,
     )
     path.write_bytes(graph.serialise(made))
-    np.save(path.with_suffix(".npy"), np.zeros((1, size), np.float32))
-    return path, path.with_suffix(".npy")
+    return path
+
+
+def conditions(model: Path, size: int, *, runs: int = 20) -> profile.Conditions:
+    signature = graph.signature(graph.parse(model.read_bytes()))
+    return profile.conditions(model.parent, signature, np.zeros((3, size), np.float32), runs=runs)
 
 
 def test_larger_models_are_seen_to_need_more_memory(tmp_path: Path) -> None:
-    small, large = (profile.measure(*matrix_model(tmp_path / f"{size}.onnx", size), runs=20) for size in (16, 2048))
+    profiles = []
+    for size in (16, 2048):
+        model = matrix_model(tmp_path / f"{size}.onnx", size)
+        profiles.append(profile.measure(model, conditions(model, size)))
+    small, large = profiles
     assert small.runs == large.runs == 20
     assert 0 < small.latency_p50_ms <= small.latency_p95_ms
     assert large.peak_memory_bytes - small.peak_memory_bytes > 15 * MIB  # 16 MiB of weights
+    assert 20 * MIB < small.peak_memory_bytes < 150 * MIB  # torch alone would take more
     assert small.machine.split()[0] in {"amd64", "arm64", "arm", "riscv64"}
 
 
-def test_the_process_has_no_factory_in_it(tmp_path: Path) -> None:
-    model, samples = matrix_model(tmp_path / "m.onnx", 4)
+def test_latency_is_measured_without_the_factory_in_the_process(tmp_path: Path) -> None:
+    model = matrix_model(tmp_path / "m.onnx", 4)
+    argv = ["x", str(model), str(conditions(model, 4).samples_file), "1", "1"]
     code = (
-        "import sys; from skerry.optimize import profiled_process; "
-        f"sys.argv = ['x', {str(model)!r}, {str(samples)!r}, '1', '1']; profiled_process.main(); "
+        f"import sys; sys.argv = {argv!r}; from skerry.optimize import profiled_process; profiled_process.main(); "
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
@@ -52,11 +61,28 @@ def test_the_process_has_no_factory_in_it(tmp_path: Path) -> None:
 
 def test_a_slow_model_is_measured_with_fewer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "MAX_SECONDS", 0.0)
-    assert profile.measure(*matrix_model(tmp_path / "m.onnx", 4), runs=1000).runs == 10
+    model = matrix_model(tmp_path / "m.onnx", 4)
+    assert profile.measure(model, conditions(model, 4, runs=1000)).runs == 10
 
 
 def test_what_the_engine_refuses_is_said(tmp_path: Path) -> None:
-    _, samples = matrix_model(tmp_path / "good.onnx", 4)
+    given = conditions(matrix_model(tmp_path / "good.onnx", 4), 4)
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(InvalidError, match=r"the process that measures it failed \(.*bad\.onnx"):
-        profile.measure(tmp_path / "bad.onnx", samples, runs=1)
+        profile.measure(tmp_path / "bad.onnx", given)
+
+
+def test_what_the_server_refuses_is_said(tmp_path: Path) -> None:
+    given = conditions(matrix_model(tmp_path / "m.onnx", 4), 4)
+    other = matrix_model(tmp_path / "other.onnx", 5)
+    with pytest.raises(InvalidError, match=r"the inference server does not take it \(.*shape"):
+        serving.peak_memory(other, given.signature_file, given.signature, given.samples[:1])
+    with pytest.raises(InvalidError, match=r"the inference server refuses a sample \(.*shape"):
+        serving.peak_memory(tmp_path / "m.onnx", given.signature_file, given.signature, np.zeros((1, 9), np.float32))
+
+
+def test_a_server_that_does_not_become_ready_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = conditions(matrix_model(tmp_path / "m.onnx", 4), 4)
+    monkeypatch.setattr(serving, "START_SECONDS", 0.0)
+    with pytest.raises(TimedOutError, match="not ready within 0 s"):
+        serving.peak_memory(tmp_path / "m.onnx", given.signature_file, given.signature, given.samples[:1])

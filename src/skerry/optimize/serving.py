@@ -1,0 +1,120 @@
+"""Peak memory as a device will see it: the real inference server, holding one variant and answering with it.
+
+The server (`python -m skerry.serve`) is reached as a process, over the protocol, exactly as the agent reaches it; that
+it serves the variant at all is checked by the way. Must not live here: an import of the server's code.
+Source: Open Inference Protocol v2 with the binary tensor data extension; proc(5) for VmHWM.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from skerry.api.errors import InvalidError, TimedOutError
+from skerry.api.kinds.tensors import ModelSignature
+from skerry.optimize.dataset import Array
+
+START_SECONDS = 60.0
+ANSWER_SECONDS = 60.0
+STOP_SECONDS = 5.0
+REQUESTS = 10
+_READY = re.compile(rb"serve\.ready .*url=http://127\.0\.0\.1:(\d+)")
+_MODEL = "profiled"
+_MOST_OUTPUT = 1 << 20
+
+
+def peak_memory(model: Path, signature_file: Path, signature: ModelSignature, sample: Array) -> int:
+    """Return the server's peak resident memory in bytes after some requests of batch 1.
+
+    `sample` is [1, ...], `signature_file` holds the signature as JSON. Raises InvalidError, TimedOutError.
+    """
+    tensor = signature.inputs[0]
+    raw = sample.tobytes()
+    header = msgspec.json.encode(
+        {
+            "inputs": [
+                {
+                    "name": tensor.name,
+                    "datatype": tensor.datatype,
+                    "shape": list(sample.shape),
+                    "parameters": {"binary_data_size": len(raw)},
+                }
+            ],
+            "outputs": [{"name": output.name, "parameters": {"binary_data": True}} for output in signature.outputs],
+        }
+    )
+    with _server(model, signature_file) as (pid, port):
+        for _ in range(REQUESTS):
+            _ask(port, header, raw)
+        return _high_water_mark(pid)
+
+
+@contextmanager
+def _server(model: Path, signature_file: Path) -> Iterator[tuple[int, int]]:
+    """Start the server; yield its pid and port once it is ready, and stop it afterwards."""
+    argv = [sys.executable, "-P", "-m", "skerry.serve", "--model", _MODEL, "--version", "0", "--file", str(model)]
+    argv += ["--signature", str(signature_file), "--host", "127.0.0.1", "--port", "0", "--threads", "1"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            yield process.pid, _wait_ready(process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_ready(process: subprocess.Popen[bytes]) -> int:
+    assert process.stderr is not None
+    descriptor, said = process.stderr.fileno(), b""
+    deadline = time.monotonic() + START_SECONDS
+    while len(said) < _MOST_OUTPUT:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            raise TimedOutError(f"the inference server is not ready within {START_SECONDS:.0f} s")
+        part = os.read(descriptor, 65536)
+        said += part
+        ready = _READY.search(said)
+        if ready:
+            return int(ready.group(1))
+        if not part:
+            break
+    lines = said.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    raise InvalidError(f"the inference server does not take it ({lines[-1][:240]})")
+
+
+def _ask(port: int, header: bytes, raw: bytes) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+    try:
+        connection.request("POST", f"/v2/models/{_MODEL}/infer", header + raw, headers)
+        response = connection.getresponse()
+        body = response.read()
+    except TimeoutError:
+        raise TimedOutError(f"the inference server does not answer within {ANSWER_SECONDS:.0f} s") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise InvalidError(f"the inference server fails with it ({error})") from error
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        raise InvalidError(f"the inference server refuses a sample ({body[:240].decode(errors='replace')})")
+
+
+def _high_water_mark(pid: int) -> int:
+    """Return a process's peak resident memory; getrusage would keep what its parent had when it was started."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    if found is None:
+        raise InvalidError("this kernel does not tell a process's peak memory (no VmHWM in /proc/<pid>/status)")
+    return int(found.group(1)) * 1024

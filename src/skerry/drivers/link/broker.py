@@ -94,7 +94,7 @@ class _Session:
 
     def write(self, data: bytes) -> None:
         """Write an acknowledgement. Raises _RefusedError for a client that sends without ever reading."""
-        if self.writer.transport.get_write_buffer_size() > packets.MAX_PACKET_BYTES + _MIB:
+        if self.writer.transport.get_write_buffer_size() > topics.MAX_PACKET_BYTES + _MIB:
             raise _RefusedError("does not read")
         self.writer.write(data)
 
@@ -214,11 +214,11 @@ class EmbeddedBroker:
     async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Session:
         """Read CONNECT and return the session, or raise. Nobody else is touched before the identity is checked."""
         try:
-            connect = await packets.read(reader, limit=packets.MAX_CONNECT_BYTES)
+            connect = await packets.read(reader, limit=packets.MAX_CONNECT_BYTES, only=packets.CONNECT)
         except packets.UnknownProtocolError as error:
             raise _RefusedError(str(error), code=packets.BAD_PROTOCOL_VERSION) from error
         if not isinstance(connect, packets.Connect):
-            raise packets.MalformedError("the first packet is not CONNECT")
+            raise packets.MalformedError("the connection ended before CONNECT")
         certificate = writer.get_extra_info("ssl_object").getpeercert()
         peer = identify(certificate, connect.client_id)
         if connect.will is not None:

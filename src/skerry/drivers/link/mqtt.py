@@ -43,7 +43,9 @@ class MqttSettings:
     """Until a message is acknowledged; 4 MiB on a slow mobile link take their time."""
 
     def __post_init__(self) -> None:
-        """Refuse plain TCP to anywhere but this machine. Raises InvalidError."""
+        """Refuse what cannot be an address, and plain TCP to anywhere but this machine. Raises InvalidError."""
+        if not self.host or not 0 < self.port < 65536:
+            raise InvalidError(f'"{self.host}:{self.port}" is no address', element="MQTT broker")
         if self.tls is None and not _is_loopback(self.host):
             raise InvalidError(
                 f"plain MQTT to {self.host} is not allowed", element="tls", hint="give a certificate and the hub's CA"

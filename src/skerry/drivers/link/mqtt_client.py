@@ -1,8 +1,8 @@
 """One MQTT connection on aiomqtt, with what it leaves open closed: bounds, prompt failure, and causes told apart.
 
-Three things aiomqtt 2.5 does not do by itself: notice a connection that dies before CONNACK (it waits the timeout out),
-end a pending publish when the connection dies, and acknowledge a message only after it was taken. Lives here: these,
-and the sentences for failures. Must not live here: topics and messages.
+What aiomqtt 2.5 does not do by itself: notice a connection that dies before CONNACK (it waits the timeout out), end a
+pending publish when the connection dies, bound what it reads, and acknowledge a message only after it was taken. Lives
+here: these, and the sentences for failures. Must not live here: topics and messages.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from skerry.api.errors import UnavailableError
+from skerry.drivers.link.topics import MAX_PACKET_BYTES
 
 MAX_QUEUED = 4096
 """Received and not yet taken. Brokers keep at most their in-flight window of unacknowledged QoS 1 messages here."""
@@ -71,6 +72,7 @@ class MqttClient(aiomqtt.Client):
         )
         self.pending_calls_threshold = 2 * MAX_INFLIGHT
         self._send_timeout = send_timeout_seconds
+        self._broken: aiomqtt.MqttError | None = None
         self._client.connect_timeout = connect_timeout_seconds
         self._client.manual_ack_set(True)
 
@@ -84,12 +86,16 @@ class MqttClient(aiomqtt.Client):
         entering = asyncio.ensure_future(self.__aenter__())
         try:
             await asyncio.shield(entering)
+            if self._broken is not None:  # since CONNACK; aiomqtt has forgotten it by now
+                raise self._broken
         except asyncio.CancelledError:
             self.timeout = 0.1  # the thread cannot be interrupted; do not wait for more than it
             with suppress(aiomqtt.MqttError):
                 await entering
                 await self.close()
             raise
+        except ValueError as error:  # a host name that cannot be one
+            raise aiomqtt.MqttError(str(error)) from error
         except aiomqtt.MqttError:
             self._client.disconnect()  # aiomqtt leaves the socket open when CONNACK did not come in time
             raise
@@ -101,6 +107,8 @@ class MqttClient(aiomqtt.Client):
             await self.__aexit__(None, None, None)
         if self._disconnected.done() and not self._disconnected.cancelled():
             self._disconnected.exception()  # retrieved, or asyncio complains
+        if self._client.socket() is not None:
+            self._client.disconnect()  # aiomqtt leaves it open when it was not paho that saw the end
 
     async def listen(self, filters: list[tuple[str, int]]) -> None:
         """Subscribe. Raises UnavailableError, also when the broker grants less than asked."""
@@ -143,6 +151,26 @@ class MqttClient(aiomqtt.Client):
                 with suppress(asyncio.CancelledError, aiomqtt.MqttError):
                     await task
 
+    def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        super()._on_socket_open(client, userdata, sock)
+        self._loop.call_soon_threadsafe(self._loop.add_reader, sock.fileno(), self._read)  # in place of aiomqtt's
+
+    def _read(self) -> None:
+        """Let paho read what there is, but no packet longer than any of ours, whatever the broker announces."""
+        try:
+            while True:
+                self._client.loop_read()
+                length = self._client._in_packet["remaining_length"]  # noqa: SLF001 - paho has no bound, and no other place
+                if length > MAX_PACKET_BYTES:
+                    raise aiomqtt.MqttError(
+                        f"the broker sends a packet of {length} bytes, more than {MAX_PACKET_BYTES}"
+                    )
+                sock = self._client.socket()
+                if not isinstance(sock, ssl.SSLSocket) or not sock.pending():
+                    return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is over
+            self._break(aiomqtt.MqttError(str(error)))
+
     def _on_disconnect(
         self,
         client: paho.Client,
@@ -151,10 +179,24 @@ class MqttClient(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None = None,
     ) -> None:
-        if not self._connected.done():
-            self._connected.set_exception(aiomqtt.MqttError("the broker closed the connection"))
-            return
-        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        if self._connected.done() and self._connected.exception() is None:
+            self._broken = self._broken or aiomqtt.MqttCodeError(reason_code)
+            super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        else:
+            self._break(_HungUpError("the broker closed the connection"))
+
+    def _break(self, error: aiomqtt.MqttError) -> None:
+        """End the connection for whoever waits for it, at whatever stage it is."""
+        self._broken = error
+        for future in (self._connected, self._disconnected):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # nobody may be waiting, and asyncio complains then
+                return
+
+
+class _HungUpError(aiomqtt.MqttError):
+    """The connection ended before CONNECT was answered."""
 
 
 class _ClosingSocket(ssl.SSLSocket):
@@ -203,7 +245,7 @@ def explain(error: aiomqtt.MqttError, client: MqttClient) -> UnavailableError:
     """Return the failure as a user reads it: the broker's address, the cause told apart, a hint."""
     origin = error.__context__ if isinstance(error.__context__, OSError) else None
     text = f"{origin or error} {client.failure.text}".strip()
-    cause, hint = _tls_cause(text) or _cause(error, origin) or (text[:300], "")
+    cause, hint = _cause(error, origin, client.failure.text) or _tls_cause(text) or (text[:300], "")
     return UnavailableError(cause, element=f"MQTT broker {client.address}", hint=hint)
 
 
@@ -215,7 +257,7 @@ def _tls_cause(text: str) -> tuple[str, str] | None:
     return found or (f"TLS failed: {text[:300]}", "")
 
 
-def _cause(error: aiomqtt.MqttError, origin: OSError | None) -> tuple[str, str] | None:
+def _cause(error: aiomqtt.MqttError, origin: OSError | None, failure: str) -> tuple[str, str] | None:
     match origin:
         case ConnectionRefusedError():
             return "nobody listens there", "is the hub running?"
@@ -223,6 +265,9 @@ def _cause(error: aiomqtt.MqttError, origin: OSError | None) -> tuple[str, str] 
             return "the name cannot be resolved", "check the name and the DNS"
         case TimeoutError():
             return "no answer", "check the address, the network and the firewall"
+        case _ if isinstance(error, _HungUpError) and not failure:
+            # asyncio's TLS servers, our embedded broker too, refuse a certificate without saying so (no alert is sent).
+            return str(error), "our certificate may have expired or be another hub's; if so, enrol again"
         case _ if isinstance(error, MqttConnectError):
-            return f"refused us: {error}", "was the device deleted from the hub?"
+            return f"refused us: {error.rc}", "was the device deleted from the hub?"
     return None

@@ -21,10 +21,10 @@ from amqtt.mqtt.publish import PublishPacket  # type: ignore[import-untyped]
 from amqtt.mqtt.suback import SubackPacket  # type: ignore[import-untyped]
 from amqtt.mqtt.unsuback import UnsubackPacket  # type: ignore[import-untyped]
 
-from skerry.core.messages import MAX_MESSAGE_BYTES
+from skerry.drivers.link.topics import MAX_PACKET_BYTES
 
-MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 1024
-"""Payload and topic."""
+CONNECT = 1
+"""CONNECT's packet type."""
 MAX_CONNECT_BYTES = 8192
 MAX_FILTERS = 16
 """In one SUBSCRIBE or UNSUBSCRIBE."""
@@ -110,12 +110,18 @@ class UnknownProtocolError(MalformedError):
     """A CONNECT of another MQTT version; it is answered before the connection ends."""
 
 
-async def read(reader: asyncio.StreamReader, *, limit: int = MAX_PACKET_BYTES) -> Packet | None:
-    """Return the next packet, or None at the end of the stream. Raises MalformedError."""
+async def read(
+    reader: asyncio.StreamReader, *, limit: int = MAX_PACKET_BYTES, only: int | None = None
+) -> Packet | None:
+    """Return the next packet, or None at the end of the stream; with `only`, no other type. Raises MalformedError.
+
+    A packet that will be refused for its type or length is refused before it is read.
+    """
     try:
         first = await reader.read(1)
         if not first:
             return None
+        _check_type(first[0], only)
         length = await _read_length(reader)
         if length > limit:
             raise MalformedError(f"a packet of {length} bytes, more than {limit}")
@@ -127,9 +133,8 @@ async def read(reader: asyncio.StreamReader, *, limit: int = MAX_PACKET_BYTES) -
 
 async def parse(first: int, body: bytes) -> Packet:
     """Return the packet with that first byte and that body. Raises MalformedError, never anything else."""
+    _check_type(first, None)
     kind, flags = first >> 4, first & 0x0F
-    if kind not in _READERS or (kind != codec.PUBLISH and flags != _FLAGS.get(kind, 0)):
-        raise MalformedError(f"packet type {kind} with flags {flags}")
     header = codec.MQTTFixedHeader(kind, flags, len(body))
     try:
         raw = await packet_class(header).from_stream(BufferReader(body), fixed_header=header)
@@ -171,6 +176,14 @@ def unsuback(packet_id: int) -> bytes:
 def pingresp() -> bytes:
     """Return PINGRESP."""
     return bytes(PingRespPacket.build().to_bytes())
+
+
+def _check_type(first: int, only: int | None) -> None:
+    kind, flags = first >> 4, first & 0x0F
+    if kind not in _READERS or (kind != codec.PUBLISH and flags != _FLAGS.get(kind, 0)):
+        raise MalformedError(f"packet type {kind} with flags {flags}")
+    if only is not None and kind != only:
+        raise MalformedError(f"packet type {kind}, where only {only} may come")
 
 
 async def _read_length(reader: asyncio.StreamReader) -> int:

@@ -31,6 +31,9 @@ MAX_BYTES: dict[Channel, int] = {
 }
 """Longest payload per channel."""
 
+MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 1024
+"""Longest MQTT packet: payload, topic, header."""
+
 _PUBLISHED_BY: dict[str, dict[Channel, tuple[bool, ...]]] = {
     "device": {"reported": (False,), "telemetry": (False,), "online": (False, True)},
     "hub": {"desired": (True,), "command": (False,), "online": (True,)},

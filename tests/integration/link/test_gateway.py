@@ -1,0 +1,374 @@
+"""The gateway with a real broker, a real store and real device connections."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from skerry.api.errors import NotFoundError, TimedOutError, UnavailableError
+from skerry.api.kinds.device import Device, DeviceFacts, EngineFacts, Hardware, WorkloadStatus
+from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.variants import Blob, Requirements
+from skerry.api.meta import ObjectMeta, find_condition
+from skerry.core import desired, messages, trust
+from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
+from skerry.drivers.link.mqtt import MqttDeviceConnection, MqttDeviceLink, MqttHubLink, MqttSettings
+from skerry.drivers.store.sqlite import open_store
+from skerry.hub.gateway import Gateway, GatewaySettings
+from skerry.hub.objects import Objects
+from skerry.kit.clock import SystemClock
+
+SECONDS = 10.0
+KEY = ed25519.Ed25519PrivateKey.generate()
+PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+KEY_ID = trust.key_id(PUBLIC)
+SETTINGS = GatewaySettings(offline_grace_seconds=0.3, last_seen_seconds=3600, first_backoff_seconds=0.02)
+
+
+@dataclass
+class Hub:
+    """A hub's parts, started and stopped at will on one store and one address."""
+
+    authority: Any
+    tls: ssl.SSLContext
+    database: Path
+    port: int = 0
+    settings: GatewaySettings = SETTINGS
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Running]:
+        clock, gateways = SystemClock(), list[Gateway]()
+        broker = EmbeddedBroker(
+            BrokerSettings(port=self.port),
+            tls=self.tls,
+            known=lambda uid: any(gateway.known(uid) for gateway in gateways),
+        )
+        async with open_store(self.database) as store, broker:
+            self.port = broker.port
+            link = MqttHubLink(MqttSettings(host="localhost", port=broker.port, tls=self.authority.hub()))
+            objects = Objects(store, clock)
+            gateway = Gateway(objects, link, KEY, KEY_ID, clock, settings=self.settings)
+            gateways.append(gateway)
+            task = asyncio.ensure_future(gateway.run())
+            try:
+                yield Running(self, objects, gateway, broker)
+            finally:
+                assert not task.done(), task.exception()
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+@dataclass
+class Running:
+    """A hub that runs."""
+
+    hub: Hub
+    objects: Objects
+    gateway: Gateway
+    broker: EmbeddedBroker
+
+    async def enrol(self, uid: str) -> None:
+        await self.objects.create(Device(metadata=ObjectMeta(name=f"name-of-{uid}", namespace="default", uid=uid)))
+        await until(lambda: self.gateway.known(uid))
+
+    def device(self, uid: str) -> MqttDeviceLink:
+        tls = self.hub.authority.device(uid)
+        return MqttDeviceLink(
+            uid, MqttSettings(host="localhost", port=self.broker.port, tls=tls, connect_timeout_seconds=5)
+        )
+
+    async def assign(self, uid: str, name: str = "work") -> int:
+        empty = desired.DesiredRecord(uid=uid, namespace="default", device=f"name-of-{uid}")
+        record = await self.objects.change_desired(empty, lambda r: desired.assign(r, assignment(r, name)))
+        return record.manifest_version
+
+    async def status(self, uid: str, wanted: Callable[[Device], bool]) -> Device:
+        """Wait until the stored device is as wanted, by watching it."""
+        name, found = f"name-of-{uid}", None
+        async with asyncio.timeout(SECONDS):
+            page = await self.objects.list(Device)
+            for device in page.items:
+                if device.metadata.name == name and wanted(device):
+                    return device
+            async with self.objects.watch(Device, after=page.revision) as changes:
+                async for change in changes:
+                    found = change.object
+                    if found is not None and found.metadata.name == name and wanted(found):
+                        return found
+        raise AssertionError(found)
+
+
+def assignment(record: desired.DesiredRecord, name: str) -> desired.Assignment:
+    version = record.manifest_version + 1
+    workload = messages.WorkloadDesired(
+        name=name,
+        rollout=f"{name}-{version}",
+        revision=version,
+        model="m",
+        model_version=f"m-v{version}",
+        version=str(version),
+        variant="fp32",
+        format="onnx",
+        needs=Requirements(engine="onnxruntime", precision="fp32", memory_bytes=1),
+        signature=ModelSignature(inputs=[], outputs=[]),
+        repository="default/m",
+        blob=Blob(digest="sha256:" + "0" * 64, size=1, media_type="application/octet-stream"),
+    )
+    return desired.Assignment(
+        workload=workload, deployment_uid="d", wave=0, reason="test", assigned_at=datetime.now(UTC)
+    )
+
+
+@pytest.fixture
+def hub(authority: Any, server_tls: ssl.SSLContext, tmp_path: Path) -> Hub:
+    return Hub(authority, server_tls, tmp_path / "store.db")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110 - whatever the condition is, it has no event
+            await asyncio.sleep(0.005)
+
+
+async def drain(connection: MqttDeviceConnection) -> None:
+    async for _ in connection.incoming():
+        pass
+
+
+async def next_desired(connection: MqttDeviceConnection, uid: str, version: int) -> messages.DesiredState:
+    """Return the desired state of that version; earlier ones may come before it, later ones not."""
+    async with asyncio.timeout(SECONDS):
+        async for channel, raw in connection.incoming():
+            assert channel == "desired"
+            state = trust.open_envelope(raw, messages.DesiredState, uid=uid, keys={KEY_ID: KEY.public_key()})
+            assert state.manifest_version <= version
+            if state.manifest_version == version:
+                return state
+    raise AssertionError
+
+
+def report(uid: str = "dev-a", *, seq: int, boot: str = "b1", **fields: Any) -> messages.Reported:
+    return messages.Reported(
+        **{"observed_manifest_version": 0} | fields, uid=uid, boot_id=boot, seq=seq, sent_at=datetime.now(UTC)
+    )
+
+
+def workload(phase: Any) -> WorkloadStatus:
+    return WorkloadStatus(name="work", rollout="work-1", revision=1, variant="fp32", phase=phase)
+
+
+async def test_an_assignment_reaches_a_connected_device_signed_and_only_rising(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        async with running.device("dev-a").connect(boot_id="b1") as device:
+            for version in (1, 2, 3):
+                assert await running.assign("dev-a") == version
+                state = await next_desired(device, "dev-a", version)
+                assert [w.model_version for w in state.workloads] == [f"m-v{version}"]
+
+
+async def test_reports_become_the_devices_status(hub: Hub) -> None:
+    facts = DeviceFacts(hardware=Hardware(arch="arm64", memory_bytes=64), engines=[EngineFacts(name="onnxruntime")])
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        async with running.device("dev-a").connect(boot_id="b1") as device:
+            await device.send(report(seq=1, facts=facts, workloads=[workload("Fetching")]))
+            await device.send(report(seq=2, workloads=[workload("Running")], observed_manifest_version=4))
+            stored = await running.status("dev-a", lambda d: d.status.observed_manifest_version == 4)
+            assert stored.status.hardware.arch == "arm64"
+            assert stored.status.boot_id == "b1"
+            assert [w.phase for w in stored.status.workloads] == ["Running"]
+            accepted = find_condition(stored.status.conditions, "DesiredAccepted")
+            assert accepted is not None
+            assert accepted.status == "True"
+            assert stored.status.last_seen is not None
+            await device.send(report(seq=3, refused="is older", observed_manifest_version=4))
+            stored = await running.status(
+                "dev-a",
+                lambda d: any(c.type == "DesiredAccepted" and c.status == "False" for c in d.status.conditions),
+            )
+            assert [c.message for c in stored.status.conditions if c.type == "DesiredAccepted"] == ["is older"]
+
+
+async def test_late_and_repeated_reports_change_nothing(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        async with running.device("dev-a").connect(boot_id="b1") as device:
+            await device.send(report(seq=5, observed_manifest_version=5))
+            await running.status("dev-a", lambda d: d.status.observed_manifest_version == 5)
+            await device.send(report(seq=4, observed_manifest_version=4))
+            await device.send(report(seq=5, observed_manifest_version=55))
+            await device.send(report(seq=0, boot="b2", observed_manifest_version=6))
+            await device.send(report(seq=9, boot="b1", observed_manifest_version=9))
+            await device.send(report(seq=1, boot="b2", observed_manifest_version=7))
+
+            def is_the_last(stored: Device) -> bool:
+                assert stored.status.observed_manifest_version in (5, 6, 7)
+                return stored.status.observed_manifest_version == 7
+
+            await running.status("dev-a", is_the_last)
+
+
+async def test_heartbeats_that_say_nothing_new_are_not_written(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        async with running.device("dev-a").connect(boot_id="b1") as device:
+            await device.send(report(seq=1, workloads=[workload("Running")]))
+            before = await running.status("dev-a", lambda d: bool(d.status.workloads) and d.status.phase == "Online")
+            for seq in range(2, 30):
+                await device.send(report(seq=seq, workloads=[workload("Running")]))
+            await device.send(report(seq=99, workloads=[workload("Failed")]))
+            after = await running.status("dev-a", lambda d: d.status.workloads[0].phase == "Failed")
+            written = int(after.metadata.resource_version) - int(before.metadata.resource_version)
+            assert written == 1
+
+
+async def test_presence_becomes_the_phase(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        assert not running.gateway.online("dev-a")
+        async with running.device("dev-a").connect(boot_id="b1"):
+            await running.status("dev-a", lambda d: d.status.phase == "Online")
+            assert running.gateway.online("dev-a")
+        offline = await running.status("dev-a", lambda d: d.status.phase == "Offline")
+        assert not running.gateway.online("dev-a")
+        assert [(c.type, c.status) for c in offline.status.conditions] == [("Connected", "False")]
+
+
+async def test_commands_are_answered_refused_or_time_out(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        await running.enrol("dev-b")
+        with pytest.raises(UnavailableError, match="name-of-dev-a: is offline"):
+            await running.gateway.command("dev-a", "logs", "work")
+        async with (
+            running.device("dev-a").connect(boot_id="b1") as device,
+            running.device("dev-b").connect(boot_id="b1") as other,
+            asyncio.TaskGroup() as group,
+        ):
+            for uid in ("dev-a", "dev-b"):
+                await running.status(uid, lambda d: d.status.phase == "Online")
+            group.create_task(answer_commands(device, other, count=4))
+            result = await running.gateway.command("dev-a", "logs", "good", tail_lines=7)
+            assert result.text == "7 lines of good"
+            with pytest.raises(NotFoundError, match="name-of-dev-a: no such workload"):
+                await running.gateway.command("dev-a", "logs", "absent")
+            with pytest.raises(TimedOutError):
+                await running.gateway.command("dev-a", "logs", "stolen", timeout_seconds=0.5)
+            result = await running.gateway.command("dev-a", "infer", "good", request={"inputs": [1]})
+            assert result.response == {"inputs": [1]}
+
+
+async def answer_commands(device: MqttDeviceConnection, other: MqttDeviceConnection, *, count: int) -> None:
+    incoming = device.incoming()
+    for _ in range(count):
+        _, raw = await anext(incoming)
+        command = trust.open_envelope(raw, messages.Command, uid="dev-a", keys={KEY_ID: KEY.public_key()})
+        trust.check_fresh(command, datetime.now(UTC))
+        sender, uid, fields = device, "dev-a", dict[str, Any]()
+        if command.workload == "absent":
+            fields = {"error": "no such workload", "reason": "NotFound"}
+        elif command.workload == "stolen":
+            sender, uid, fields = other, "dev-b", {"text": "forged by another device"}
+        elif command.verb == "infer":
+            fields = {"response": command.request}
+        else:
+            fields = {"text": f"{command.tail_lines} lines of {command.workload}"}
+        await sender.send(messages.CommandResult(uid=uid, id=command.id, **fields))
+
+
+async def test_a_command_ends_when_its_device_goes_offline(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        async with asyncio.TaskGroup() as group:
+            async with running.device("dev-a").connect(boot_id="b1") as device:
+                await running.status("dev-a", lambda d: d.status.phase == "Online")
+                asked = group.create_task(expect_unavailable(running, "went offline"))
+                await anext(device.incoming())
+            await asked
+
+
+async def expect_unavailable(running: Running, why: str) -> None:
+    with pytest.raises(UnavailableError, match=why):
+        await running.gateway.command("dev-a", "logs", "work", timeout_seconds=60)
+
+
+async def test_a_deleted_device_is_put_out_and_leaves_nothing(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        await running.assign("dev-a")
+        async with running.device("dev-a").connect(boot_id="b1") as device:
+            await next_desired(device, "dev-a", 1)
+            await running.objects.delete(Device, "default", "name-of-dev-a")
+            with pytest.raises(UnavailableError):
+                await asyncio.wait_for(drain(device), SECONDS)
+        with pytest.raises(UnavailableError, match="refused us: Not authorized"):
+            async with running.device("dev-a").connect(boot_id="b2"):
+                pass
+        assert not running.gateway.known("dev-a")
+
+
+async def test_a_restarted_hub_sends_the_newest_and_learns_who_is_gone(hub: Hub) -> None:
+    async with hub.running() as running:
+        for uid in ("dev-a", "dev-b"):
+            await running.enrol(uid)
+        async with running.device("dev-a").connect(boot_id="b1"), running.device("dev-b").connect(boot_id="b1"):
+            for uid in ("dev-a", "dev-b"):
+                await running.status(uid, lambda d: d.status.phase == "Online")
+            await running.assign("dev-a")
+            version = await running.assign("dev-a")
+            # From here on the hub is gone without having seen anybody leave.
+            await stop_abruptly(running)
+    async with hub.running() as running, running.device("dev-a").connect(boot_id="b2") as device:
+        await next_desired(device, "dev-a", version)
+        gone = await running.status("dev-b", lambda d: d.status.phase == "Offline")
+        assert [c.message for c in gone.status.conditions] == ["not heard of since the hub connected"]
+        assert (await running.status("dev-a", lambda _: True)).status.phase == "Online"
+
+
+async def stop_abruptly(running: Running) -> None:
+    running.hub.settings = SETTINGS
+    task = next(t for t in asyncio.all_tasks() if t.get_name() == "gateway-link")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_broker_may_come_and_go(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        version = await running.assign("dev-a")
+        async with running.device("dev-a").connect(boot_id="b1") as device:
+            await next_desired(device, "dev-a", version)
+        await running.broker.__aexit__(None, None, None)
+        version = await running.assign("dev-a")
+        again = EmbeddedBroker(BrokerSettings(port=hub.port), tls=hub.tls, known=running.gateway.known)
+        async with again:
+            running.broker = again
+            async with running.device("dev-a").connect(boot_id="b2") as device:
+                await next_desired(device, "dev-a", version)
+
+
+async def test_many_devices_get_their_newest_whatever_is_in_flight(hub: Hub) -> None:
+    uids = [f"dev-{number}" for number in range(12)]
+    async with hub.running() as running:
+        for uid in uids:
+            await running.enrol(uid)
+
+        async def one(uid: str) -> None:
+            async with running.device(uid).connect(boot_id="b") as device, asyncio.TaskGroup() as group:
+                for name in ("x", "y", "z"):
+                    group.create_task(running.assign(uid, name))
+                state = await next_desired(device, uid, 3)
+                assert [w.name for w in state.workloads] == ["x", "y", "z"]
+
+        await asyncio.gather(*(one(uid) for uid in uids))

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.critical("hub.failed", exc_info=others)
         for leaf in _leaves(ours) if ours is not None else ():
             _explain(leaf)
+    except KeyboardInterrupt:  # asked twice
+        return 130
     except OSError as error:
         _explain(SkerryError(error.strerror or str(error), element=str(error.filename or "system")))
     else:

@@ -59,8 +59,10 @@ class _Place:
     mqtt_port: int
 
 
-async def run_hub(settings: HubSettings, *, stop: asyncio.Event, ready: Callable[[HubReady], None]) -> None:
-    """Run a hub until `stop` is set; `ready` is called once, when the API answers.
+async def run_hub(
+    settings: HubSettings, *, stop: asyncio.Event, ready: Callable[[HubReady], None] = lambda _: None
+) -> None:
+    """Run a hub until `stop` is set or it is cancelled; `ready` is called once, when the API answers.
 
     Raises what keeps it from starting, as one sentence: UnavailableError (port in use, directory of another hub,
     directory not usable), IntegrityError (keys or database damaged), InvalidError, StorageFullError; later an

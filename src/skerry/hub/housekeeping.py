@@ -22,23 +22,24 @@ DAILY_EVERY = 288
 """Rounds between looks at certificates and tokens."""
 
 
-async def run(context: HubContext, state: StateDirectory, names: Sequence[str]) -> None:
+async def run(
+    context: HubContext, state: StateDirectory, names: Sequence[str], *, round_seconds: float = COMPACT_SECONDS
+) -> None:
     """Do it, forever. What fails is logged, and tried again the next time."""
-    revision = await context.objects.store.revision()
-    rounds = 0
+    revision = rounds = 0
     while True:
-        await asyncio.sleep(COMPACT_SECONDS)
+        await asyncio.sleep(round_seconds)
         rounds += 1
         try:
-            revision = await forget_history(context, revision)
+            revision = await _forget_history(context, revision)
             if rounds % DAILY_EVERY == 0:
                 await join_tokens.forget_expired(context)
-                await asyncio.to_thread(renew, context, state, names)
+                _renew(context, state, names)  # here: TLS contexts belong to the loop's thread
         except (SkerryError, OSError) as error:
             log.warning("housekeeping.failed cause=%s", error)
 
 
-async def forget_history(context: HubContext, seen: int) -> int:
+async def _forget_history(context: HubContext, seen: int) -> int:
     """Compact what was there a round ago, and return the revision of now for the next round."""
     newest = await context.objects.store.revision()
     if seen:
@@ -46,7 +47,7 @@ async def forget_history(context: HubContext, seen: int) -> int:
     return newest
 
 
-def renew(context: HubContext, state: StateDirectory, names: Sequence[str]) -> None:
+def _renew(context: HubContext, state: StateDirectory, names: Sequence[str]) -> None:
     """Renew the hub's own certificates that near their end, and the kubeconfig with them."""
     if context.authority.renew(names):
         kubeconfig.write(state.kubeconfig, context.authority, context.hub_url)

@@ -17,7 +17,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from skerry.api.errors import IntegrityError, InvalidError
+from skerry.api.errors import IntegrityError, InvalidError, UnavailableError
 from skerry.core import access, trust
 from skerry.core.ports import Clock
 from skerry.kit import files
@@ -44,6 +44,8 @@ LEAF_LIFE = timedelta(days=397)
 BACKDATE = timedelta(hours=1)
 """Certificates are valid from a little earlier, for devices whose clocks are behind."""
 CA_WARNING = timedelta(days=365)
+CLOCK_FLOOR = datetime(2026, 1, 1, tzinfo=UTC)
+"""No hub was set up before: a clock that shows less is not set."""
 
 _CIPHERS_TLS12 = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _RESTORE = "restore the directory from a backup; with a new one every device would have to enrol again"
@@ -75,7 +77,7 @@ class Authority:
         self._ca_key = ca_key
         self._ca = ca
         self._device_life = device_life
-        self._server_contexts: list[ssl.SSLContext] = []
+        self._contexts: list[tuple[str, ssl.SSLContext]] = []
         self.ca_pem: bytes = ca.public_bytes(serialization.Encoding.PEM)
         """The CA's certificate."""
         self.ca_fingerprint: str = ca.fingerprint(hashes.SHA256()).hex()
@@ -109,7 +111,7 @@ class Authority:
         """Return a server-side context: TLS 1.2 or later, client certificates of our CA only.
 
         With CERT_OPTIONAL a client may come without a certificate; a certificate of another CA ends the handshake.
-        A later `renew` reaches contexts handed out before. Sessions are not resumed: a resumed one would outlive its
+        Sessions are not resumed: a resumed one would outlive its
         certificate.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -118,23 +120,20 @@ class Authority:
         context.num_tickets = 0
         context.verify_mode = client_certificate
         context.load_verify_locations(cadata=self.ca_pem.decode())
-        context.load_cert_chain(self.server_certificate_file, self.server_key_file)
-        self._server_contexts.append(context)
-        return context
+        return self._with_certificate("server", context)
 
     def hub_client_context(self) -> ssl.SSLContext:
         """Return the context with which this hub connects to its broker, by its own client certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         _harden(context)
         context.load_verify_locations(cadata=self.ca_pem.decode())
-        context.load_cert_chain(self.hub_certificate_file, self.hub_key_file)
-        return context
+        return self._with_certificate("hub", context)
 
     def renew(self, names: Sequence[str]) -> list[str]:
         """Issue the hub's own certificates again where they near their end, or no longer fit; return which.
 
-        Two thirds of a certificate's life may pass. Keys stay. Raises IntegrityError for a key file that cannot be
-        read.
+        Two thirds of a certificate's life may pass. Keys stay, and contexts handed out before use the new certificate;
+        call it in the thread that uses them. Raises IntegrityError for a key file that cannot be read.
         """
         renewed = [
             name
@@ -143,12 +142,21 @@ class Authority:
         ]
         if self._renew_leaf("server", _subject("", "skerry-hub"), ExtendedKeyUsageOID.SERVER_AUTH, server_names(names)):
             renewed.append("server")
-            for context in self._server_contexts:
-                context.load_cert_chain(self.server_certificate_file, self.server_key_file)
+        for name, context in self._contexts:
+            if name in renewed:
+                self._load(name, context)
         left = self._ca.not_valid_after_utc - self._clock.now()
         if left < CA_WARNING:
             log.warning("pki.ca_expires days=%d file=%s", left.days, self.ca_file)
         return renewed
+
+    def _with_certificate(self, name: str, context: ssl.SSLContext) -> ssl.SSLContext:
+        self._load(name, context)
+        self._contexts.append((name, context))
+        return context
+
+    def _load(self, name: str, context: ssl.SSLContext) -> None:
+        context.load_cert_chain(self.ca_file.with_name(f"{name}.crt"), self.ca_file.with_name(f"{name}.key"))
 
     def _renew_leaf(self, name: str, subject: x509.Name, usage: x509.ObjectIdentifier, names: Sequence[str]) -> bool:
         certificate_file = self.ca_file.with_name(f"{name}.crt")
@@ -208,7 +216,7 @@ def open_authority(
 
     `names` are further host names and addresses of this hub. `may_create` is false when the hub already has data, so
     that its CA must exist. Raises IntegrityError when something is missing, unreadable or does not belong together;
-    InvalidError for a name that is none; StorageFullError.
+    InvalidError for a name that is none; UnavailableError while the clock is not set; StorageFullError.
     """
     server_names(names)  # refused before anything is made
     ca_file, ca_key_file = directory / "ca.crt", directory / "ca.key"
@@ -224,6 +232,7 @@ def open_authority(
         unfinished.unlink()
     ca_key = _load_or_make_key(ca_key_file)
     if not ca_file.exists():
+        _check_clock(clock.now(), CLOCK_FLOOR, f"a new CA in {directory}")
         made = _self_signed(ca_key, clock.now())
         files.write_atomic(ca_file, made.public_bytes(serialization.Encoding.PEM), mode=0o600)
     authority = Authority(
@@ -300,6 +309,7 @@ def _load_ca(file: Path, key_file: Path, key: ec.EllipticCurvePrivateKey, now: d
         raise IntegrityError("is not a certificate that can be read", element=str(file), hint=_RESTORE) from None
     if not fits:
         raise IntegrityError(f"does not belong to the key in {key_file}", element=str(file), hint=_RESTORE)
+    _check_clock(now, certificate.not_valid_before_utc, str(file))
     if now >= certificate.not_valid_after_utc:
         raise IntegrityError(
             f"the CA's certificate expired at {certificate.not_valid_after_utc.isoformat()}",
@@ -307,6 +317,16 @@ def _load_ca(file: Path, key_file: Path, key: ec.EllipticCurvePrivateKey, now: d
             hint="check this machine's clock; if it is right, set up a new hub and enrol the devices there",
         )
     return certificate
+
+
+def _check_clock(now: datetime, earliest: datetime, element: str) -> None:
+    """Refuse to issue anything by a clock that is certainly wrong, as after a start without a battery or a network."""
+    if now < earliest:
+        raise UnavailableError(
+            f"this machine's clock says {now:%Y-%m-%d %H:%M}, and it is later than {earliest:%Y-%m-%d %H:%M}",
+            element=element,
+            hint="set the clock, or wait until it is set from the network, and start again",
+        )
 
 
 def _load_or_make_key(file: Path) -> ec.EllipticCurvePrivateKey:

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import stat
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +44,7 @@ def test_sigint_ends_it_too_even_with_a_watch_open(hub: HubProcess) -> None:
 
 def test_a_killed_hub_comes_back_with_everything_at_the_same_place(hub: HubProcess, start_hub: StartHub) -> None:
     before, ca = hub.record, (hub.state_dir / "pki" / "ca.crt").read_bytes()
-    tokens = [hub.create_token(uses=n) for n in range(1, 6)]
+    tokens = [hub.create_token(uses=n) for n in range(1, 21)]  # each was acknowledged
     kubeconfig = (hub.state_dir / "kubeconfig").read_bytes()
     hub.kill()
     again = start_hub(ports=False).wait_ready()  # without options: the ports are those devices know
@@ -59,7 +57,7 @@ def test_a_killed_hub_comes_back_with_everything_at_the_same_place(hub: HubProce
     again.terminate()
 
 
-@pytest.mark.parametrize("reached", ["pki/ca.key", "pki/desired.key", "hub.db", "hub.json"])
+@pytest.mark.parametrize("reached", ["pki/desired.key", "hub.db"])
 def test_a_first_start_that_was_killed_goes_on_where_it_was(start_hub: StartHub, tmp_path: Path, reached: str) -> None:
     first = start_hub()
     deadline = time.monotonic() + 30
@@ -74,23 +72,14 @@ def test_a_first_start_that_was_killed_goes_on_where_it_was(start_hub: StartHub,
     again.terminate()
 
 
-def test_acknowledged_writes_survive_a_kill(hub: HubProcess, start_hub: StartHub) -> None:
-    acknowledged = [hub.create_token() for _ in range(20)]
-    hub.kill()
-    again = start_hub().wait_ready()
-    assert len(again.items("jointokens")) == len(acknowledged)
-    again.terminate()
-
-
-@pytest.mark.parametrize("option", ["--api-port", "--mqtt-port"])
-def test_a_port_in_use_is_one_sentence_with_a_hint(start_hub: StartHub, option: str) -> None:
+def test_a_port_in_use_is_one_sentence_with_a_hint(start_hub: StartHub) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = start_hub(option, str(port)).failure()
-    first, hint = said.splitlines()
-    assert first.startswith("error: ")
-    assert str(port) in first
-    assert hint.startswith("hint: ")
+        said = start_hub("--api-port", str(port)).failure()
+    assert said == (
+        f"error: API port {port}: in use by another program on 127.0.0.1\n"
+        "hint: stop that program, or choose another with --api-port\n"
+    )
 
 
 def test_a_second_hub_on_the_same_directory_is_refused(hub: HubProcess, start_hub: StartHub) -> None:
@@ -100,89 +89,6 @@ def test_a_second_hub_on_the_same_directory_is_refused(hub: HubProcess, start_hu
         "hint: stop that one first, or give this one a directory of its own with --state-dir\n"
     )
     hub.terminate()
-
-
-def damage_ca(state: Path) -> None:
-    (state / "pki" / "ca.key").write_bytes((state / "pki" / "hub.key").read_bytes())
-
-
-def lose_pki(state: Path) -> None:
-    for file in (state / "pki").iterdir():
-        file.unlink()
-
-
-def damage_record(state: Path) -> None:
-    (state / "hub.json").write_text("{")
-
-
-def damage_store(state: Path) -> None:
-    (state / "hub.db").write_bytes(b"no database" * 1000)
-
-
-@pytest.mark.parametrize(
-    ("damage", "sentence"),
-    [
-        (damage_ca, "does not belong to the key in"),
-        (lose_pki, "ca.key: is missing though this hub was set up before"),
-        (damage_record, "hub.json: cannot be read"),
-        (damage_store, "hub.db: "),
-    ],
-)
-def test_damage_is_said_in_one_sentence_and_not_mended_by_guessing(
-    hub: HubProcess, start_hub: StartHub, damage: Callable[[Path], None], sentence: str
-) -> None:
-    hub.terminate()
-    damage(hub.state_dir)
-    before = {f: f.read_bytes() for f in (hub.state_dir / "pki").iterdir()}
-    said = start_hub().failure()
-    assert said.startswith("error: ")
-    assert sentence in said
-    assert "\nhint: " in said
-    assert "Traceback" not in said
-    assert {f: f.read_bytes() for f in (hub.state_dir / "pki").iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (("--host", "0.0.0.0"), "hint: name it with --advertise"),
-        (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1"),
-        (("--host", "not a host"), '"not a host" is no address of this machine'),
-        (("--advertise", "not a name"), 'name "not a name": is neither a host name nor an address'),
-    ],
-)
-def test_addresses_that_cannot_be_are_refused_before_anything_is_made(
-    start_hub: StartHub, tmp_path: Path, options: tuple[str, ...], sentence: str
-) -> None:
-    said = start_hub(*options).failure()
-    assert said.startswith("error: ")
-    assert sentence in said
-    assert not (tmp_path / "hub" / "pki").exists()
-
-
-def test_a_directory_that_cannot_be_used_is_one_sentence(start_hub: StartHub, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    said = start_hub(state_dir=tmp_path / "file").failure()
-    assert said.startswith(f"error: state directory {tmp_path / 'file'}: cannot be used")
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_no_half_files(start_hub: StartHub, tmp_path: Path) -> None:
-    mount = tmp_path / "small"
-    mount.mkdir()
-    if (
-        os.getuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(mount)], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        said = start_hub(state_dir=mount / "hub").failure()
-        assert said.startswith("error: ")
-        assert "Traceback" not in said
-        assert not list((mount / "hub").rglob("*.tmp"))
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
 
 
 def test_names_given_later_are_in_the_certificate_and_in_what_devices_are_told(

@@ -191,19 +191,18 @@ async def test_a_certificate_of_another_ca_is_a_tls_failure(
     assert not reached
 
 
-async def test_an_expired_certificate_is_a_tls_failure(
-    live_authority: pki.Authority, tmp_path: Path, device_context: DeviceContext
-) -> None:
+async def test_an_expired_certificate_is_a_tls_failure(tmp_path: Path, device_context: DeviceContext) -> None:
     class Past(SystemClock):
         def now(self) -> datetime:
             return datetime.now(UTC) - timedelta(days=100)
 
-    past = pki.open_authority(live_authority.ca_file.parent, names=(), clock=Past(), may_create=False)
-    live_authority.renew(())
+    past = pki.open_authority(tmp_path / "pki", names=(), clock=Past())
+    context = device_context(past, "d1")
+    present = pki.open_authority(tmp_path / "pki", names=(), clock=SystemClock())
     reached = False
-    async with listening(live_authority, Known({"d1"})) as port:
+    async with listening(present, Known({"d1"})) as port:
         with contextlib.suppress(ssl.SSLError, ConnectionError):
-            async with connected(port, device_context(past, "d1")) as client:
+            async with connected(port, context) as client:
                 client.writer.write(b"GET / HTTP/1.1\r\nHost: hub\r\n\r\n")
                 async with asyncio.timeout(TIMEOUT):
                     reached = bool(await client.reader.read(1))

@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerry.api.errors import IntegrityError, InvalidError
+from skerry.api.errors import IntegrityError, InvalidError, UnavailableError
 from skerry.core import trust
 from skerry.hub import pki
 from skerry.kit.clock import SystemClock
@@ -349,3 +349,24 @@ def test_a_renewed_certificate_reaches_contexts_in_use(tmp_path: Path) -> None:
     assert authority.renew(["later.example"]) == ["server"]
     handshake(ssl.create_default_context(cadata=authority.ca_pem.decode()), context, name="later.example")
     assert authority.renew(["later.example"]) == []
+
+
+def test_the_hubs_own_renewed_certificate_reaches_its_link(tmp_path: Path) -> None:
+    authority = open_at(tmp_path / "pki", when=datetime.now(UTC))
+    context = authority.hub_client_context()
+    authority.hub_certificate_file.unlink()
+    assert authority.renew(()) == ["hub"]
+    _, accepted = handshake(context, authority.server_context())
+    assert accepted.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(
+        authority.hub_certificate_file.read_text()
+    )
+
+
+def test_a_clock_that_is_not_set_issues_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"clock says 1970-01-02 00:00, .*set the clock"):
+        open_at(tmp_path / "pki", when=datetime(1970, 1, 2, tzinfo=UTC))
+    open_at(tmp_path / "pki")
+    before = snapshot(tmp_path / "pki")
+    with pytest.raises(UnavailableError, match=r"ca\.crt: this machine's clock says 2026-11-22"):
+        open_at(tmp_path / "pki", when=NOW - timedelta(days=1))
+    assert snapshot(tmp_path / "pki") == before

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from skerry.api.errors import ExpiredError, NotFoundError
+from skerry.api.kinds.device import Device
+from skerry.api.kinds.enrollment import JoinToken, JoinTokenStatus
+from skerry.api.meta import ObjectMeta
+from skerry.drivers.registry.directory import DirectoryStore
+from skerry.drivers.store.sqlite import open_store
+from skerry.hub import housekeeping, pki
+from skerry.hub.context import HubContext
+from skerry.hub.objects import Objects
+from skerry.hub.state import claim
+from skerry.kit.clock import SystemClock
+
+TIMEOUT = 20
+
+
+class SetClock(SystemClock):
+    offset = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.offset
+
+
+async def test_old_history_goes_and_what_is_due_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SetClock()
+    with claim(tmp_path / "hub") as state:
+        authority = pki.open_authority(state.pki, names=(), clock=clock)
+        async with open_store(state.store) as store:
+            objects = Objects(store, clock)
+            context = HubContext(
+                objects=objects,
+                artifacts=DirectoryStore(state.artifacts),
+                clock=clock,
+                authority=authority,
+                gateway=cast("Any", None),  # not asked
+                state_dir=state.path,
+                hub_url="https://h:1",
+                mqtt_host="h",
+                mqtt_port=1,
+            )
+            token = JoinToken(
+                metadata=ObjectMeta(name="old", namespace="default"), status=JoinTokenStatus(expires_at=clock.now())
+            )
+            await objects.create(token)
+            created = await objects.create(Device(metadata=ObjectMeta(name="a", namespace="default")))
+            first = int(created.metadata.resource_version)
+            await objects.delete(Device, "default", "a")
+            old = authority.admin_certificate_file.read_bytes()
+            clock.offset = timedelta(days=300)
+            monkeypatch.setattr(housekeeping, "DAILY_EVERY", 2)
+
+            async def due() -> bool:
+                try:
+                    await objects.list(Device, revision=first)
+                except ExpiredError:
+                    return state.kubeconfig.exists()
+                return False
+
+            async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
+                running = group.create_task(housekeeping.run(context, state, (), round_seconds=0.01))
+                while not await due():  # noqa: ASYNC110 - files and the store signal nothing here
+                    await asyncio.sleep(0.01)
+                running.cancel()
+            assert authority.admin_certificate_file.read_bytes() != old
+            with pytest.raises(NotFoundError):
+                await objects.get(JoinToken, "default", "old")

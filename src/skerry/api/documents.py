@@ -34,7 +34,7 @@ _BOOLEANS = {
     for spelled in (word, word.capitalize(), word.upper())
 }
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,19})|0x[0-9a-fA-F]{1,16}|0o[0-7]{1,21}")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,3})?")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]{1,40}|(0|[1-9][0-9]{0,39})(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,3})?")
 _STANDARD_TAG = "tag:yaml.org,2002:"
 _MERGE = "<<"
 
@@ -102,7 +102,7 @@ def _check_tree(value: Any, source: str) -> None:
     while pending:
         item, depth = pending.pop()
         count += 1
-        if depth > MAX_DEPTH:
+        if depth >= MAX_DEPTH and isinstance(item, dict | list):
             raise BadRequestError(f"is nested deeper than {MAX_DEPTH} levels", element=source)
         if count > MAX_NODES:
             raise BadRequestError(f"has more than {MAX_NODES} values", element=source)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -81,7 +82,8 @@ def _announce(ready: app.HubReady) -> None:
         f"  skerry agent enroll --hub {ready.url} --token ...",
         "  skerry get devices                             or: kubectl --kubeconfig ... get devices",
     ]
-    print("\n".join(lines), flush=True)
+    with contextlib.suppress(OSError):  # nobody listens: no reason not to run
+        print("\n".join(lines), flush=True)
 
 
 def _explain(error: SkerryError) -> None:

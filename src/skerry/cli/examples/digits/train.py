@@ -85,6 +85,7 @@ def main() -> None:
 
     torch.set_num_threads(1)  # a model this small trains faster on one thread than on several that wait for each other
     torch.manual_seed(options.seed)
+    torch.set_num_threads(1)  # on a network this small, more threads mostly wait for each other
     parts = split(options.seed)
     labels = parts["train_y"]
     if options.shuffle_labels:

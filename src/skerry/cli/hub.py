@@ -22,9 +22,9 @@ app.add_typer(tokens, name="token")
 @app.command()
 def start(
     state_dir: options.StateDir = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    api_port: Annotated[int, typer.Option(help="HTTPS port; 0 chooses a free one and keeps it.")] = 7443,
-    mqtt_port: Annotated[int, typer.Option(help="MQTT port; 0 chooses a free one and keeps it.")] = 8883,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; loopback unless given.")] = None,
+    api_port: Annotated[int | None, typer.Option(help="HTTPS port, 7443 at first; 0 takes a free one.")] = None,
+    mqtt_port: Annotated[int | None, typer.Option(help="MQTT port, 8883 at first; 0 takes a free one.")] = None,
     advertise: Annotated[
         list[str] | None, typer.Option(help="Further names or addresses devices reach the hub by.")
     ] = None,
@@ -36,8 +36,11 @@ def start(
         raise UnsupportedError(
             f"this installation has no hub (no module {error.name})", hint="install it with: pip install 'skerry[hub]'"
         ) from None
-    arguments = ["--state-dir", str(state_dir or options.default_hub_dir()), "--host", host]
-    arguments += ["--api-port", str(api_port), "--mqtt-port", str(mqtt_port)]
+    arguments = ["--state-dir", str(state_dir or options.default_hub_dir())]
+    # What is not given is left to the hub, which keeps the ports it has: devices know them.
+    for option, value in (("--host", host), ("--api-port", api_port), ("--mqtt-port", mqtt_port)):
+        if value is not None:
+            arguments += [option, str(value)]
     for name in advertise or []:
         arguments += ["--advertise", name]
     os.execv(sys.executable, [sys.executable, "-m", "skerry.hub", *arguments])  # noqa: S606

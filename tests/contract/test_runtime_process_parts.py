@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -124,3 +125,24 @@ async def test_a_failure_in_the_fresh_thread_reaches_the_waiter() -> None:
     with pytest.raises(ZeroDivisionError):
         await spawn.in_fresh_thread(lambda: 1 // 0)
     assert await spawn.in_fresh_thread(lambda: threading.current_thread().name) == "spawn"
+
+
+async def test_a_cancelled_start_is_carried_through_before_the_cancellation_is(tmp_path: Path) -> None:
+    begun, go, done = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert go.wait(20)
+        done.set()
+
+    starting = asyncio.create_task(spawn.in_fresh_thread(work))
+    async with asyncio.timeout(20):
+        await asyncio.to_thread(begun.wait)
+        starting.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not starting.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    assert done.is_set()

@@ -3,7 +3,7 @@
 Lives here: one connection's state, its bounds and timeouts, keep-alive, pipelining, refusals, draining at the end.
 Must not live here: a path or a meaning; the handler gets whole requests and gives whole responses.
 
-Source: RFC 9110, RFC 9112. Why not a general server: docs/adr/inference-server-http.md.
+Source: RFC 9110, RFC 9112. Why not a general server: docs/adr/0020-inference-server-http.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Request:
     method: bytes
     target: bytes
     headers: dict[bytes, bytes]
-    body: bytes
+    body: bytes | bytearray
     keep_alive: bool
     http10: bool
 
@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._header_count = 0
         self._head_size = 0
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._size = 0
         self._silent = 0
         self._request_deadline = _FOREVER
@@ -243,9 +243,11 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
+        if self._refusal is not None:
+            return
         self._receiving, self._in_body = True, False
         self._target, self._headers, self._header_count, self._head_size = b"", {}, 0, 0
-        self._body, self._size = [], 0
+        self._body, self._size = b"", 0
         self._request_deadline = time.monotonic() + self._limits.head_seconds
 
     def on_url(self, piece: bytes) -> None:
@@ -267,6 +269,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Refuse early what is too large."""
+        if self._refusal is not None:
+            return
         self._in_body = True
         self._request_deadline += self._limits.request_seconds
         length = self._headers.get(b"content-length", b"0")
@@ -287,7 +291,12 @@ class Connection(asyncio.Protocol):
         elif not self._server.reserve(len(piece)):
             self._refuse(busy_response("too many large requests at once; try again"))
         else:
-            self._body.append(piece)
+            if not self._size:
+                self._body = piece  # most bodies come in one piece
+            elif isinstance(self._body, bytes):
+                self._body = bytearray(self._body) + piece
+            else:
+                self._body += piece
             self._size += len(piece)
 
     def on_message_complete(self) -> None:
@@ -303,12 +312,12 @@ class Connection(asyncio.Protocol):
                 method=self._parser.get_method(),
                 target=self._target,
                 headers=self._headers,
-                body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
+                body=self._body,
                 keep_alive=self._parser.should_keep_alive(),
                 http10=self._parser.get_http_version() == "1.0",
             )
         )
-        self._body, self._size = [], 0
+        self._body, self._size = b"", 0
         self._receiving = False
         self._request_deadline = _FOREVER
 
@@ -349,7 +358,7 @@ class Connection(asyncio.Protocol):
             self._refusal = response
             self._receiving = False
             self._server.release(self._size)
-            self._body, self._size = [], 0
+            self._body, self._size = b"", 0
             self._request_deadline = _FOREVER
 
     def _invite(self) -> None:

@@ -82,7 +82,9 @@ class Encoded:
     binary: Sequence[bytes | memoryview]
 
 
-def decode(body: bytes, header_length: int | None, check: SignatureCheck, *, max_json_bytes: int) -> InferRequest:
+def decode(
+    body: bytes | bytearray, header_length: int | None, check: SignatureCheck, *, max_json_bytes: int
+) -> InferRequest:
     """Parse a request's body; `header_length` is the length of its JSON part where binary data follows.
 
     Raises BadRequestError, TooLargeError; never anything else, whatever the bytes.

@@ -132,7 +132,7 @@ class Rest:
         response.add_done_callback(functools.partial(_withdraw, running))
         return response
 
-    def _compute(self, body: bytes, header_length: int | None) -> _Answer:
+    def _compute(self, body: bytes | bytearray, header_length: int | None) -> _Answer:
         """Parse, run, render; in the worker's thread, or in the event loop's if that is quick."""
         from skerry.serve import protocol  # noqa: PLC0415 (NumPy comes in with the engine, while the server is live)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -151,6 +152,20 @@ async def test_a_chunked_body(running: Running) -> None:
         + b"3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nTrailer: t\r\n\r\n"
     )
     assert (await running.ask(raw)).endswith(b"POST /c abcdefg")
+
+
+async def test_a_body_in_the_smallest_pieces_costs_no_more_memory_than_its_size() -> None:
+    size = 200_000
+    raw = request("/c", b"", "Transfer-Encoding: chunked", CLOSE) + b"1\r\nx\r\n" * size + b"0\r\n\r\n"
+    async with serving(Limits()) as running:
+        tracemalloc.start()
+        try:
+            assert (await running.ask(raw)).endswith(b"x" * 1000)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert len(running.echo.seen[0].body) == size
+    assert peak < 12 * size  # sent and received copies; a list of pieces would take over forty times as much
 
 
 async def test_a_client_that_asks_before_it_sends_is_invited(running: Running) -> None:

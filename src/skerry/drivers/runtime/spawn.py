@@ -45,14 +45,13 @@ async def in_fresh_thread(work: Callable[[], _Result]) -> _Result:
     """Run `work` in a thread of its own that may gain no privileges (prctl(2) PR_SET_NO_NEW_PRIVS), nor its children.
 
     The attribute belongs to a thread and is inherited over fork and exec, so that no code has to run between the two,
-    where an interpreter with threads must not run any. Cancelling the wait does not cut `work` short.
+    where an interpreter with threads must not run any. A cancellation takes effect when `work` is done: what it has
+    started is then recorded, and found. Raises UnavailableError when no thread can be had.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[_Result] = loop.create_future()
 
     def settle(result: _Result | None, error: BaseException | None) -> None:
-        if outcome.cancelled():
-            return
         if error is not None:
             outcome.set_exception(error)
         else:
@@ -68,8 +67,20 @@ async def in_fresh_thread(work: Callable[[], _Result]) -> _Result:
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name="spawn").start()
-    return await outcome
+    try:
+        threading.Thread(target=run, name="spawn").start()
+    except RuntimeError as error:
+        raise UnavailableError(f"nothing can be started: {error}") from error
+    cancelled: asyncio.CancelledError | None = None
+    while not outcome.done():
+        try:
+            await asyncio.shield(outcome)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        outcome.exception()  # taken note of; the caller has left
+        raise cancelled
+    return outcome.result()
 
 
 def spawn(launch: Launch, environment: Mapping[str, str]) -> int:
@@ -106,7 +117,7 @@ def bound_log(path: Path) -> None:
         if path.stat().st_size <= MAX_LOG_BYTES:
             return
         older = path.with_name(f"{path.name}.1")
-        with path.open("rb") as source, older.open("wb") as target:
+        with path.open("rb") as source, open(older, "wb", opener=_private) as target:
             source.seek(-min(MAX_LOG_BYTES, path.stat().st_size), os.SEEK_END)
             shutil.copyfileobj(source, target)
     except FileNotFoundError:
@@ -116,6 +127,10 @@ def bound_log(path: Path) -> None:
             raise
         older.unlink(missing_ok=True)  # room is worth more than the past
     os.truncate(path, 0)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def write_unsynced(path: Path, content: bytes) -> None:

@@ -216,6 +216,8 @@ OTHER = CONTENT[:-1] + b"x"
         (serving_ranges(OTHER), hashlib.sha256(OTHER).hexdigest()),
         (serving_ranges(CONTENT + b"x"), "announces 1024001 bytes where 1024000 are due"),
         (serving_ranges(CONTENT[:-1]), "announces 1023999"),
+        (lambda start: iter([answer("200 OK", Content_Length="9" * 5000)]), "announces 999999"),
+        (lambda start: iter([answer("200 OK", Content_Length="many")]), "announces many"),
         (lambda start: iter([answer("200 OK"), CONTENT, b"x"]), "more than its 1024000 bytes"),
         (
             lambda start: iter(
@@ -279,6 +281,7 @@ def test_a_refusal_is_final_or_not(registry: Registry, target: Path, status: str
         [b"HTTP/1.1 200 OK\r\n" + b"x: " + b"y" * 100_000],
         [b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200 + b"\r\n"],
         [answer("200 OK", Transfer_Encoding="chunked"), b"no length\r\n"],
+        [answer("307 There", Location="http://[1/", Content_Length=0)],
         [answer("200 OK", Transfer_Encoding="chunked"), b"FFFF\r\nabc"],
     ],
 )
@@ -415,7 +418,17 @@ def test_names_that_are_none_go_nowhere(registry: Registry, target: Path, reposi
 
 
 @pytest.mark.parametrize(
-    "url", ["http://hub.example:80", "http://10.0.0.1", "https://hub.example", "ftp://127.0.0.1", "hub", ""]
+    "url",
+    [
+        "http://hub.example:80",
+        "http://10.0.0.1",
+        "https://hub.example",
+        "ftp://127.0.0.1",
+        "http://127.0.0.1:x",
+        "http://[1",
+        "hub",
+        "",
+    ],
 )
 def test_an_address_without_tls_is_refused_unless_it_is_this_machine(url: str) -> None:
     with pytest.raises(InvalidError, match="not a registry's address"):

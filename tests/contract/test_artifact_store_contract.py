@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
@@ -101,6 +102,30 @@ async def test_an_upload_becomes_a_blob_of_its_repository_alone(store: ArtifactS
         await read(store, digest_of(raw), "default/other")
     with pytest.raises(NotFoundError):
         await store.upload_size(upload)
+
+
+async def test_a_large_blob_passes_through_little_memory(store: ArtifactStore) -> None:
+    chunk, count = bytes(range(256)) * 256, 1024
+    digest = hashlib.sha256()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(count):
+            digest.update(chunk)
+            yield chunk
+
+    tracemalloc.start()
+    try:
+        upload = await store.start_upload(REPOSITORY)
+        await store.append_upload(upload, chunks())
+        await store.finish_upload(upload, f"sha256:{digest.hexdigest()}")
+        size = 0
+        async for part in store.read_blob(REPOSITORY, f"sha256:{digest.hexdigest()}"):
+            size += len(part)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size == len(chunk) * count
+    assert peak < size / 8
 
 
 @pytest.mark.parametrize(
@@ -341,14 +366,18 @@ async def test_referrers_come_and_go(store: ArtifactStore) -> None:
     assert len(await store.list_referrers(REPOSITORY, digest_of(subject))) == 2
 
 
-async def test_the_number_of_referrers_is_bounded(store: ArtifactStore) -> None:
+async def test_the_number_of_referrers_is_bounded(store: ArtifactStore, tmp_path: Path) -> None:
     await push(store, b"{}")
-    subject = described(document())
-    for number in range(MAX_REFERRERS):
-        await put(store, document(subject=subject, annotations={"n": str(number)}))
+    first, more = (document(subject=described(document()), annotations={"n": n}) for n in ("1", "more"))
+    await put(store, first)
+    (link,) = matching(tmp_path, f"**/_referrers/*/{digest_of(first).removeprefix('sha256:')}")
+    for number in range(MAX_REFERRERS - 1):  # as pushing so many would leave it, without its fsyncs
+        link.with_name(f"{number:064x}").touch()
     with pytest.raises(TooLargeError):
-        await put(store, document(subject=subject, annotations={"n": "more"}))
-    await put(store, document(subject=subject, annotations={"n": "0"}))  # which is there already
+        await put(store, more)
+    with pytest.raises(NotFoundError):
+        await store.get_manifest(REPOSITORY, digest_of(more))
+    await put(store, first)  # which is there already
 
 
 async def test_a_deleted_manifest_takes_its_tags_along_and_a_deleted_tag_only_itself(store: ArtifactStore) -> None:

@@ -202,7 +202,8 @@ class _Registry:
         self._progress(content.name, count)
 
     def _location(self, answer: httpx.Response) -> str:
-        url = answer.url.join(answer.headers.get("Location", ""))
+        with _translated("registry"):
+            url = answer.url.join(answer.headers.get("Location", ""))
         if (url.scheme, url.netloc) != (answer.url.scheme, answer.url.netloc):
             raise UnsupportedError(f"the registry sends uploads to another host, {url.host[:200]}", element="registry")
         return str(url)
@@ -261,7 +262,7 @@ def _reached(answer: httpx.Response) -> int:
 def _translated(element: str) -> Iterator[None]:
     try:
         yield
-    except httpx.TransportError as error:
+    except (httpx.RequestError, httpx.InvalidURL) as error:
         raise UnavailableError(
             f"the registry cannot be reached: {error}", element=element, hint="is the hub running?"
         ) from error

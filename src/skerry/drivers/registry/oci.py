@@ -149,7 +149,7 @@ class _Transfer:
         except (IntegrityError, StorageFullError):
             self._partial.unlink(missing_ok=True)
             raise
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: addresses that are none
             raise self._translated(error) from error
 
     # --- the file --------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ class _Transfer:
             self._start_over()  # it does not know ranges, or has its reasons: everything comes again
         announced = answer.getheader("Content-Length", "")
         due = self._blob.size - self._size
-        if announced.isdecimal() and int(announced) != due:
+        if announced and announced != str(due):
             raise self._wrong(f"the registry announces {announced[:30]} bytes where {due} are due")
 
     def _refused(self, answer: http.client.HTTPResponse) -> SkerryError:
@@ -308,7 +308,7 @@ class _Transfer:
             hint="push the model version again",
         )
 
-    def _translated(self, error: OSError | http.client.HTTPException) -> SkerryError:
+    def _translated(self, error: OSError | http.client.HTTPException | ValueError) -> SkerryError:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             self._partial.unlink(missing_ok=True)
             return StorageFullError(element=self._blob.digest, hint="free some space on the device")
@@ -318,11 +318,11 @@ class _Transfer:
 
 
 def _checked_url(text: str, tls: ssl.SSLContext | None) -> SplitResult:
-    url = urlsplit(text)
-    if url.scheme == "https" and url.hostname and tls is not None:
-        return url
-    if url.scheme == "http" and url.hostname and _is_loopback(url.hostname):
-        return url
+    with suppress(ValueError):  # an address or a port that is none
+        url = urlsplit(text)
+        host, _ = url.hostname, url.port
+        if host and ((url.scheme == "http" and _is_loopback(host)) or (url.scheme == "https" and tls is not None)):
+            return url
     raise InvalidError(
         "is not a registry's address", element=text[:200], hint="write https://<host>[:<port>], with a TLS context"
     )

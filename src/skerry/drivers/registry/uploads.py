@@ -170,8 +170,8 @@ class Uploads:
             known = self._open.get(directory.name)
             try:
                 touched = max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
-            except FileNotFoundError:
-                continue
+            except OSError:
+                continue  # gone meanwhile, or none of ours
             if touched < oldest and not (known and known.busy):
                 self._open.pop(directory.name, None)
                 shutil.rmtree(directory, ignore_errors=True)

@@ -155,7 +155,8 @@ class Gateway:
             ) from None
         finally:
             del self._waiting[command.id]
-            answer.cancel()
+            if not answer.cancel() and not answer.cancelled():
+                answer.exception()  # retrieved, or asyncio complains of an answer that came with the timeout
         if result.error:
             raise _ERRORS.get(result.reason, UnavailableError)(result.error, element=element)
         return result

@@ -106,7 +106,7 @@ class Publisher:
                         log.warning("gateway.not_published uid=%s cause=%s", uid, error)
                         await asyncio.sleep(_RETRY_SECONDS)
                         self._queue.add(uid)
-                except SkerryError as error:
+                except (SkerryError, msgspec.DecodeError) as error:
                     log.error("gateway.not_publishable uid=%s cause=%s", uid, error)
 
     async def _publish_one(self, connection: HubConnection, uid: str) -> None:

@@ -1,7 +1,7 @@
 """The embedded MQTT broker: for a hub without another one. Who is at the other end is what the certificate says.
 
 amqtt reads and writes the packets; sessions, routing and access are here, because amqtt's own broker cannot be closed
-where it has to be (docs/adr/0001-embedded-broker.md has what was measured). It carries this protocol and nothing else:
+where it has to be (docs/adr/0002-embedded-broker.md has what was measured). It carries this protocol and nothing else:
 MQTT 3.1.1 with QoS 0 and 1, clean sessions for devices, one hub whose messages are kept while it is away.
 
 Lives here: listening, admission, one connection's life, routing. Must not live here: the access rules (`topics`), the

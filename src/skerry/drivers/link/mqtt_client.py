@@ -90,15 +90,19 @@ class MqttClient(aiomqtt.Client):
                 raise self._broken
         except asyncio.CancelledError:
             self.timeout = 0.1  # the thread cannot be interrupted; do not wait for more than it
-            with suppress(aiomqtt.MqttError):
-                await entering
-                await self.close()
+            entering.add_done_callback(self._abandon)
+            await asyncio.wait([entering])
             raise
         except ValueError as error:  # a host name that cannot be one
             raise aiomqtt.MqttError(str(error)) from error
         except aiomqtt.MqttError:
             self._client.disconnect()  # aiomqtt leaves the socket open when CONNACK did not come in time
             raise
+
+    def _abandon(self, entering: asyncio.Future[Any]) -> None:
+        if not entering.cancelled():
+            entering.exception()
+        self._client.disconnect()
 
     async def close(self) -> None:
         """Say goodbye if there is still somebody to say it to; never raises."""
@@ -148,8 +152,7 @@ class MqttClient(aiomqtt.Client):
         finally:
             if not task.done():
                 task.cancel()
-                with suppress(asyncio.CancelledError, aiomqtt.MqttError):
-                    await task
+                await asyncio.wait([task])
 
     def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
         super()._on_socket_open(client, userdata, sock)
@@ -170,6 +173,12 @@ class MqttClient(aiomqtt.Client):
                     return
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection is over
             self._break(aiomqtt.MqttError(str(error)))
+
+    def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
+        if message.qos and self._queue.full():  # aiomqtt would drop it in silence, and the broker wait for its PUBACK
+            self._break(aiomqtt.MqttError(f"more than {MAX_QUEUED} messages came before they could be handled"))
+        else:
+            super()._on_message(client, userdata, message)
 
     def _on_disconnect(
         self,

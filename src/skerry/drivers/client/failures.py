@@ -6,9 +6,10 @@ Source: Kubernetes API conventions, "Response Status Kind".
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from skerry.api import errors
 
@@ -32,26 +33,41 @@ REASONS: Mapping[str, type[errors.SkerryError]] = {
 """Which error each reason of a Status stands for."""
 
 
+class _Cause(msgspec.Struct):
+    message: str | None = None
+    field: str | None = None
+    hint: str | None = None
+
+
+class _Details(msgspec.Struct):
+    causes: list[_Cause] | None = None
+
+
+class _Status(msgspec.Struct):
+    kind: Literal["Status"]
+    reason: str | None = None
+    message: str | None = None
+    details: _Details | None = None
+
+
 def error_of(code: int, content: bytes | Mapping[str, Any], server: str) -> errors.SkerryError:
     """Return the error that a Status, or any other failed answer, stands for."""
-    status: Any = content
-    if isinstance(content, bytes):
-        try:
-            status = json.loads(content)
-        except (ValueError, RecursionError):
-            status = None
-    if not isinstance(status, Mapping) or status.get("kind") != "Status":
+    try:
+        if isinstance(content, bytes):
+            status = msgspec.json.decode(content, type=_Status)
+        else:
+            status = msgspec.convert(content, _Status)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return errors.UnavailableError(f"answered with HTTP {code}", element=server, hint=OTHER_HINT)
-    made = REASONS.get(str(status.get("reason")), errors.SkerryError)
-    details = status.get("details") or {}
-    problems = [_problem(cause, made) for cause in details.get("causes") or []]
+    made = REASONS.get(status.reason or "", errors.SkerryError)
+    problems = [_problem(cause, made) for cause in (status.details and status.details.causes) or []]
     invalid = [problem for problem in problems if isinstance(problem, errors.InvalidError)]
     if len(invalid) > 1:
         return errors.InvalidError.of(invalid)
-    return problems[0] if problems else made(str(status.get("message") or ""), element="")
+    return problems[0] if problems else made(status.message or "")
 
 
-def _problem(cause: Mapping[str, str], kind: type[errors.SkerryError]) -> errors.SkerryError:
-    hint = cause.get("hint", "")
-    message = cause.get("message", "").removesuffix(f"; {hint}" if hint else "")
-    return kind(message, element=cause.get("field", ""), hint=hint)
+def _problem(cause: _Cause, kind: type[errors.SkerryError]) -> errors.SkerryError:
+    hint = cause.hint or ""
+    message = (cause.message or "").removesuffix(f"; {hint}" if hint else "")
+    return kind(message, element=cause.field or "", hint=hint)

@@ -400,6 +400,17 @@ def test_two_fetches_of_one_blob_do_not_mix(registry: Registry, target: Path) ->
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("place", ["target", "partial", "parent"])
+def test_a_place_that_cannot_be_written_is_an_error_in_words(registry: Registry, target: Path, place: str) -> None:
+    registry.script = serving_ranges()
+    if place == "parent":
+        target = target.parent / "absent" / "blob"
+    else:
+        (target if place == "target" else partial_of(target)).mkdir()
+    with pytest.raises(UnavailableError, match="cannot be fetched"):
+        fetch(registry, target)
+
+
 def test_a_link_in_the_partial_file_s_place_is_not_followed(registry: Registry, target: Path) -> None:
     partial_of(target).symlink_to(target.parent / "elsewhere")
     with pytest.raises(UnavailableError):

@@ -130,9 +130,9 @@ class _Transfer:
 
     def run(self) -> None:
         """Fetch, verify, rename."""
-        if self._is_there():
-            return
         try:
+            if self._is_there():
+                return
             with self._own_partial():
                 self._read_partial()
                 resumed = self._size > 0

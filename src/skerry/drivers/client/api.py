@@ -6,7 +6,6 @@ error with its element, cause and hint. Must not live here: printing, arguments.
 
 from __future__ import annotations
 
-import json
 import random
 import ssl
 import time
@@ -40,6 +39,13 @@ _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
 _ATTEMPTS = 5
 _INFOS: Mapping[type, KindInfo] = {info.type: info for info in KINDS}
 _START_HINT = "is the hub running? start it with `skerry hub start`"
+
+
+class _Event(msgspec.Struct):
+    """One line of a watch."""
+
+    type: str
+    object: dict[str, Any]
 
 
 class HubClient:
@@ -292,9 +298,8 @@ class HubClient:
                 whole, token, began_again = {}, "", True
                 continue
             page[entries] = [*whole.get(entries, []), *(page.get(entries) or [])]
-            whole, token = {**page}, page["metadata"].get("continue", "")
+            whole, token = page, (page.get("metadata") or {}).pop("continue", "")
             if not token:
-                whole["metadata"].pop("remainingItemCount", None)
                 return whole
 
     def _merge(self, path: str, change: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,11 +367,11 @@ class HubClient:
                 raise failures.error_of(response.status_code, response.read(), self.server)
             yield "OPENED", {}
             for line in response.iter_lines():
-                event = json.loads(line) if line else {}
-                if event.get("type") == "ERROR":
-                    raise failures.error_of(int(event["object"].get("code", 500)), event["object"], self.server)
-                if event:
-                    yield event["type"], event["object"]
+                event = msgspec.json.decode(line, type=_Event) if line else None
+                if event is not None and event.type == "ERROR":
+                    raise failures.error_of(500, event.object, self.server)
+                if event is not None:
+                    yield event.type, event.object
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -384,7 +389,7 @@ class HubClient:
             raise errors.UnavailableError(
                 f"the connection broke ({error})", element=self.server, hint=_START_HINT
             ) from None
-        except ValueError as error:
+        except (ValueError, msgspec.DecodeError) as error:
             raise errors.UnavailableError(
                 f"sent what is no answer of a hub ({str(error)[:200]})", element=self.server, hint=failures.OTHER_HINT
             ) from None

@@ -21,9 +21,12 @@ from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.api.meta import ObjectMeta, find_condition
 from skerry.core import desired, messages, trust
+from skerry.drivers.link import memory
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.mqtt import MqttDeviceConnection, MqttDeviceLink, MqttHubLink, MqttSettings
-from skerry.drivers.store.sqlite import open_store
+from skerry.drivers.store.feed import FeedSettings
+from skerry.drivers.store.logstore import LogSettings
+from skerry.drivers.store.sqlite import SqliteSettings, open_store
 from skerry.hub.gateway import Gateway, GatewaySettings
 from skerry.hub.objects import Objects
 from skerry.kit.clock import SystemClock
@@ -44,6 +47,7 @@ class Hub:
     database: Path
     port: int = 0
     settings: GatewaySettings = SETTINGS
+    store: SqliteSettings | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Running]:
@@ -53,7 +57,7 @@ class Hub:
             tls=self.tls,
             known=lambda uid: any(gateway.known(uid) for gateway in gateways),
         )
-        async with open_store(self.database) as store, broker:
+        async with open_store(self.database, self.store) as store, broker:
             self.port = broker.port
             link = MqttHubLink(MqttSettings(host="localhost", port=broker.port, tls=self.authority.hub()))
             objects = Objects(store, clock)
@@ -75,13 +79,14 @@ class Running:
     hub: Hub
     objects: Objects
     gateway: Gateway
-    broker: EmbeddedBroker
+    broker: EmbeddedBroker | None
 
     async def enrol(self, uid: str) -> None:
         await self.objects.create(Device(metadata=ObjectMeta(name=f"name-of-{uid}", namespace="default", uid=uid)))
         await until(lambda: self.gateway.known(uid))
 
     def device(self, uid: str) -> MqttDeviceLink:
+        assert self.broker is not None
         tls = self.hub.authority.device(uid)
         return MqttDeviceLink(
             uid, MqttSettings(host="localhost", port=self.broker.port, tls=tls, connect_timeout_seconds=5)
@@ -349,6 +354,7 @@ async def test_the_broker_may_come_and_go(hub: Hub) -> None:
         version = await running.assign("dev-a")
         async with running.device("dev-a").connect(boot_id="b1") as device:
             await next_desired(device, "dev-a", version)
+        assert running.broker is not None
         await running.broker.__aexit__(None, None, None)
         version = await running.assign("dev-a")
         again = EmbeddedBroker(BrokerSettings(port=hub.port), tls=hub.tls, known=running.gateway.known)
@@ -372,3 +378,49 @@ async def test_many_devices_get_their_newest_whatever_is_in_flight(hub: Hub) -> 
                 assert [w.name for w in state.workloads] == ["x", "y", "z"]
 
         await asyncio.gather(*(one(uid) for uid in uids))
+
+
+async def test_a_gateway_that_falls_behind_its_watch_lists_anew(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "skerry.hub.publisher")
+    uids = [f"dev-{number}" for number in range(5)]
+    hub.store = SqliteSettings(log=LogSettings(feed=FeedSettings(max_changes=2)))
+    async with hub.running() as running:
+        for uid in uids:
+            await running.enrol(uid)
+        async with running.device("dev-4").connect(boot_id="b") as device:
+            # Each burst is more than a watch of this store may lag behind.
+            for _ in range(3):
+                await asyncio.gather(*(running.assign(uid, f"w{n}") for uid in uids for n in range(8)))
+                newest = await running.objects.get_desired("dev-4")
+                assert newest is not None
+                await next_desired(device, "dev-4", newest.manifest_version)
+    assert "gateway.relist prefix=desired/" in caplog.text
+
+
+async def test_presence_counts_as_being_seen(hub: Hub) -> None:
+    hub.settings = GatewaySettings(last_seen_seconds=0.05, presence_seconds=0.1)
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        async with running.device("dev-a").connect(boot_id="b"):
+            first = await running.status("dev-a", lambda d: d.status.last_seen is not None)
+            await running.status("dev-a", lambda d: d.status.last_seen != first.status.last_seen)
+
+
+async def test_a_device_heard_of_before_its_object_is_seen_is_not_forgotten(hub: Hub) -> None:
+    carrier = memory.MemoryCarrier()
+    async with open_store(hub.database) as store:
+        objects = Objects(store, SystemClock())
+        gateway = Gateway(objects, memory.MemoryHubLink(carrier), KEY, KEY_ID, SystemClock(), settings=SETTINGS)
+        running = Running(hub, objects, gateway, None)
+        task = asyncio.ensure_future(gateway.run())
+        async with memory.MemoryDeviceLink(carrier, "dev-a").connect(boot_id="b") as device:
+            await device.send(report(seq=1, observed_manifest_version=3))
+            await until(lambda: gateway._observer.online("dev-a"))
+            assert not gateway.online("dev-a")
+            await running.enrol("dev-a")
+            await running.status(
+                "dev-a", lambda d: d.status.phase == "Online" and d.status.observed_manifest_version == 3
+            )
+            assert gateway.online("dev-a")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

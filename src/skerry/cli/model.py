@@ -66,8 +66,14 @@ def push(
     card = _read_card(package)
     with options.connect(kubeconfig, namespace) as client:
         repository = f"{client.namespace}/{card.model}"
-        with output.err.status(f"pushing {repository}:{card.version}"):
-            pushed = push_package(client.http, repository, package, card, lambda _name, _bytes: None)
+        with output.err.status(f"pushing {repository}:{card.version}") as status:
+            done: dict[str, int] = {}
+
+            def progress(name: str, count: int) -> None:
+                done[name] = done.get(name, 0) + count
+                status.update(f"pushing {repository}:{card.version}: {name} {quantity.human_bytes(done[name])}")
+
+            pushed = push_package(client.http, repository, package, card, progress)
         wanted = ModelVersion(
             metadata=ObjectMeta(name=f"{card.model}-{card.version}", labels={"skerry.dev/model": card.model}),
             spec=ModelVersionSpec(

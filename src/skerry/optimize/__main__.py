@@ -91,10 +91,10 @@ def _optimize(options: argparse.Namespace, tell: progress.Progress) -> int:
         torch=options.torch,
         weights=options.weights,
         data=options.data,
-        out=options.out,
+        out=options.out.absolute(),  # before the builder can change the directory
         name=options.name,
         version=options.model_version,
-        variants=tuple(filter(None, (part.strip() for part in options.variants.split(",")))),
+        variants=tuple(dict.fromkeys(filter(None, (part.strip() for part in options.variants.split(","))))),
         allowed_drop=options.allowed_drop,
         metric=options.metric,
         golden=options.golden,

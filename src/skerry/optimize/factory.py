@@ -79,7 +79,7 @@ def make_package(request: Request, source: Source, data: Dataset, progress: Prog
     with package.draft(request.out) as draft, tempfile.TemporaryDirectory(prefix="skerry-factory-") as scratch:
         bench = _set_up(request, source, data, draft=draft, scratch=Path(scratch), progress=progress)
         golden = _write_golden(bench)
-        results = [_make_variant(bench, precision) for precision in dict.fromkeys(request.variants)]
+        results = [_make_variant(bench, precision) for precision in request.variants]
         kept = [result for result in results if isinstance(result, PackagedVariant)]
         rejected = [result.rejected for result in results if isinstance(result, _Refusal)]
         if not kept:
@@ -267,7 +267,7 @@ def _keep(bench: _Bench, name: str, precision: Precision, candidate: _Candidate)
         ),
         blob=blob,
         metric=candidate.metric,
-        metric_drop=bench.baseline - candidate.metric,
+        metric_drop=round(bench.baseline - candidate.metric, 9),
         error=candidate.error,
         profile=costs,
     )

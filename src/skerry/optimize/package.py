@@ -90,15 +90,20 @@ def check_target(target: Path) -> None:
 
 def _sweep(target: Path) -> None:
     """Remove drafts whose process was killed; a package that was set aside when that happened returns."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.partial(\.old)?")
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d{{1,10}})\.partial(\.old)?")
     for path in sorted(target.parent.iterdir()):
         match = pattern.fullmatch(path.name)
-        if match is None or Path(f"/proc/{match.group(1)}").exists():
+        if match is None or _lives(int(match.group(1))):
             continue
         if match.group(2) and not target.exists():
             os.rename(path, target)
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    """Tell whether another process has that id; in a container this one often has the id of a killed one."""
+    return pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
 def _exchange(ours: Path, theirs: Path) -> None:

@@ -31,6 +31,10 @@ REQUESTS = 10
 _READY = re.compile(rb"serve\.ready .*url=http://127\.0\.0\.1:(\d+)")
 _MODEL = "profiled"
 _MOST_OUTPUT = 1 << 20
+_DIE_TOGETHER = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+"""PR_SET_PDEATHSIG, SIGTERM, kept across exec (prctl(2)): no server is left behind when the factory is killed."""
 
 
 def peak_memory(model: Path, signature_file: Path, signature: ModelSignature, sample: Array) -> int:
@@ -62,7 +66,22 @@ def peak_memory(model: Path, signature_file: Path, signature: ModelSignature, sa
 @contextmanager
 def _server(model: Path, signature_file: Path) -> Iterator[tuple[int, int]]:
     """Start the server; yield its pid and port once it is ready, and stop it afterwards."""
-    argv = [sys.executable, "-P", "-m", "skerry.serve", "--model", _MODEL, "--version", "0", "--file", str(model)]
+    argv = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        _DIE_TOGETHER,
+        "-P",
+        "-m",
+        "skerry.serve",
+        "--model",
+        _MODEL,
+        "--version",
+        "0",
+        "--file",
+        str(model),
+    ]
     argv += ["--signature", str(signature_file), "--host", "127.0.0.1", "--port", "0", "--threads", "1"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError
@@ -112,6 +112,7 @@ def test_an_array_that_claims_more_than_it_has_is_refused(tmp_path: Path) -> Non
         dataset.load(tmp_path / "data.npz")
 
 
+@settings(deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), noise=st.binary(min_size=1, max_size=40))
 def test_damaged_files_give_an_error_of_ours_or_valid_data(
     tmp_path_factory: pytest.TempPathFactory, position: float, noise: bytes

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
@@ -11,6 +11,7 @@ from skerry.optimize import evaluate
 from skerry.optimize.metrics import METRICS
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
 def test_metrics_agree_with_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     guesses, labels = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
@@ -20,6 +21,7 @@ def test_metrics_agree_with_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     assert METRICS["f1-macro"](scores, labels) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))
 def test_an_output_does_not_differ_from_itself(values: list[float]) -> None:
     output = np.array([values])

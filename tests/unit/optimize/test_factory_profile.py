@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -86,3 +87,19 @@ def test_a_server_that_does_not_become_ready_is_not_waited_for(tmp_path: Path, m
     monkeypatch.setattr(serving, "START_SECONDS", 0.0)
     with pytest.raises(TimedOutError, match="not ready within 0 s"):
         serving.peak_memory(tmp_path / "m.onnx", given.signature_file, given.signature, given.samples[:1])
+
+
+def test_no_server_is_left_when_the_factory_is_killed(tmp_path: Path) -> None:
+    model = matrix_model(tmp_path / "m.onnx", 4)
+    given = conditions(model, 4)
+    code = (
+        "import sys, time; from pathlib import Path; from skerry.optimize import serving\n"
+        f"with serving._server(Path({str(model)!r}), Path({str(given.signature_file)!r})) as (pid, port):\n"
+        "    print(pid, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as factory:
+        assert factory.stdout is not None
+        server = psutil.Process(int(factory.stdout.readline()))
+        assert "skerry.serve" in server.cmdline()
+        factory.kill()
+        server.wait(timeout=60)

@@ -4,12 +4,13 @@ import io
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerry.optimize import progress
 
 
+@settings(deadline=None)
 @given(st.text(), st.one_of(st.none(), st.integers(-(2**53), 2**53), st.text(), st.lists(st.text())))
 def test_every_event_is_exactly_one_line_of_json(name: str, value: Any) -> None:
     stream = io.StringIO()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerry.api.errors import InvalidError
@@ -57,6 +57,7 @@ def test_values_out_of_range(changes: dict[str, Any], option: str) -> None:
         request(**changes)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1))
 def test_any_share_is_an_allowed_drop(share: float) -> None:
     assert request(allowed_drop=share).allowed_drop == share

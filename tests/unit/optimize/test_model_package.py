@@ -137,6 +137,7 @@ def test_drafts_of_killed_runs_are_swept_and_those_of_living_ones_stay(tmp_path:
     living.mkdir()
     other = tmp_path / f".other.{dead_pid()}.partial"
     other.mkdir()
+    (tmp_path / f".package.{os.getpid()}.partial").mkdir()  # of an earlier process with this one's id
     make(tmp_path / "package", model=b"1")
     assert only(tmp_path, "package", living.name, other.name)
 

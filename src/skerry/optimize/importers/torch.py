@@ -64,7 +64,9 @@ class TorchSource:
 
     def export(self, samples: Array) -> bytes:
         """Return a serialised ONNX graph with a free batch size, checked against torch. Raises InvalidError."""
-        example = np.resize(samples, (2, *samples.shape[1:]))  # of a batch of one, torch.export would make a constant
+        example = np.resize(
+            samples[:2], (2, *samples.shape[1:])
+        )  # of a batch of one, torch.export would make a constant
         names = list(_flatten(self._run(example)))
         reasons = []
         for way in (_export_program, _export_script):
@@ -288,7 +290,7 @@ def _check_export(exported: bytes, source: TorchSource, samples: Array) -> None:
     """Refuse a graph that does something else than the module, also for other batch sizes than the traced one."""
     runner = evaluate.Runner(exported)
     for size in (1, 3):
-        batch = np.resize(samples, (size, *samples.shape[1:]))
+        batch = np.resize(samples[:size], (size, *samples.shape[1:]))
         error = evaluate.numerical_error(runner.predict(batch), source.predict(batch))
         if error.cosine < 0.999:
             raise InvalidError(f"the exported graph differs from the model (cosine {error.cosine:.4f}, batch {size})")

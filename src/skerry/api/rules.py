@@ -29,19 +29,21 @@ _VALUE_HINT = "letters, digits, '-', '_' and '.', at most 63 characters"
 _REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
 
 Rule = Callable[[Any, str], Iterator[InvalidError]]
+_SHORT_NAMED = ("Device", "ModelDeployment")
+"""A deployment's name is part of its rollouts' names, and of file names on the device."""
 _NAMELESS = ("Enrollment", "JoinToken")
 """Kinds that the hub names when the request does not."""
 
 
 def check_name(kind: str, metadata: Mapping[str, Any]) -> Iterator[InvalidError]:
-    """Yield what is wrong with an object's name; devices have shorter ones than the rest."""
+    """Yield what is wrong with an object's name; what devices use has shorter ones than the rest."""
     name, prefix = metadata.get("name") or "", metadata.get("generateName") or ""
     if not isinstance(name, str) or not isinstance(prefix, str):
         return  # said already, by its type
     if not name and not prefix and kind not in _NAMELESS:
         yield InvalidError("is required", element="metadata.name", hint="give the object a name")
-    label = kind == "Device"
-    limit, pattern, hint = (MAX_LABEL, LABEL_PATTERN, _LABEL_HINT) if label else (MAX_NAME, NAME_PATTERN, _NAME_HINT)
+    limit = MAX_LABEL if kind in _SHORT_NAMED else MAX_NAME
+    pattern, hint = (LABEL_PATTERN, _LABEL_HINT) if kind == "Device" else (NAME_PATTERN, _NAME_HINT)
     if name and (len(name) > limit or not re.match(pattern, name)):
         yield InvalidError(
             f'"{name[:80]}" is not a name of at most {limit} characters', element="metadata.name", hint=hint

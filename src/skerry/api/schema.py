@@ -10,7 +10,7 @@ import ast
 import functools
 import inspect
 import itertools
-import textwrap
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -113,16 +113,24 @@ def _translated(schema: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-@functools.cache
 def field_descriptions(cls: type) -> dict[str, str]:
     """Return the docstring under each field of a struct type, by the field's Python name; {} without the source."""
+    return _descriptions(cls.__module__).get(cls.__name__, {})
+
+
+@functools.cache
+def _descriptions(module: str) -> dict[str, dict[str, str]]:
+    """Return field descriptions by class, of one module: its source is parsed once for all its classes."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError, SyntaxError):
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (KeyError, OSError, TypeError, SyntaxError):
         return {}
-    body = tree.body[0].body if tree.body and isinstance(tree.body[0], ast.ClassDef) else []
+    return {node.name: _field_texts(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _field_texts(node: ast.ClassDef) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for statement, following in itertools.pairwise(body):
+    for statement, following in itertools.pairwise(node.body):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):

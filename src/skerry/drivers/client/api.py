@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 import msgspec
 
+import skerry
 from skerry.api import codec, errors, patch
 from skerry.api.kinds import KINDS, KindInfo, Resource
 from skerry.api.meta import API_VERSION
@@ -41,6 +42,27 @@ _INFOS: Mapping[type, KindInfo] = {info.type: info for info in KINDS}
 _START_HINT = "is the hub running? start it with `skerry hub start`"
 
 
+class _Patience:
+    """How long a watch tries to get back a hub that it had reached."""
+
+    def __init__(self) -> None:
+        self._reached = False
+        self._failures = 0
+        self._since = 0.0
+
+    def renew(self) -> None:
+        """Note that the hub is there."""
+        self._reached, self._failures = True, 0
+
+    def wait_or_raise(self, error: errors.UnavailableError, left: float) -> None:
+        """Wait before the next attempt, longer each time and with full jitter; raise once it is long enough."""
+        self._failures += 1
+        self._since = time.monotonic() if self._failures == 1 else self._since
+        if not self._reached or time.monotonic() - self._since > RECONNECT_SECONDS:
+            raise error
+        time.sleep(min(random.uniform(0, 0.2 * 2 ** min(self._failures, 5)), 5.0, max(left, 0)))  # noqa: S311
+
+
 class _Event(msgspec.Struct):
     """One line of a watch."""
 
@@ -62,7 +84,7 @@ class HubClient:
         self.http = httpx.Client(
             base_url=connection.server,
             verify=connection.tls() if connection.server.startswith("https:") else True,
-            headers={**headers, "User-Agent": "skerry"},
+            headers={**headers, "User-Agent": f"skerry/{skerry.__version__}"},
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             trust_env=not connection.loopback,  # proxies are for the world outside
         )
@@ -163,30 +185,28 @@ class HubClient:
         """
         path = self._path(kind, everywhere=everywhere)
         chosen = {"labelSelector": labels, "fieldSelector": f"metadata.name={name}" if name else ""}
-        version, reached, trouble_since, broken = resource_version, False, 0.0, 0
+        version, patience = resource_version, _Patience()
         while (left := _left(deadline)) > 0:
             parameters = {**chosen, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
+            if not version:
+                parameters["sendInitialEvents"] = "true"  # what is there comes by name; a bookmark says up to when
             if deadline is not None:
                 parameters["timeoutSeconds"] = str(max(1, round(left)))
+            complete = bool(version)
             try:
                 for event, shown in self._stream(path, parameters, accept=accept, seconds=left):
-                    reached = True
-                    version = (shown.get("metadata") or {}).get("resourceVersion") or version
-                    broken = 0
+                    patience.renew()
+                    complete = complete or event == "BOOKMARK"
+                    if complete:
+                        version = (shown.get("metadata") or {}).get("resourceVersion") or version
                     if event not in ("OPENED", "BOOKMARK"):
                         yield event, shown
-                continue
             except errors.ExpiredError:
                 version = ""
-                continue
             except errors.TimedOutError:
                 continue  # a silent connection may be a dead one
-            except errors.UnavailableError:
-                broken += 1
-                trouble_since = time.monotonic() if broken == 1 else trouble_since
-                if not reached or time.monotonic() - trouble_since > RECONNECT_SECONDS:
-                    raise
-            time.sleep(min(random.uniform(0, 0.2 * 2 ** min(broken, 5)), 5.0, max(_left(deadline), 0)))  # noqa: S311
+            except errors.UnavailableError as error:
+                patience.wait_or_raise(error, _left(deadline))
 
     # --- writing --------------------------------------------------------------------------------------------------
 

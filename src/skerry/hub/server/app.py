@@ -200,7 +200,7 @@ def guarded(app: ASGIApp) -> ASGIApp:
             answer = status.plain(504, "Timeout", "no answer within the time allowed")
         except Exception:
             incident = secrets.token_hex(4)
-            log.exception("api.failed path=%s incident=%s", scope.get("path", "")[:200], incident)
+            log.exception("api.failed path=%r incident=%s", scope.get("path", "")[:200], incident)
             answer = status.plain(500, "InternalError", f"the hub failed; its log has more under incident {incident}")
         if started:
             raise ConnectionAbortedError("an answer broke off")  # the server closes the connection

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,12 @@ from skerry.api.errors import BadRequestError, InvalidError, TimedOutError
 from skerry.api.kinds import Resource
 from skerry.api.meta import LabelSelectorRequirement
 from skerry.hub import objects
+from skerry.hub.objects import ObjectPage
 from skerry.hub.server import answer, fields, status
 from skerry.hub.server.call import Call
 
 MAX_LIMIT = 1_000_000
-_SCAN = 500  # objects looked at a step when a selector may drop most of them
+_STEP = 500  # objects read at once: other requests get their turn between two steps
 
 
 class _Token(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,24 +102,32 @@ async def _single(call: Call, selection: Selection) -> _Found:
     return _Found(items=[item], revision=max(newest, int(item.metadata.resource_version)))
 
 
+async def pages(
+    call: Call, *, revision: int = 0, start: str = "", first: int = _STEP
+) -> AsyncGenerator[ObjectPage[Resource]]:
+    """Yield the collection's objects in steps, all of one revision; `first` objects in the first step."""
+    at: str | None = start
+    chunk = min(first, _STEP)
+    while at is not None:
+        page = await call.context.objects.list(call.info.type, call.namespace, limit=chunk, start=at, revision=revision)
+        revision, at, chunk = page.revision, page.next_key, _STEP
+        yield page
+
+
 async def _page(call: Call, selection: Selection, *, limit: int, start: str, revision: int) -> _Found:
     found = _Found(revision=revision)
-    at: str | None = start
-    while at is not None:
-        wanted = limit - len(found.items) if limit else 0
-        chunk = wanted if selection.everything or not limit else max(wanted, _SCAN)
-        page = await call.context.objects.list(
-            call.info.type, call.namespace, limit=chunk, start=at, revision=found.revision
-        )
-        found.revision, found.remaining, at = page.revision, page.remaining, page.next_key
-        for position, item in enumerate(page.items):
-            if not selection.takes(item):
-                continue
-            found.items.append(item)
-            if limit and len(found.items) == limit:
-                rest = page.items[position + 1 :]
-                found.next_key = _key(call, rest[0]) if rest else page.next_key
-                return found
+    async with aclosing(pages(call, revision=revision, start=start, first=limit or _STEP)) as steps:
+        async for page in steps:
+            found.revision = page.revision
+            for position, item in enumerate(page.items):
+                if not selection.takes(item):
+                    continue
+                found.items.append(item)
+                if limit and len(found.items) == limit:
+                    rest = page.items[position + 1 :]
+                    found.next_key = _key(call, rest[0]) if rest else page.next_key
+                    found.remaining = page.remaining + len(rest)
+                    return found
     return found
 
 

@@ -98,11 +98,11 @@ class WatchResponse(Response):
         objects, kind, namespace = self.call.context.objects, self.call.info.type, self.call.namespace
         after = self.revision
         if self.initial:
-            page = await objects.list(kind, namespace)
-            after = page.revision
-            for item in page.items:
-                if self.selection.takes(item):
-                    yield self._event("ADDED", item)
+            async with aclosing(lists.pages(self.call)) as steps:
+                async for page in steps:
+                    after = page.revision
+                    for item in filter(self.selection.takes, page.items):
+                        yield self._event("ADDED", item)
             if self.mark_initial and self.bookmarks:
                 yield self._bookmark(after, annotations={INITIAL_END: "true"})
         async with objects.watch(kind, namespace, after=after) as changes:

@@ -10,7 +10,9 @@ import typer
 from skerry.api.kinds.rollout import Rollout, WaveStatus
 from skerry.cli import options, output
 
-_HIDDEN = {"managedFields", "resourceVersion", "generation"}
+_HIDDEN = {"managedFields", "resourceVersion", "generation", "kubectl.kubernetes.io/last-applied-configuration"}
+_VERBATIM = {"labels", "annotations", "matchLabels", "variants"}
+"""Fields whose keys are the user's own."""
 
 
 def describe(
@@ -84,21 +86,21 @@ def print_wave(wave: WaveStatus) -> None:
         output.print_table(("  DEVICE", "VARIANT", "PHASE", "ACCURACY", "P95", "MESSAGE"), rows)
 
 
-def _print_fields(value: Any, indent: int) -> None:
+def _print_fields(value: Any, indent: int, *, verbatim: bool = False) -> None:
     """Print nested values as `Title: value`, lists with dashes; long ones stay whole."""
     margin = " " * indent
     entries = value.items() if isinstance(value, dict) else ((None, item) for item in value)
     for key, item in entries:
         if key in _HIDDEN or item in (None, "", [], {}):
             continue
-        label = "-" if key is None else f"{_title(key)}:"
+        label = "-" if key is None else f"{key if verbatim else _title(key)}:"
         if isinstance(item, dict | list):
             simple = isinstance(item, list) and all(not isinstance(entry, dict | list) for entry in item)
             if simple:
                 output.out.print(f"{margin}{label} {', '.join(map(str, item))}", markup=False)
             else:
                 output.out.print(f"{margin}{label}", markup=False)
-                _print_fields(item, indent + 2)
+                _print_fields(item, indent + 2, verbatim=key in _VERBATIM and isinstance(item, dict))
         else:
             output.out.print(f"{margin}{label} {item}", markup=False)
 

@@ -31,6 +31,9 @@ def optimize(
     out: Annotated[Path, typer.Option(help="Directory for the package.")],
     variants: Annotated[str, typer.Option(help="Precisions to make, by commas.")] = "fp32,fp16,int8",
     allowed_drop: Annotated[float, typer.Option(min=0, max=1, help="Accuracy a variant may lose.")] = 0.01,
+    metric: Annotated[str, typer.Option(help="accuracy or f1-macro.")] = "accuracy",
+    golden: Annotated[int, typer.Option(min=1, help="Golden samples to ship.")] = 64,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs per variant.")] = 200,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
     """Turn a PyTorch model into ONNX variants, each evaluated on the test set and profiled."""
@@ -47,6 +50,7 @@ def optimize(
     ]
     command += ["--name", name, "--model-version", model_version, "--out", str(out), "--variants", variants]
     command += ["--allowed-drop", str(allowed_drop), "--seed", str(seed), "--progress", "json"]
+    command += ["--metric", metric, "--golden", str(golden), "--runs", str(runs)]
     code = _run_factory(command)
     card = _read_card(out)
     print_card(card)
@@ -122,10 +126,13 @@ def print_card(card: cards.EvaluationCard) -> None:
             f"{v.profile.latency_p95_ms:.3f} ms",
             quantity.human_bytes(v.profile.peak_memory_bytes),
             f"{v.error.max_abs:.2g}",
+            v.recipe,
         )
         for v in (packaged.variant for packaged in card.variants)
     ]
-    output.print_table(("VARIANT", "SIZE", metric.upper(), "CHANGE", "P50", "P95", "PEAK MEMORY", "MAX ERROR"), rows)
+    output.print_table(
+        ("VARIANT", "SIZE", metric.upper(), "CHANGE", "P50", "P95", "PEAK MEMORY", "MAX ERROR", "RECIPE"), rows
+    )
     for rejected in card.rejected:
         output.out.print(f"rejected {rejected.name}: {rejected.reason}", markup=False)
     output.out.print(

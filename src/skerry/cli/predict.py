@@ -62,8 +62,8 @@ def _read_npy(client: HubClient, path: Path, device: str, deployment: str) -> di
     _read(path)
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InvalidError(str(error), element=str(path), hint="save it with numpy.save") from None
+    except (ValueError, OSError, EOFError):
+        raise InvalidError("is not a .npy array", element=str(path), hint="save it with numpy.save") from None
     if not isinstance(array, np.ndarray) or str(array.dtype) not in _DATATYPES:
         raise InvalidError(f"holds {getattr(array, 'dtype', 'no array')}, which is no tensor", element=str(path))
     spec = _input_of(client, device, deployment)

@@ -11,6 +11,7 @@ from skerry.api import duration
 from skerry.api.errors import ConflictError, IntegrityError, InvalidError, NotFoundError, TimedOutError
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.rollout import Rollout, WaveStatus
+from skerry.api.meta import find_condition
 from skerry.cli import options, output
 from skerry.cli.describe import print_wave
 from skerry.drivers.client.api import HubClient
@@ -18,6 +19,10 @@ from skerry.drivers.client.api import HubClient
 app = typer.Typer(help="Follow a rollout, pause it, take it back.", no_args_is_help=True)
 
 Deployment = Annotated[str, typer.Argument(help="deployment/NAME")]
+TAKEN_UP_SECONDS = 30.0
+BLOCKED_SECONDS = 2.0
+_BLOCKED = {"ModelVersionMissing", "ModelVersionBroken"}
+_NOBODY = {"NoDevices", "NoVariantFits"}
 _ENDED = {"Succeeded", "RolledBack", "Failed", "Superseded"}
 
 
@@ -38,6 +43,7 @@ def status(
             rollout = _follow(client, name, revision, limit)
         else:
             rollout = _find(client, name, revision)
+            _check_reaches_somebody(client, name, rollout)
             for wave in rollout.status.waves:
                 print_wave(wave)
     last = f'rollout "{rollout.metadata.name}" {rollout.status.phase}: {rollout.status.message}'
@@ -112,9 +118,25 @@ def _follow(client: HubClient, deployment: str, revision: int, limit: float) -> 
                 output.out.print(f"{time.monotonic() - began:6.1f}s  {line}", markup=False)
         if rollout.status.phase in _ENDED:
             return rollout
+        _check_reaches_somebody(client, deployment, rollout)
     raise TimedOutError(
         f"is still {rollout.status.phase}: {rollout.status.message}", element=f'rollout "{rollout.metadata.name}"'
     )
+
+
+def _check_reaches_somebody(client: HubClient, deployment: str, rollout: Rollout) -> None:
+    """Raise NotFoundError when a rollout waits for devices that nobody has: following it would never end."""
+    if rollout.status.phase in _ENDED or rollout.status.placed:
+        return
+    current = client.get(ModelDeployment, deployment)
+    progressing = find_condition(current.status.conditions, "Progressing")
+    if progressing is not None and progressing.reason in _NOBODY and current.status.rollout == rollout.metadata.name:
+        hint = (
+            f"see `skerry describe rollout {rollout.metadata.name}`"
+            if progressing.reason == "NoVariantFits"
+            else "correct spec.deviceSelector, or label devices (`kubectl label device NAME key=value`)"
+        )
+        raise NotFoundError(progressing.message, element=f'deployment "{deployment}" waits', hint=hint)
 
 
 def _progress(rollout: Rollout) -> list[str]:
@@ -143,23 +165,33 @@ def _of(client: HubClient, deployment: str) -> list[Rollout]:
 
 
 def _find(client: HubClient, deployment: str, revision: int, wait_until: float | None = None) -> Rollout:
-    """Return the rollout of a revision, or of the deployment's present generation, which may take a moment to exist."""
-    patience = min(time.monotonic() + 30, wait_until or float("inf"))
+    """Return the rollout of a revision, or the one that the deployment's present wish is carried out by.
+
+    The hub may take a moment to take a wish up. Raises NotFoundError with its reason when it cannot.
+    """
+    began = time.monotonic()
+    patience = min(began + TAKEN_UP_SECONDS, wait_until or float("inf"))
     while True:
         current = client.get(ModelDeployment, deployment)
-        wanted = revision or max(current.metadata.generation, 1)
-        found = [r for r in _of(client, deployment) if r.spec.revision == wanted]
-        if found:
-            return found[0]
-        settled = current.status.observed_generation >= current.metadata.generation
-        older = [r for r in _of(client, deployment) if not revision and settled]
-        if older:
-            return older[-1]
-        if revision or time.monotonic() > patience:
-            conditions = "; ".join(c.message for c in current.status.conditions if c.message)
+        progressing = find_condition(current.status.conditions, "Progressing")
+        observed = current.status.observed_generation >= current.metadata.generation
+        blocked = progressing is not None and progressing.reason in _BLOCKED
+        if revision or (observed and not blocked and current.status.rollout):
+            name = f"{deployment}-{revision}" if revision else current.status.rollout
+            try:
+                return client.get(Rollout, name)
+            except NotFoundError:
+                if revision:
+                    raise NotFoundError(
+                        f"has no revision {revision}",
+                        element=f'deployment "{deployment}"',
+                        hint=f"see `skerry rollout history deployment/{deployment}`",
+                    ) from None
+        # What was pushed a moment ago may not have been noticed yet, so the first word is not the last.
+        if time.monotonic() > (began + BLOCKED_SECONDS if observed and blocked else patience):
             raise NotFoundError(
-                f"has no rollout of revision {wanted}" + (f" ({conditions})" if conditions else ""),
-                element=f'deployment "{deployment}"',
+                progressing.message if progressing else "the hub has not taken it up",
+                element=f'deployment "{deployment}" cannot be rolled out' if blocked else f'deployment "{deployment}"',
                 hint=f"see `skerry describe deployment {deployment}`",
             )
         time.sleep(0.1)

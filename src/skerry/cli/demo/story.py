@@ -42,14 +42,15 @@ class HardwareClass:
 
     name: str
     precisions: tuple[str, ...]
-    small_memory: bool
-    """Gives workloads less memory than the fp32 variant needs, and more than int8 does."""
+    """What its engine runs; empty means everything."""
+    tight: bool = False
+    """Gives workloads more memory than the fp32 variant needs, and less than the fp16 one does."""
 
 
 CLASSES = (
-    HardwareClass("gateway", ("fp32", "fp16"), small_memory=False),
-    HardwareClass("camera", (), small_memory=True),
-    HardwareClass("kiosk", ("fp16",), small_memory=False),
+    HardwareClass("gateway", ()),  # everything runs: the fastest is chosen
+    HardwareClass("camera", ("fp32", "fp16"), tight=True),  # two run, one fits
+    HardwareClass("kiosk", ("fp16",)),  # one runs
 )
 FLEET = tuple((f"{kind.name}-{number}", kind) for number in (1, 2) for kind in CLASSES)
 
@@ -212,7 +213,7 @@ def start_fleet(stage: Stage) -> None:
 def settings(stage: Stage, name: str, kind: HardwareClass) -> str:
     """Return a device's agent.toml: its class's memory and engine, and its line to the hub if that can be cut."""
     needs = {p.variant.precision: p.variant.needs.memory_bytes for p in read_card(stage, "v1").variants}
-    memory = (needs["int8"] + min(needs["fp32"], needs["fp16"])) // 2 if kind.small_memory else 1024**3
+    memory = (needs["fp32"] + needs["fp16"]) // 2 if kind.tight else 1024**3
     lines = ["[hardware]", f'memory = "{memory // 1024}Ki"', "", "[[engines]]", 'name = "onnxruntime"']
     if kind.precisions:
         lines.append(f"precisions = {list(kind.precisions)}")

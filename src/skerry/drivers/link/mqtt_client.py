@@ -137,7 +137,7 @@ class MqttClient(aiomqtt.Client):
                 yield message.topic.value, bytes(message.payload)
                 self._client.ack(message.mid, message.qos)
         except aiomqtt.MqttError as error:
-            raise explain(error, self) from error
+            raise explain(self._why_lost(), self) from error
 
     async def _while_connected(self, call: Coroutine[Any, Any, _T]) -> _T:
         """Return the call's result, or raise as soon as the connection is lost (aiomqtt waits its timeout out)."""
@@ -146,13 +146,18 @@ class MqttClient(aiomqtt.Client):
             await asyncio.wait((task, self._disconnected), return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            raise explain(aiomqtt.MqttError("the connection was lost"), self)
+            raise explain(self._why_lost(), self)
         except aiomqtt.MqttError as error:
             raise explain(error, self) from error
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+
+    def _why_lost(self) -> aiomqtt.MqttError:
+        if self._broken is None or isinstance(self._broken, aiomqtt.MqttCodeError):  # its codes explain nothing
+            return aiomqtt.MqttError("the connection was lost")
+        return self._broken
 
     def _on_socket_open(self, client: paho.Client, userdata: Any, sock: Any) -> None:
         super()._on_socket_open(client, userdata, sock)

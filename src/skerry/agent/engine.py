@@ -20,11 +20,11 @@ from skerry.agent.installer import Installer, Tools
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
 from skerry.api import duration
-from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, UnavailableError
+from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooLargeError, UnavailableError
 from skerry.api.kinds.device import DeviceFacts, WorkloadStatus
 from skerry.core import workload
 from skerry.core.journal import Resumed, State, Unwanted, Wanted
-from skerry.core.messages import Command, DesiredState, WorkloadDesired
+from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
 from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink
 from skerry.core.session import Session
 
@@ -82,6 +82,7 @@ class Engine:
             blob_locks=WeakValueDictionary(),
             prune=self._prune,
             probe_samples=parts.settings.probes.samples,
+            probe_seconds=duration.to_seconds(parts.settings.probes.max_time),
             probe_timeout_seconds=duration.to_seconds(parts.settings.probes.request_timeout),
             changed=self._changed.set,
         )
@@ -119,11 +120,18 @@ class Engine:
                 log.warning("servers.stopped_strangers count=%d", stopped)
         except SkerryError as error:
             log.error("servers.stranger_not_stopped error=%s", error)
+        await asyncio.to_thread(self._forget_rest, known)
         if states:
             waiting = [asyncio.ensure_future(one.settled()) for one in self._installers.values()]
             _, late = await asyncio.wait(waiting, timeout=SETTLE_SECONDS)
             for task in late:
                 task.cancel()
+
+    def _forget_rest(self, known: list[str]) -> None:
+        """A removal that a power cut interrupted has left a directory without a journal."""
+        for name in set(self._parts.disk.workloads()) - set(known):
+            log.warning("workload.leftover workload=%s", name)
+            self._parts.disk.delete_workload(name)
 
     def _apply(self, desired: DesiredState) -> None:
         wanted = {one.name: one for one in desired.workloads}
@@ -281,7 +289,11 @@ class Engine:
                     model="" if current is None else current.desired.model,
                     port=0 if installer is None else installer.server_port,
                 )
-                await _within(SEND_SECONDS, connection.send(result), "answer")
+                try:
+                    await _within(SEND_SECONDS, connection.send(result), "answer")
+                except TooLargeError as error:  # a link may carry less than the protocol allows
+                    short = CommandResult(uid=command.uid, id=command.id, error=error.sentence[:4000])
+                    await _within(SEND_SECONDS, connection.send(short), "answer")
         finally:
             self._waiting_commands -= 1
 

@@ -81,6 +81,7 @@ class Tools:
     prune: Callable[[], Coroutine[Any, Any, None]]
     """Remove cached blobs that no workload names."""
     probe_samples: int
+    probe_seconds: float
     probe_timeout_seconds: float
     changed: Callable[[], None]
     """Something that is reported has changed."""
@@ -316,6 +317,7 @@ class Installer:
                     model=desired.model,
                     signature=desired.signature,
                     max_samples=tools.probe_samples,
+                    max_seconds=tools.probe_seconds,
                 )
         except UnavailableError:
             if not await tools.servers.alive(server):

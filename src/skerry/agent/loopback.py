@@ -120,4 +120,6 @@ def _cause(error: Exception) -> str:
         return "nothing listens there"
     if isinstance(error, asyncio.IncompleteReadError | ConnectionResetError | BrokenPipeError):
         return "the connection was closed in the middle of an answer"
+    if isinstance(error, asyncio.LimitOverrunError):
+        return f"the answer's head is longer than {MAX_HEAD_BYTES} bytes"
     return str(error)[:200] or type(error).__name__

@@ -71,10 +71,11 @@ class _Tally:
 
 
 async def run(
-    client: LoopbackClient, golden: Path, *, model: str, signature: ModelSignature, max_samples: int
+    client: LoopbackClient, golden: Path, *, model: str, signature: ModelSignature, max_samples: int, max_seconds: float
 ) -> Measurement:
     """Send up to so many golden samples, one a request, and return what came of it (peak memory still 0).
 
+    When the time is up it is left at those that were sent, at least one.
     Raises InvalidError when the samples or an answer do not fit the signature, UnavailableError and its like when the
     server does not answer.
     """
@@ -82,7 +83,10 @@ async def run(
         inputs, outputs, labels = _match(arrays, signature)
         samples = min(max_samples, inputs[0].samples)
         tally = _Tally()
+        began = time.perf_counter()
         for number in range(samples):
+            if number and time.perf_counter() - began > max_seconds:
+                break
             request = _encode([(one, one.name.removeprefix("input."), one.read()) for one in inputs], outputs)
             expected = [(one, one.read()) for one in outputs]
             label = None if labels is None else int(_numbers(labels.datatype, labels.read())[0])

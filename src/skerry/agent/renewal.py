@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from skerry.agent import identity
 from skerry.agent.disk import Disk
 from skerry.agent.identity import Identity
+from skerry.api.errors import SkerryError
 from skerry.core.ports import Clock
 
 log = logging.getLogger(__name__)
@@ -39,20 +40,24 @@ def due_at(known: Identity) -> datetime:
 
 
 async def keep_young(disk: Disk, clock: Clock, *, renewed: Callable[[Identity], None]) -> None:
-    """Renew for ever; `renewed` gets each new identity, which is on the disk by then."""
+    """Renew for ever; `renewed` gets each new identity, which is on the disk by then, whoever renewed it."""
+    known: Identity | None = None
     while True:
-        known = identity.load(disk)
-        wait = due_at(known) - clock.now()
-        if wait > timedelta(0):
-            await asyncio.sleep(min(wait.total_seconds(), CHECK_SECONDS))
-        elif await _exchange(disk):
+        pause = random.uniform(RETRY_SECONDS / 2, RETRY_SECONDS)  # noqa: S311 - jitter, not a secret
+        try:
             found = identity.load(disk)
-            log.info("certificate.renewed not_after=%s", found.not_after.isoformat())
-            renewed(found)
-            if due_at(found) <= clock.now():  # the hub gave the same one again, or our clock is off
-                await asyncio.sleep(RETRY_SECONDS)
-        else:
-            await asyncio.sleep(random.uniform(RETRY_SECONDS / 2, RETRY_SECONDS))  # noqa: S311 - jitter
+            if known is not None and found != known:
+                log.info("certificate.renewed not_after=%s", found.not_after.isoformat())
+                renewed(found)
+            known = found
+            wait = due_at(found) - clock.now()
+            if wait > timedelta(0):
+                pause = min(wait.total_seconds(), CHECK_SECONDS)
+            elif await _exchange(disk) and due_at(identity.load(disk)) > clock.now():
+                pause = 0.0  # else the hub gave the old one again, or this clock is off: not at once again
+        except (SkerryError, OSError) as error:  # the agent goes on with what it has, and tries again
+            log.warning("certificate.not_renewed error=%s", error)
+        await asyncio.sleep(pause)
 
 
 async def _exchange(disk: Disk) -> bool:

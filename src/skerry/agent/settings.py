@@ -63,6 +63,8 @@ class ProbeSettings(Section, frozen=True, kw_only=True):
 
     samples: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
     """At most so many, from the first on: enough for a share of 1 %, a second or two on a small device."""
+    max_time: Duration = "2m"
+    """No further sample after this; a rollout should not wait for all of a slow model's."""
     request_timeout: Duration = "30s"
     """One request; the slowest models on the slowest devices take seconds."""
 
@@ -175,6 +177,7 @@ _CHECKS: dict[str, Any] = {
     "hardware.storage": lambda s: s.hardware.storage and quantity.to_bytes(s.hardware.storage),
     "storage.reserve": lambda s: quantity.to_bytes(s.storage.reserve),
     "storage.limit": lambda s: s.storage.limit and quantity.to_bytes(s.storage.limit),
+    "probes.max_time": lambda s: duration.to_seconds(s.probes.max_time),
     "probes.request_timeout": lambda s: duration.to_seconds(s.probes.request_timeout),
     "servers.start_timeout": lambda s: duration.to_seconds(s.servers.start_timeout),
     "servers.stop_grace": lambda s: duration.to_seconds(s.servers.stop_grace),

@@ -218,7 +218,8 @@ async def start_mosquitto(authority: pki.Authority, directory: Path, stack: Asyn
         f"cafile {authority.ca_file}\n"
         f"certfile {authority.server_certificate_file}\n"
         f"keyfile {authority.server_key_file}\n"
-        "require_certificate true\nuse_identity_as_username true\nuse_username_as_clientid true\nallow_anonymous false\n"
+        "require_certificate true\nuse_identity_as_username true\n"
+        "use_username_as_clientid true\nallow_anonymous false\n"
         f"acl_file {directory / 'acl'}\n"
         "set_tcp_nodelay true\nmax_queued_messages 0\npersistence false\n" + ("user root\n" if os.getuid() == 0 else "")
     )

@@ -30,8 +30,8 @@ class Findings:
     """What one walk found."""
 
     problems: list[InvalidError] = field(default_factory=list)
-    unknown: list[tuple[str, str]] = field(default_factory=list)
-    """(path, suggested name or "") of fields that the type does not have; they are left out of the result."""
+    strange: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
+    """(path, name, names there are) of fields that the type does not have; they are left out of the result."""
 
     def add(self, path: str, cause: str, hint: str = "") -> None:
         """Note one problem, as long as there are not too many."""
@@ -40,8 +40,13 @@ class Findings:
 
     def add_unknown(self, path: str, key: str, known: tuple[str, ...]) -> None:
         """Note one field that the type does not have, as long as there are not too many."""
-        if len(self.unknown) < MAX_PROBLEMS:
-            self.unknown.append((path, closest(key[:100], known)))
+        if len(self.strange) < MAX_PROBLEMS:
+            self.strange.append((path, key[:100], known))
+
+    @property
+    def unknown(self) -> list[tuple[str, str]]:
+        """(path, suggested name or "") of fields that the type does not have. Guessing costs, so it is done here."""
+        return [(path, closest(key, known)) for path, key, known in self.strange]
 
 
 def walk(kind: type, raw: Any) -> tuple[Any, Findings]:

@@ -146,6 +146,8 @@ def test_unknown_fields_are_warned_about_or_ignored_when_asked(admin: HubClient,
     warned = admin.http.post(where, json=deployment("a", extra=1), params={"fieldValidation": "Warn"})
     assert warned.status_code == 201
     assert "spec.extra" in warned.headers["warning"]
+    odd = admin.http.post(where, json=deployment("d", **{"x\r\nset-cookie: a": 1}), params={"fieldValidation": "Warn"})
+    assert (odd.status_code, "set-cookie" in odd.headers) == (201, False)
     ignored = admin.http.post(where, json=deployment("b", extra=1), params={"fieldValidation": "Ignore"})
     assert (ignored.status_code, ignored.headers.get("warning")) == (201, None)
     assert "extra" not in ignored.json()["spec"]
@@ -474,6 +476,13 @@ def test_tables(hub: Hub, admin: HubClient) -> None:
     )
 
 
+def test_head_answers_like_get_without_a_body(hub: Hub, admin: HubClient) -> None:
+    hub.add_device(admin.namespace, "a")
+    for parameters in ({}, {"watch": "true"}):
+        answer = admin.http.head(path(admin.namespace, "devices"), params=parameters)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
 # --- paths, access, errors ----------------------------------------------------------------------------------------
 
 
@@ -519,6 +528,12 @@ def test_strangers_get_nothing_else(hub: Hub, admin: HubClient) -> None:
         enrolling |= {"spec": {"deviceName": "x", "csr": "y"}}
         response = stranger.post(path(admin.namespace, "enrollments"), headers=forged, json=enrolling)
         assert response.status_code in (401, 403, 422)
+        yaml = {**forged, "content-type": "application/yaml"}
+        status(
+            stranger.post(path(admin.namespace, "enrollments"), headers=yaml, content="a: 1"),
+            415,
+            "UnsupportedMediaType",
+        )
         big = stranger.post(path(admin.namespace, "enrollments"), headers=forged, content=b" " * 300_000)
         status(big, 413, "RequestEntityTooLarge")
 

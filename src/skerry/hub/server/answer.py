@@ -102,6 +102,7 @@ def respond(call: Call, item: Resource, *, code: int = 200, sent: Mapping[str, A
     if sent is not None and call.field_validation == "Warn":
         for path, near in validation.walk(call.info.type, sent)[1].unknown[:_MAX_WARNINGS]:
             text = codec.unknown_field_problem(path, near).sentence
-            quoted = text.encode("ascii", "replace").decode().replace("\\", "\\\\").replace('"', '\\"')
+            printable = "".join(c if " " <= c <= "~" else "?" for c in text)  # no line breaks in headers
+            quoted = printable.replace("\\", "\\\\").replace('"', '\\"')
             response.headers.append("Warning", f'299 - "{quoted}"')
     return response

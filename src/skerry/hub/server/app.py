@@ -155,7 +155,7 @@ def _verb(call: Call) -> Verb:
     method = "GET" if call.request.method == "HEAD" else call.request.method
     if method not in verbs:
         raise HTTPException(405, headers={"Allow": ", ".join(verbs)})
-    if method == "GET" and not call.name and call.flag("watch"):
+    if call.request.method == "GET" and not call.name and call.flag("watch"):
         return watch.watch
     return verbs[method]
 

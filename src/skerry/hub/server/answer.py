@@ -29,12 +29,12 @@ class Shape:
     call: Call
     form: Form
 
-    def one(self, item: Resource, *, header: bool = True, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def one(self, item: Resource, *, header: bool = True) -> dict[str, Any]:
         """Return one object in this shape."""
         match self.form:
             case "Table":
-                shown = metadata or {"resourceVersion": item.metadata.resource_version}
-                return self._table([item], metadata=shown, header=header)
+                revision = {"resourceVersion": item.metadata.resource_version}
+                return self._table([item], metadata=revision, header=header)
             case "PartialObjectMetadata":
                 return table.partial(item)
             case "Object":
@@ -44,15 +44,13 @@ class Shape:
         """Return a list of objects in this shape."""
         if self.form == "Table":
             return self._table(items, metadata=metadata, header=True)
-        if self.form == "PartialObjectMetadata":
-            kind, version, shown = (
-                "PartialObjectMetadataList",
-                "meta.k8s.io/v1",
-                [table.partial(item) for item in items],
-            )
-        else:
-            kind, version, shown = f"{self.call.info.kind}List", API_VERSION, [codec.present(item) for item in items]
-        return {"kind": kind, "apiVersion": version, "metadata": metadata, "items": shown}
+        whole = self.form == "Object"
+        return {
+            "kind": f"{self.call.info.kind}List" if whole else "PartialObjectMetadataList",
+            "apiVersion": API_VERSION if whole else "meta.k8s.io/v1",
+            "metadata": metadata,
+            "items": [codec.present(item) if whole else table.partial(item) for item in items],
+        }
 
     def bookmark(self, revision: int) -> dict[str, Any]:
         """Return an object that has nothing but a revision."""

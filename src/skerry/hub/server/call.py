@@ -172,7 +172,8 @@ def precondition(raw: Mapping[str, Any], field: str) -> str:
     value = metadata.get(field) if isinstance(metadata, Mapping) else None
     if value is None:
         return ""
-    if not isinstance(value, str) or (field == "resourceVersion" and value and not value.isdigit()):
+    digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18
+    if not isinstance(value, str) or (field == "resourceVersion" and value and not digits):
         raise BadRequestError(f'"{str(value)[:40]}" cannot be one', element=f"metadata.{field}")
     return value
 

@@ -47,4 +47,4 @@ def _typed(call: Call, base: dict[str, Any], patched: Any, *, status: bool) -> R
         raise BadRequestError("leaves no object", element="the patch")
     if status:
         return call.typed({**base, "status": patched.get("status")})
-    return call.typed({**{key: value for key, value in patched.items() if key != "status"}})
+    return call.typed({key: value for key, value in patched.items() if key != "status"})

@@ -161,13 +161,15 @@ class Installer:
         return True
 
     async def _journal(self, state: State) -> None:
-        """Nothing is acted on that is not on the disk: when it is full, wait until there is room."""
+        """Nothing that names other slots is acted on before it is on the disk: when that is full, wait for room."""
         while True:
             try:
                 await asyncio.to_thread(self._tools.disk.write_journal, state)
             except (StorageFullError, OSError) as error:
                 log.error("journal.not_written workload=%s error=%s", state.name, error)
                 await self._tools.prune()
+                if not workload.must_be_durable(self.state, state):
+                    return  # what is installed is served, full disk or not
                 await asyncio.sleep(JOURNAL_RETRY_SECONDS)
             else:
                 return

@@ -2,8 +2,9 @@
 
 Rules:
 
-1. `State` is the journal. The caller writes and fsyncs it before it carries out the actions that came with it. Every
-   action may be carried out twice, so a power cut between any two instructions is healed by stepping `Resumed`.
+1. `State` is the journal. The caller writes and fsyncs it before it carries out the actions that came with it (on a
+   full disk it may go on where `must_be_durable` is false). Every action may be carried out twice, so a power cut
+   between any two instructions is healed by stepping `Resumed`.
 2. Each phase has one piece of work in hand (`RESUME`), whose outcome is the next event.
 3. Two slots live side by side. `current` serves; `candidate` is being installed, on a port of its own. Only a candidate
    that has answered its golden samples becomes current, in one journal write; what it replaces stays on the disk as
@@ -162,6 +163,16 @@ def same_content(one: WorkloadDesired, other: WorkloadDesired) -> bool:
     return msgspec.structs.replace(one, rollout="", revision=0) == msgspec.structs.replace(
         other, rollout="", revision=0
     )
+
+
+def must_be_durable(before: State, after: State) -> bool:
+    """Return whether this step may be acted on only once it is on the disk: it names a new slot, or another wish.
+
+    All else is done again from the state before, so a full disk need not keep what is installed from being served.
+    """
+    roles = ((before.current, after.current), (before.candidate, after.candidate), (before.previous, after.previous))
+    named = any(new is not None and (old is None or old.serial != new.serial) for old, new in roles)
+    return named or before.desired != after.desired or (before.phase != after.phase and after.phase == "Removing")
 
 
 def slots(state: State) -> list[Slot]:

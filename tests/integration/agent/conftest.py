@@ -498,6 +498,7 @@ class Device:
 
     def __post_init__(self) -> None:
         self.disk = Disk(self.directory)
+        self.log_file = self.directory.parent / "agent.log"
         public = self.authority.signing.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -526,7 +527,7 @@ class Device:
         self.disk.write_desired(AcceptedDesired(manifest_version=self.version, envelope=envelope))
 
     def start(self) -> None:
-        log = (self.directory.parent / "agent.log").open("ab")
+        log = self.log_file.open("ab")
         with log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "skerry.agent", "run", "--state-dir", str(self.directory)],
@@ -556,7 +557,7 @@ class Device:
         return journal
 
     def log(self) -> str:
-        return (self.directory.parent / "agent.log").read_text()
+        return self.log_file.read_text()
 
     def wait_log(self, words: str) -> None:
         self.wait(lambda _: words in self.log())
@@ -580,10 +581,20 @@ class Device:
 
 
 @pytest.fixture
-def device(tmp_path: Path, authority: Authority, models: dict[str, Model]) -> Iterator[Device]:
-    registry = Registry(authority.server_context())
-    registry.add(*models.values())
-    made = Device(tmp_path / "state", authority, registry)
-    yield made
-    made.close()
-    registry.close()
+def make_device(authority: Authority, models: dict[str, Model]) -> Iterator[Callable[[Path], Device]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(directory: Path) -> Device:
+            registry = Registry(authority.server_context())
+            stack.callback(registry.close)
+            registry.add(*models.values())
+            made = Device(directory, authority, registry)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def device(tmp_path: Path, make_device: Callable[[Path], Device]) -> Device:
+    return make_device(tmp_path / "state")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +158,53 @@ def test_it_imports_little() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a file system of its own cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_stops_nothing_and_heals(
+    small_disk: Path, authority: Any, models: Any, make_device: Any
+) -> None:
+    device = make_device(small_disk / "state")
+    (device.directory / "agent.toml").write_text('[storage]\nreserve = "0"\n')
+    device.log_file = small_disk.parent / "agent.log"
+    device.accept(models["v1"].desired())
+    device.start()
+    port = device.wait(is_running("digits-v1"))["current"]["port"]
+    assert device.end(signal.SIGTERM) == 0
+    device.accept(models["v2"].desired())
+    filler = small_disk / "filler"
+    fill(filler)
+    device.stop_servers()  # and then the power went, too
+    device.start()
+    device.wait_log("journal.not_written")
+    device.wait(lambda _: alive(port))
+    assert version_at(port) == "v1", "what is installed is served"
+    filler.unlink()
+    device.end(signal.SIGTERM)
+    device.accept(models["v2"].desired(rollout="digits-again"))
+    device.start()
+    assert version_at(device.wait(is_running("digits-again"))["current"]["port"]) == "v2"
+    assert device.end(signal.SIGTERM) == 0
+
+
+def fill(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(descriptor, b"x" * 4096)
+    finally:
+        os.close(descriptor)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import struct
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skerry.agent import probes
-from skerry.agent.loopback import Answer
+from skerry.agent.loopback import Answer, LoopbackClient
 from skerry.api.errors import InvalidError, UnavailableError
 from skerry.api.kinds.device import Measurement
 from skerry.api.kinds.tensors import ModelSignature, TensorSpec
@@ -30,18 +33,32 @@ OUTPUTS = np.array([[3, 2, 1], [1, 3, 2], [2, 1, 3], [3, 1, 2]], dtype="<f4")
 LABELS = np.array([0, 1, 2, 1])
 
 
-class Scripted:
-    """Stands where a server's connection is, and answers as told: the answers are what is tested here."""
+@asynccontextmanager
+async def server(*answers: Answer) -> AsyncIterator[tuple[int, list[tuple[dict[str, Any], bytes]]]]:
+    """An HTTP server that gives these answers, the last one again and again; yields its port and what it was asked."""
+    asked: list[tuple[dict[str, Any], bytes]] = []
 
-    def __init__(self, *answers: Answer) -> None:
-        self.answers = list(answers)
-        self.requests: list[tuple[dict[str, Any], bytes]] = []
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                assert lines[0] == "POST /v2/models/m/infer HTTP/1.1"
+                headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+                body = await reader.readexactly(int(headers["Content-Length"]))
+                length = int(headers[probes.LENGTH_HEADER])
+                asked.append((msgspec.json.decode(body[:length]), body[length:]))
+                answer = answers[min(len(asked), len(answers)) - 1]
+                told = {"Content-Length": str(len(answer.body)), **answer.headers}
+                head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+                writer.write(f"HTTP/1.1 {answer.status} X\r\n{head}\r\n".encode() + answer.body)
+                await writer.drain()
+        writer.close()
 
-    async def request(self, method: str, path: str, *, body: bytes = b"", headers: Any = None) -> Answer:
-        assert (method, path) == ("POST", "/v2/models/m/infer")
-        length = int(headers[probes.LENGTH_HEADER])
-        self.requests.append((msgspec.json.decode(body[:length]), body[length:]))
-        return self.answers[min(len(self.requests), len(self.answers)) - 1]
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield listening.sockets[0].getsockname()[1], asked
+    finally:
+        listening.close()
 
 
 def binary(values: Any, *, name: str = "y", datatype: str = "FP32", shape: Any = None, dtype: str = "<f4") -> Answer:
@@ -67,9 +84,15 @@ async def run(
     content = {"input.x": INPUTS, "output.y": OUTPUTS, "labels": LABELS, **arrays}
     path = tmp_path / "golden.npz"
     np.savez(path, **{name: array for name, array in content.items() if array is not None})
-    client: Any = Scripted(*answers)
-    measured = await probes.run(client, path, model="m", signature=signature, max_samples=100, max_seconds=max_seconds)
-    for header, raw in client.requests:
+    async with (
+        server(*answers) as (port, asked),
+        LoopbackClient(port, max_body_bytes=10_000, timeout_seconds=10) as client,
+    ):
+        measured = await probes.run(
+            client, path, model="m", signature=signature, max_samples=100, max_seconds=max_seconds
+        )
+    assert len(asked) == measured.samples + 1, "one request to warm up, one a sample"
+    for header, raw in asked:
         assert header["inputs"][0]["shape"] == [1, 2]
         assert len(raw) == header["inputs"][0]["parameters"]["binary_data_size"] == 8
     return measured

@@ -575,3 +575,21 @@ def test_no_order_of_events_breaks_it(events: list[journal.Event]) -> None:
         if after.phase == "Running":
             assert status.running is not None
         state = after
+
+
+def test_only_what_names_other_slots_must_be_durable() -> None:
+    before = running()
+    down, _ = drive(before, Exited(serial=1, cause="it ended", uptime_seconds=1))
+    resumed, _ = drive(before, Resumed())
+    moved, _ = drive(resumed, Launched(serial=1, port=4010), Ready(serial=1))
+    assert not any(workload.must_be_durable(before, after) for after in (before, down, resumed, moved))
+    wanted, _ = drive(before, Wanted(wish("v2")))
+    fetched, _ = drive(wanted, Fetched(serial=2, network_bytes=1))
+    assert workload.must_be_durable(before, wanted)
+    assert not workload.must_be_durable(wanted, fetched)
+    failed, _ = drive(wanted, Faulted(serial=2, component="the disk", element="e", cause="full"))
+    assert not workload.must_be_durable(wanted, failed), "or nobody could be told that the disk is full"
+    probing, _ = drive(fetched, Laid(serial=2), Launched(serial=2, port=4002), Ready(serial=2))
+    promoted, _ = drive(probing, Probed(serial=2, measurement=None))
+    assert workload.must_be_durable(probing, promoted)
+    assert workload.must_be_durable(before, drive(before, Unwanted())[0])

@@ -221,7 +221,7 @@ def settings(stage: Stage, name: str, kind: HardwareClass) -> str:
         mqtt, api = stage.uplinks[name].ports
         lines += ["", "[hub]", f'url = "https://127.0.0.1:{api}"', 'mqtt_host = "127.0.0.1"', f"mqtt_port = {mqtt}"]
     # Servers outlive their agent so that an update of the agent leaves no gap; here the demo's end is their end too.
-    lines += ["", "[servers]", "stop_on_exit = true"]
+    lines += ["", "[servers]", "stop_on_exit = true", "", "[link]", 'retry_ceiling = "2s"']
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from skerry.api.errors import AlreadyExistsError, ForbiddenError
+from skerry.api.errors import AlreadyExistsError, BadRequestError, ForbiddenError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
 from skerry.api.kinds.rollout import Rollout
@@ -43,6 +43,9 @@ async def _created(call: Call, item: Resource) -> Resource:
 
 
 async def _dry(call: Call, item: Resource) -> Resource:
+    if isinstance(item, Enrollment):
+        # Anybody may ask for one, and only the token tells whether to answer; a dry run must not use it.
+        raise BadRequestError("cannot be tried without doing it", element="dryRun", hint="leave dryRun out")
     name = item.metadata.name
     if name and await call.context.objects.find(call.info.type, call.namespace, name) is not None:
         raise AlreadyExistsError(element=f'{call.info.plural} "{name}"')

@@ -128,8 +128,11 @@ async def run(disk: Disk, settings: AgentSettings, known: Identity) -> None:
         if this is not None:
             this.uncancel()
     if settings.servers.stop_on_exit or signal.SIGINT in received:
-        async with asyncio.timeout(STOP_SECONDS):
-            await engine.stop_servers()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await engine.stop_servers()
+        except TimeoutError:
+            log.error("servers.not_stopped seconds=%s", STOP_SECONDS)
     log.info("agent.stopped")
 
 

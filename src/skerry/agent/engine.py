@@ -163,7 +163,7 @@ class Engine:
         if wanted is not None:
             installer = self._installers.get(name) or self._start(State(name=name))
             installer.post(Wanted(wanted))
-        elif name in self._installers:
+        elif name in self._installers and self._session.accepted is not None:
             self._installers[name].post(Unwanted())
         self._changed.set()
 
@@ -239,7 +239,7 @@ class Engine:
             offer = self._session.offer(raw)
             if offer is not None:
                 kept = AcceptedDesired(manifest_version=offer.desired.manifest_version, envelope=offer.raw)
-                await asyncio.to_thread(self._keep, kept)
+                self._keep(kept)  # on the loop: it is rare, short, and must not be cancelled half-way
                 accepted = self._session.accept(offer)
                 log.info("desired.accepted version=%d", accepted.manifest_version)
                 self._apply(accepted)

@@ -545,7 +545,10 @@ class Device:
 
     def journal(self) -> dict[str, object]:
         path = self.directory / "workloads" / "digits" / "journal.json"
-        return msgspec.json.decode(path.read_bytes()) if path.exists() else {}  # type: ignore[no-any-return]
+        try:
+            return msgspec.json.decode(path.read_bytes())  # type: ignore[no-any-return]
+        except (FileNotFoundError, msgspec.DecodeError):  # none, or one that a test has damaged
+            return {}
 
     def wait(self, condition: Callable[[dict[str, object]], object]) -> dict[str, object]:
         """Wait for the journal to meet the condition."""

@@ -53,6 +53,21 @@ def test_without_a_hub_what_was_accepted_is_installed_and_comes_back(device: Any
     assert device.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize("damage", ["desired.json", "workloads/digits/journal.json"])
+def test_a_damaged_file_is_survived_by_the_others(device: Any, models: Any, damage: str) -> None:
+    device.accept(models["v1"].desired())
+    device.start()
+    device.wait(is_running("digits-v1"))
+    device.end(signal.SIGKILL)
+    path = device.directory / damage
+    path.write_bytes(path.read_bytes()[:-40])
+    device.start()
+    device.wait_log("desired.unreadable" if damage == "desired.json" else "journal.damaged")
+    assert version_at(device.wait(is_running("digits-v1"))["current"]["port"]) == "v1"
+    device.wait_servers(1)
+    assert device.end(signal.SIGTERM) == 0
+
+
 def alive(port: int) -> bool:
     try:
         return bool(version_at(port))

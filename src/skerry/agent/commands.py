@@ -39,7 +39,8 @@ async def answer(command: Command, *, log: Path | None, model: str, port: int) -
         result = CommandResult(uid=command.uid, id=command.id, response=response)
         messages.encode(result)  # TooLargeError here, not when it is sent
     except SkerryError as error:
-        return CommandResult(uid=command.uid, id=command.id, error=error.sentence[:4000])
+        reason = type(error).__name__.removesuffix("Error")
+        return CommandResult(uid=command.uid, id=command.id, error=error.sentence[:4000], reason=reason)
     return result
 
 

@@ -23,6 +23,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from skerry.agent import facts, identity
 from skerry.agent.disk import Disk
@@ -46,7 +47,7 @@ from skerry.api.meta import ObjectMeta
 PENDING_KEY = "pending.key"
 TIMEOUT_SECONDS = 20.0
 MAX_ANSWER_BYTES = 1024 * 1024
-PATH = "/apis/skerry.dev/v1alpha1/namespaces/default/enrollments"
+PATH = "/apis/skerry.dev/v1alpha1/namespaces/{namespace}/enrollments"
 _TOKEN = re.compile(r"skj1\.(?P<id>[^.\s]{1,300})\.(?P<secret>[^.\s]{1,300})\.(?P<fingerprint>[0-9a-fA-F]{64})")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]{1,20000}-----END CERTIFICATE-----")
 
@@ -94,7 +95,7 @@ def renew(disk: Disk, settings: AgentSettings) -> Identity:
     hub = _parse_url(identity.endpoints(known, settings.hub).hub_url)
     key = _pending_key(disk)
     asked = EnrollmentSpec(device_name=known.name, csr=_request(key), facts=facts.collect(settings, disk.root))
-    status = _ask(hub, identity.client_context(disk, known), asked)
+    status = _ask(hub, identity.client_context(disk, known), asked, namespace=_namespace(disk))
     if status.device_uid != known.uid:
         raise IntegrityError("the hub answered for another device", element=f"device {known.uid}")
     found = _accept(status, key, known.ca, hub)
@@ -163,12 +164,22 @@ def _pin(hub: _Hub, fingerprint: str) -> str:
     )
 
 
-def _ask(hub: _Hub, tls: ssl.SSLContext, asked: EnrollmentSpec, *, token: str = "") -> EnrollmentStatus:
+def _namespace(disk: Disk) -> str:
+    """Return the namespace this device was enrolled into: its certificate's organisational unit."""
+    certificate = x509.load_pem_x509_certificate(disk.read(identity.PEM_FILE))
+    units = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    return str(units[0].value) if units else "default"
+
+
+def _ask(
+    hub: _Hub, tls: ssl.SSLContext, asked: EnrollmentSpec, *, token: str = "", namespace: str = "default"
+) -> EnrollmentStatus:
+    """Ask for a certificate. For the first one the token decides the namespace, whatever the path says."""
     body = msgspec.json.encode(Enrollment(metadata=ObjectMeta(generate_name="device-"), spec=asked))
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    code, raw = _send(hub, tls, "POST", PATH, body=body, headers=headers)
+    code, raw = _send(hub, tls, "POST", PATH.format(namespace=namespace), body=body, headers=headers)
     if code not in (200, 201):
         raise _refusal(code, raw, hub)
     try:

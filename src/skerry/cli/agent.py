@@ -35,6 +35,18 @@ def run(state_dir: StateDir = None) -> None:
     _become_agent(["run"], state_dir)
 
 
+@app.command()
+def renew(state_dir: StateDir = None) -> None:
+    """Have the hub certify a new key now, instead of at two thirds of the certificate's life."""
+    _become_agent(["renew"], state_dir)
+
+
+@app.command()
+def stop(state_dir: StateDir = None) -> None:
+    """Stop the inference servers that a stopped agent left serving."""
+    _become_agent(["stop"], state_dir)
+
+
 def _become_agent(arguments: list[str], state_dir: StateDir) -> None:
     if state_dir is not None:
         arguments += ["--state-dir", str(state_dir)]

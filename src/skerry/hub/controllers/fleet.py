@@ -17,6 +17,7 @@ from skerry.api.kinds.device import Device
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
+from skerry.core import deployment as deployments
 from skerry.core import placement, waves
 from skerry.core.desired import DesiredRecord
 from skerry.core.placement import Machine
@@ -96,7 +97,7 @@ class Fleet:
         why = next((c.message for c in model.status.conditions if c.type == "Ready"), "its artifacts are being checked")
         broken = model.status.phase == "Broken"
         return Hold(
-            reason="ModelVersionBroken" if broken else "ModelVersionPending",
+            reason="ModelVersionBroken" if broken else deployments.PENDING,
             message=f'model version "{name}" is {"broken" if broken else "not ready yet"}: {why}',
         )
 

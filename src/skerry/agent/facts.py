@@ -40,9 +40,6 @@ GOARCH = {
 }
 ENGINE_DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
-    "litert": ("ai-edge-litert", "tflite-runtime"),
-    "executorch": ("executorch",),
-    "torchscript": ("torch",),
 }
 _SIOCGIFADDR = 0x8915
 _READ_LIMIT = 1024 * 1024

@@ -358,10 +358,7 @@ def faults(stage: Stage) -> None:
         )
         output.out.print(f"  {cut_off}'s hub is unreachable")
         apply(stage, "v3")
-        catch_installing(client, victim)
-        stage.programs.kill(victim)
-        state = journaled_phase(stage, victim)
-        check(state in INSTALLING, f"{victim}'s agent was killed in mid-install ({state})")
+        state = kill_installing(stage, victim)
         output.out.print(f"  {victim}'s agent was killed with SIGKILL while {state}")
         start_agent(stage, victim)
         seconds = wait_until(
@@ -390,20 +387,24 @@ def faults(stage: Stage) -> None:
     stage.skerry("get", "devices")
 
 
-def catch_installing(client: HubClient, name: str) -> None:
-    """Return as soon as a device says that it is on its way to v3."""
+def kill_installing(stage: Stage, name: str) -> str:
+    """Kill an agent while it installs v3, and return where it had got to, as the journal on its disk says."""
 
     def installing() -> bool:
-        status = workload(client.get(Device, name))
-        return status.phase in INSTALLING and running_model(status) != "digits-v3"
+        state = read_journal(stage, name)
+        return state.phase in INSTALLING and state.desired is not None and state.desired.model_version == "digits-v3"
 
-    wait_until(installing, f"{name} installing v3", seconds=PATIENCE, every=0.01)
+    wait_until(installing, f"{name} installing v3", seconds=PATIENCE, every=0.002)
+    stage.programs.kill(name)
+    phase = read_journal(stage, name).phase
+    check(phase in INSTALLING, f"{name}'s agent was killed in mid-install ({phase})")
+    return phase
 
 
-def journaled_phase(stage: Stage, name: str) -> str:
-    """Return where an agent that is dead now had got to, as its journal on the disk says."""
+def read_journal(stage: Stage, name: str) -> State:
+    """Return a device's journal of the demo's workload, which is replaced atomically and so can be read any time."""
     journal = stage.directory / "devices" / name / "workloads" / DEPLOYMENT / "journal.json"
-    return msgspec.json.decode(journal.read_bytes(), type=State).phase
+    return msgspec.json.decode(journal.read_bytes(), type=State)
 
 
 def workload(device: Device) -> WorkloadStatus:

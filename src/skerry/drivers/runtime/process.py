@@ -225,8 +225,8 @@ class ProcessRuntime:
                 await asyncio.sleep(POLL_SECONDS)
             return
         try:
-            # Asked after the descriptor was opened: it stands for this very process. Not by the marker, because a process
-            # on its way out has no environment any more and no exit status yet.
+            # Asked after the descriptor was opened: it stands for this very process. Not by the marker, because a
+            # process on its way out has no environment any more and no exit status yet.
             stat = proc.read_stat(_pid(instance))
             if stat is not None and stat.start_time == _parse_id(instance)[1]:
                 await _readable(descriptor)

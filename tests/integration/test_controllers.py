@@ -335,6 +335,24 @@ async def test_a_deployment_waits_for_its_model_version_and_goes_on_when_it_come
         await bench.until(ModelDeployment, "digits", reason("Complete"))
 
 
+async def test_a_model_version_made_again_under_its_name_does_not_slip_past_the_canary(bench: Bench) -> None:
+    async with running(bench):
+        for number in range(3):
+            await bench.add_device(f"till-{number}")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={**STRATEGY, "bakeTime": "1h"})
+        await bench.until(Rollout, "digits-1", lambda item: [w.phase for w in item.status.waves[:1]] == ["Baking"])
+        await bench.objects.delete(ModelVersion, NS, "v1")
+        await bench.push("v1", memory=20 * MIB)
+        await bench.until(ModelVersion, "v1", phase("Ready"))
+        await bench.until(ModelDeployment, "digits", reason("ModelVersionReplaced"))
+        await bench.apply(modelVersion="v1", strategy=STRATEGY)  # the bake time ends, yet nothing goes on
+        waiting = await bench.until(ModelDeployment, "digits", reason("ModelVersionReplaced"))
+        assert waiting.status.selected == 3
+        rollout = await bench.objects.get(Rollout, NS, "digits-1")
+        assert [wave.assigned for wave in rollout.status.waves if wave.assigned] == [1], "the canary, and nobody else"
+
+
 async def test_a_model_version_with_missing_artifacts_is_broken_until_they_come(bench: Bench) -> None:
     async with running(bench):
         await bench.add_device("till-0")

@@ -100,6 +100,16 @@ async def test_a_reader_that_fell_behind_lists_again_and_misses_nothing(
     assert "informer.relist prefix=notes/" in caplog.text
 
 
+async def test_a_late_word_of_what_was_deleted_meanwhile_puts_nothing_back(tmp_path: Path) -> None:
+    async with following(tmp_path) as (store, copy):
+        written = await store.create("notes/b", b'{"text": "b"}')
+        await store.delete("notes/b")
+        await store.create("notes/z", b'{"text": "z"}')
+        await copy.until("a", "z")  # the watch has told everything up to here
+        copy.informer.observe("b", Note(text="b"), written.revision)
+        assert copy.texts() == ["a", "z"]
+
+
 async def test_an_own_write_is_seen_at_once_and_an_older_event_does_not_undo_it(tmp_path: Path) -> None:
     async with following(tmp_path) as (store, copy):
         first = await store.create("notes/b", b'{"text": "b1"}')

@@ -81,14 +81,27 @@ class Fleet:
         namespace, name = key
         return [r for r in self.records.values() if r.namespace == namespace and r.find(name) is not None]
 
-    def model_of(self, namespace: str, name: str) -> ModelVersion | None:
-        """Return a model version that can be rolled out, or None."""
-        model = self.models.get(f"{namespace}/{name}")
-        return model if model is not None and model.status.phase == "Ready" else None
+    def model_of(self, rollout: Rollout) -> ModelVersion | None:
+        """Return the model version that a rollout began with, if it is there and can be rolled out."""
+        model = self.models.get(f"{rollout.metadata.namespace}/{rollout.spec.template.model_version}")
+        if model is None or model.status.phase != "Ready":
+            return None
+        return model if rollout.spec.model_version_uid in ("", model.metadata.uid) else None
 
-    def hold_of(self, namespace: str, name: str) -> Hold | None:
-        """Say why a model version cannot be rolled out; None when it can."""
+    def uid_of(self, namespace: str, model_version: str) -> str:
+        """Return the uid of the model version that has this name now; empty when there is none."""
+        model = self.models.get(f"{namespace}/{model_version}")
+        return model.metadata.uid if model else ""
+
+    def hold_of(self, namespace: str, name: str, *, uid: str = "") -> Hold | None:
+        """Say why a model version, with `uid` that very object, cannot be rolled out; None when it can."""
         model = self.models.get(f"{namespace}/{name}")
+        if model is not None and uid not in ("", model.metadata.uid):
+            text = (
+                f'model version "{name}" was deleted and made again since this rollout began, and what was measured of '
+                "the old one says nothing of the new one; push it under a version of its own"
+            )
+            return Hold(reason="ModelVersionReplaced", message=text)
         if model is None:
             text = f'model version "{name}" does not exist in {namespace}; push it, or correct spec.modelVersion'
             return Hold(reason="ModelVersionMissing", message=text)
@@ -132,10 +145,9 @@ class Fleet:
         """Why nothing of a rollout fits a machine; remembered, for a fleet has few kinds of machines."""
         if rollout is None:
             return "there is no rollout"
-        namespace, name = rollout.metadata.namespace, rollout.spec.template.model_version
-        model = self.model_of(namespace, name)
+        model = self.model_of(rollout)
         if model is None:
-            return f'model version "{name}" is not ready'
+            return f'model version "{rollout.spec.template.model_version}" is not ready'
         key = (rollout.metadata.uid, model.metadata.resource_version, machine)
         if key not in self._fits:
             if len(self._fits) >= _MAX_FITS:

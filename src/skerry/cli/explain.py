@@ -41,7 +41,7 @@ def explain(
         ]
         output.print_table(("VARIANT", "TAKEN", "P95", "MEMORY", "METRIC", "MEASURED", "WHY"), rows)
         if answer.get("reason") and not any(candidate["taken"] for candidate in answer.get("candidates", [])):
-            output.out.print(answer["reason"], markup=False)
+            output.say(answer["reason"])
 
 
 def _number(value: float | None, form: str) -> str | None:

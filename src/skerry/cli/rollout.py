@@ -53,7 +53,7 @@ def status(
             element=f'rollout "{rollout.metadata.name}"',
             hint=f"see `skerry describe rollout {rollout.metadata.name}`",
         )
-    output.out.print(last, markup=False)
+    output.say(last)
 
 
 @app.command()
@@ -78,9 +78,7 @@ def undo(
             "serving": template.serving,
         }
         client.merge_spec(ModelDeployment, name, patch)
-    output.out.print(
-        f"deployment/{name} returns to revision {target.spec.revision} ({template.model_version})", markup=False
-    )
+    output.say(f"deployment/{name} returns to revision {target.spec.revision} ({template.model_version})")
 
 
 @app.command()
@@ -115,7 +113,7 @@ def _follow(client: HubClient, deployment: str, revision: int, limit: float) -> 
         for line in _progress(rollout):
             if line not in printed:
                 printed.add(line)
-                output.out.print(f"{time.monotonic() - began:6.1f}s  {line}", markup=False)
+                output.say(f"{time.monotonic() - began:6.1f}s  {line}")
         if rollout.status.phase in _ENDED:
             return rollout
         _check_reaches_somebody(client, deployment, rollout)
@@ -237,4 +235,4 @@ def _set_paused(deployment: str, *, paused: bool, namespace: str, kubeconfig: op
         raise InvalidError("no deployment was named")
     with options.connect(kubeconfig, namespace) as client:
         client.merge_spec(ModelDeployment, name, {"paused": paused})
-    output.out.print(f"deployment/{name} {'paused' if paused else 'resumed'}", markup=False)
+    output.say(f"deployment/{name} {'paused' if paused else 'resumed'}")

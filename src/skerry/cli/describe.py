@@ -61,9 +61,7 @@ def _describe_rollout(rollout: Rollout) -> None:
 
 def print_wave(wave: WaveStatus) -> None:
     """Print a wave with its gates and devices."""
-    output.out.print(
-        f"\nWave {wave.name}: {wave.phase}, {wave.running} of {wave.assigned} running, {wave.failed} failed"
-    )
+    output.say(f"\nWave {wave.name}: {wave.phase}, {wave.running} of {wave.assigned} running, {wave.failed} failed")
     if wave.gates:
         output.print_table(
             ("  GATE", "VERDICT", "MEASURED", "THRESHOLD", "DEVICES", "MESSAGE"),

@@ -5,6 +5,7 @@ Lives here: presentation without knowledge of any verb. Output that goes to a pi
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,8 +18,16 @@ from rich.text import Text
 from skerry.api import codec
 from skerry.api.errors import SkerryError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """End in silence: the reader (head, less) has what it wanted."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
+
+
+out = _Output(highlight=False, soft_wrap=True)
+err = _Output(stderr=True, highlight=False, soft_wrap=True)
 
 _COLOURS = {
     "green": {"Online", "Running", "Ready", "Succeeded", "Passed", "Approved", "Complete", "True"},

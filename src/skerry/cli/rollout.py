@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
+import msgspec
 import typer
 
 from skerry.api import duration
@@ -14,6 +15,7 @@ from skerry.api.kinds.rollout import Rollout, WaveStatus
 from skerry.api.meta import find_condition
 from skerry.cli import options, output
 from skerry.cli.describe import print_wave
+from skerry.core.deployment import TEMPLATE_FIELDS, same_template
 from skerry.drivers.client.api import HubClient
 
 app = typer.Typer(help="Follow a rollout, pause it, take it back.", no_args_is_help=True)
@@ -70,13 +72,8 @@ def undo(
         target = _to_return_to(client, current, to_revision)
         # What to run comes from the old revision; how to roll out stays as it is wished today.
         template = target.spec.template
-        patch = {
-            "modelVersion": template.model_version,
-            "constraints": template.constraints,
-            "resources": template.resources,
-            "runtime": template.runtime,
-            "serving": template.serving,
-        }
+        fields = {field.name: field.encode_name for field in msgspec.structs.fields(template)}
+        patch = {fields[field]: getattr(template, field) for field in TEMPLATE_FIELDS}
         client.merge_spec(ModelDeployment, name, patch)
     output.say(f"deployment/{name} returns to revision {target.spec.revision} ({template.model_version})")
 
@@ -208,7 +205,9 @@ def _to_return_to(client: HubClient, current: ModelDeployment, revision: int) ->
     earlier = [
         r
         for r in rollouts
-        if r.status.phase == "Succeeded" and r.spec.revision < current.metadata.generation and not _same(r, current)
+        if r.status.phase == "Succeeded"
+        and r.spec.revision < current.metadata.generation
+        and not same_template(r.spec.template, current.spec)
     ]
     if not earlier:
         raise ConflictError(
@@ -216,17 +215,6 @@ def _to_return_to(client: HubClient, current: ModelDeployment, revision: int) ->
             element=f'deployment "{current.metadata.name}"',
         )
     return earlier[-1]
-
-
-def _same(rollout: Rollout, deployment: ModelDeployment) -> bool:
-    old, new = rollout.spec.template, deployment.spec
-    return (old.model_version, old.constraints, old.resources, old.runtime, old.serving) == (
-        new.model_version,
-        new.constraints,
-        new.resources,
-        new.runtime,
-        new.serving,
-    )
 
 
 def _set_paused(deployment: str, *, paused: bool, namespace: str, kubeconfig: options.Kubeconfig) -> None:

@@ -364,9 +364,7 @@ def faults(stage: Stage) -> None:
         seconds = wait_until(
             lambda: running(client.get(Device, victim)) == "digits-v3", f"{victim} on v3", seconds=PATIENCE
         )
-        stage.report.faults.append(
-            reports.Fault(device=victim, fault="agent killed", state_at_fault=state, converged=True, seconds=seconds)
-        )
+        add_fault(stage, client, victim, "agent killed", state, seconds)
         others = [name for name, _ in FLEET if name != cut_off]
         wait_until(
             lambda: all(running(d) == "digits-v3" for d in client.list(Device) if d.metadata.name in others),
@@ -378,13 +376,20 @@ def faults(stage: Stage) -> None:
         seconds = wait_until(
             lambda: running(client.get(Device, cut_off)) == "digits-v3", f"{cut_off} on v3", seconds=PATIENCE
         )
-        stage.report.faults.append(
-            reports.Fault(
-                device=cut_off, fault="hub unreachable", state_at_fault="Running v1", converged=True, seconds=seconds
-            )
-        )
+        add_fault(stage, client, cut_off, "hub unreachable", "Running v1", seconds)
     stage.skerry("rollout", "status", f"deployment/{DEPLOYMENT}", "--watch")
     stage.skerry("get", "devices")
+    with stage.client() as client:
+        for fault in stage.report.faults:
+            fault.runs = running(client.get(Device, fault.device))
+
+
+def add_fault(stage: Stage, client: HubClient, device: str, fault: str, state: str, seconds: float) -> None:
+    """Note a fault and what the device serves after it."""
+    runs = running(client.get(Device, device))
+    stage.report.faults.append(
+        reports.Fault(device=device, fault=fault, state_at_fault=state, runs=runs, seconds=seconds)
+    )
 
 
 def kill_installing(stage: Stage, name: str) -> str:

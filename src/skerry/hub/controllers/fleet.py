@@ -86,20 +86,20 @@ class Fleet:
         model = self.models.get(f"{rollout.metadata.namespace}/{rollout.spec.template.model_version}")
         if model is None or model.status.phase != "Ready":
             return None
-        return model if rollout.spec.model_version_uid in ("", model.metadata.uid) else None
+        return model if rollout.spec.model_digest in ("", model.spec.artifact.digest) else None
 
-    def uid_of(self, namespace: str, model_version: str) -> str:
-        """Return the uid of the model version that has this name now; empty when there is none."""
+    def digest_of(self, namespace: str, model_version: str) -> str:
+        """Return the digest of the artifact that a model version of this name stands for; empty when there is none."""
         model = self.models.get(f"{namespace}/{model_version}")
-        return model.metadata.uid if model else ""
+        return model.spec.artifact.digest if model else ""
 
-    def hold_of(self, namespace: str, name: str, *, uid: str = "") -> Hold | None:
-        """Say why a model version, with `uid` that very object, cannot be rolled out; None when it can."""
+    def hold_of(self, namespace: str, name: str, *, digest: str = "") -> Hold | None:
+        """Say why a model version, with `digest` that very artifact, cannot be rolled out; None when it can."""
         model = self.models.get(f"{namespace}/{name}")
-        if model is not None and uid not in ("", model.metadata.uid):
+        if model is not None and digest not in ("", model.spec.artifact.digest):
             text = (
-                f'model version "{name}" was deleted and made again since this rollout began, and what was measured of '
-                "the old one says nothing of the new one; push it under a version of its own"
+                f'model version "{name}" is another model than when this rollout began, and what was measured of the '
+                "old one says nothing of the new one; push it under a version of its own"
             )
             return Hold(reason="ModelVersionReplaced", message=text)
         if model is None:

@@ -80,8 +80,8 @@ class Rollouts:
             newest, waits = await self._begin(found, rollouts), False
             rollouts = [*rollouts, newest]
         elif newest is not None and not waits:
-            uid = newest.spec.model_version_uid
-            hold = self._fleet.hold_of(key[0], newest.spec.template.model_version, uid=uid)
+            digest = newest.spec.model_digest
+            hold = self._fleet.hold_of(key[0], newest.spec.template.model_version, digest=digest)
         previous = self._previous_of(newest, rollouts)
         members = self._fleet.members_of(found, newest, previous)
         step = Step()
@@ -128,7 +128,7 @@ class Rollouts:
                 deployment_uid=meta.uid,
                 revision=meta.generation,
                 template=found.spec,
-                model_version_uid=self._fleet.uid_of(meta.namespace, found.spec.model_version),
+                model_digest=self._fleet.digest_of(meta.namespace, found.spec.model_version),
                 previous=stable.metadata.name if stable else "",
             ),
         )

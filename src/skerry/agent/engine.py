@@ -131,7 +131,10 @@ class Engine:
         """A removal that a power cut interrupted has left a directory without a journal."""
         for name in set(self._parts.disk.workloads()) - set(known):
             log.warning("workload.leftover workload=%s", name)
-            self._parts.disk.delete_workload(name)
+            try:
+                self._parts.disk.delete_workload(name)
+            except OSError as error:  # it waits for the next start; the others do not wait for it
+                log.error("workload.leftover_stays workload=%s error=%s", name, error)
 
     def _apply(self, desired: DesiredState) -> None:
         wanted = {one.name: one for one in desired.workloads}

@@ -258,6 +258,21 @@ async def test_servers_nobody_wants_are_stopped(world: Any, models: Any) -> None
         await world.until_servers(0)
 
 
+async def test_odd_entries_among_the_workloads_stop_nothing(world: Any, models: Any) -> None:
+    async with world.agent():
+        await world.hub.want(models["v1"].desired())
+        await world.hub.running("digits-v1")
+    workloads = world.directory / "workloads"
+    (workloads / ".DS_Store").write_text("x")
+    (workloads / "lost+found").mkdir()
+    (workloads / "odd" / "journal.json").mkdir(parents=True)
+    (workloads / "odd" / "journal.damaged").touch()
+    world.hub.carrier.down = True
+    async with world.agent() as engine:
+        await world.until_phase(engine, "Running")
+    assert (workloads / "lost+found").is_dir(), "what is nobody's is let lie"
+
+
 async def test_damaged_files_are_fetched_again(world: Any, models: Any) -> None:
     async with world.agent():
         await world.hub.want(models["v1"].desired())

@@ -286,6 +286,28 @@ async def test_damaged_files_are_fetched_again(world: Any, models: Any) -> None:
         assert healed.read_bytes() == raw
 
 
+async def test_damaged_without_a_network_the_previous_version_serves(world: Any, models: Any) -> None:
+    async with world.agent():
+        for version in ("v1", "v2"):
+            await world.hub.want(models[version].desired())
+            await world.hub.running(f"digits-{version}")
+        await world.until_servers(1)
+        [model] = [
+            found
+            for found in world.directory.glob("workloads/digits/slots/*/model.onnx")
+            if found.read_bytes() == models["v2"].model
+        ]
+        model.write_bytes(model.read_bytes()[::-1])
+        world.registry.down = True
+        await world.kill_server()
+        status = await world.hub.status(lambda one: one.running is not None and one.running.rollout == "digits-v1")
+        assert (status.phase, status.rollout) == ("Fetching", "digits-v2")
+        assert (await asyncio.to_thread(predict, port_of(status), [1, 0, 0, 0]))["model_version"] == "v1"
+        world.registry.down = False
+        healed = await world.hub.running("digits-v2")
+        assert (await asyncio.to_thread(predict, port_of(healed), [1, 0, 0, 0]))["model_version"] == "v2"
+
+
 async def test_a_fixed_port_is_kept_across_an_update(world: Any, models: Any, tmp_path: Path) -> None:
     import socket
 

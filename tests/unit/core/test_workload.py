@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -89,6 +89,14 @@ class World:
     unprobeable: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
     """Versions the registry does not have."""
+    away: frozenset[str] = frozenset()
+    """Versions the registry cannot be reached for."""
+    rotten: frozenset[str] = frozenset()
+    """Versions whose installed files are damaged once everything is prepared."""
+    damaged: frozenset[int] = frozenset()
+    """Slots whose files are."""
+    lost: frozenset[str] = frozenset()
+    """Versions the registry does not have any more by then."""
     instruction: int = 0
     seconds: float = 0.0
     must_serve: bool = False
@@ -164,15 +172,7 @@ class Agent:
                     world.tick()
                 self.queue.append(Tidied())
             case Fetch(slot=slot):
-                if slot.desired.version in world.missing:
-                    self.queue.append(
-                        Faulted(serial=slot.serial, component="the registry", element="blob", cause="Not found")
-                    )
-                    return
-                new = slot.desired.blob.digest not in world.cache
-                world.tick()
-                world.cache.add(slot.desired.blob.digest)
-                self.queue.append(Fetched(serial=slot.serial, network_bytes=10 if new else 0))
+                self.fetch(slot)
             case Install(slot=slot):
                 assert slot.desired.blob.digest in world.cache
                 world.tick()
@@ -189,9 +189,31 @@ class Agent:
                 else:
                     self.queue.append(Probed(serial=slot.serial, measurement=MEASURED))
 
+    def fetch(self, slot: journal.Slot) -> None:
+        world, version = self.world, slot.desired.version
+        new = slot.desired.blob.digest not in world.cache
+        if version in world.missing:
+            self.queue.append(Faulted(serial=slot.serial, component="the registry", element="blob", cause="Not found"))
+        elif not new or version not in world.away:  # else it tries for ever
+            world.tick()
+            world.cache.add(slot.desired.blob.digest)
+            self.queue.append(Fetched(serial=slot.serial, network_bytes=10 if new else 0))
+
     def serve(self, action: Serve) -> None:
         world, slot = self.world, action.slot
         assert slot.serial in world.files, "started without its files"
+        if slot.serial in world.damaged and slot.serial not in world.servers:
+            self.queue.append(
+                Faulted(
+                    serial=slot.serial,
+                    component="the inference server",
+                    element="model",
+                    cause="digest",
+                    final=False,
+                    damaged=True,
+                )
+            )
+            return
         if slot.desired.version in world.broken:
             world.servers.pop(slot.serial, None)
             self.queue.append(Launched(serial=slot.serial, port=1))
@@ -252,8 +274,21 @@ def prepared(*versions: str, **fields: object) -> World:
     world = World(**fields)  # type: ignore[arg-type]
     for version in versions:
         install(world, wish(version))
+    if world.rotten:
+        rot(world)
     world.instruction = 0
     return world
+
+
+def rot(world: World) -> None:
+    """Damage what is installed of these versions, the cache's hard link included, and end its servers."""
+    assert world.journal is not None
+    slots = [slot for slot in workload.slots(world.journal) if slot.desired.version in world.rotten]
+    world.damaged, world.missing = frozenset(slot.serial for slot in slots), world.lost
+    assert world.damaged
+    world.cache -= {slot.desired.blob.digest for slot in slots}
+    for serial in world.damaged:
+        world.servers.pop(serial, None)
 
 
 SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, dict[str, frozenset[str]], str, str]] = {
@@ -267,6 +302,16 @@ SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, dict[str, fr
     "rollback: fetch": (("v1",), wish("v2"), {"missing": frozenset({"v2"})}, "Running", "v1"),
     "first fails": ((), wish("v1"), {"broken": frozenset({"v1"})}, "Failed", ""),
     "removal": (("v1", "v2"), None, {}, "", ""),
+    "damaged": (("v1", "v2"), wish("v2"), {"rotten": frozenset({"v2"})}, "Running", "v2"),
+    "damaged, and the previous": (("v1", "v2"), wish("v2"), {"rotten": frozenset({"v1", "v2"})}, "Running", "v2"),
+    "damaged, and another wanted": (("v1", "v2"), wish("v3"), {"rotten": frozenset({"v2"})}, "Running", "v3"),
+    "damaged, and gone from the registry": (
+        ("v1", "v2"),
+        wish("v2"),
+        {"rotten": frozenset({"v2"}), "lost": frozenset({"v2"})},
+        "Running",
+        "v1",
+    ),
 }
 
 
@@ -281,8 +326,32 @@ def test_a_kill_at_every_instruction_converges(name: str, power: bool) -> None:
         world = prepared(*before, **wrong)
         world.kill_at, world.power = kill_at, power
         world.must_serve = bool(before) and desired is not None and not power and desired.serving.port == 0
+        world.must_serve = world.must_serve and not world.rotten
         agent = install(world, desired)
         check_rest(world, agent, desired, phase, version)
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["agent killed", "power cut"])
+@pytest.mark.parametrize("wanted", ["v2", "v3"])
+def test_damaged_without_a_network_the_previous_version_serves_through_every_kill(wanted: str, power: bool) -> None:
+    def damaged() -> World:
+        world = prepared("v1", "v2", rotten=frozenset({"v2"}))
+        world.away = frozenset({"v2", "v3"})
+        return world
+
+    whole = damaged()
+    install(whole, wish(wanted))
+    for kill_at in range(1, whole.instruction + 1):
+        world = damaged()
+        world.kill_at, world.power = kill_at, power
+        agent = install(world, wish(wanted))
+        status = workload.report(agent.state)
+        assert (status.phase, status.rollout) == ("Fetching", wish(wanted).rollout)
+        assert status.running is not None
+        assert status.running.model_version == "digits-v1"
+        assert list(world.servers.values()) == [status.running.port]
+        world.away, world.kill_at, world.must_serve = frozenset(), -1, True
+        check_rest(world, install(world, wish(wanted)), wish(wanted), "Running", wanted)
 
 
 def check_rest(world: World, agent: Agent, desired: WorkloadDesired | None, phase: str, version: str) -> None:
@@ -495,6 +564,30 @@ def test_damaged_files_are_fetched_again() -> None:
     assert [type(a) for a in actions] == [Tidy, Fetch]
     assert state.candidate is not None
     assert state.candidate.desired == wish("v1")
+
+
+def test_damaged_files_of_the_previous_version_too_are_no_loop() -> None:
+    state, _ = drive(
+        running(),
+        Wanted(wish("v2")),
+        Fetched(serial=2, network_bytes=5),
+        Laid(serial=2),
+        Launched(serial=2, port=4002),
+        Ready(serial=2),
+        Probed(serial=2, measurement=None),
+    )
+    bad = Faulted(serial=2, component="the disk", element="model", cause="digest", final=False, damaged=True)
+    state, actions = drive(state, bad)
+    assert [type(a) for a in actions] == [Tidy, Serve, Fetch]
+    assert state.current is not None
+    assert (state.current.serial, state.previous) == (1, None)
+    ceilings = []
+    for _ in range(3):
+        state, [again] = drive(state, replace(bad, serial=1))
+        assert isinstance(again, Serve)
+        ceilings.append(again.delay_ceiling)
+    assert ceilings == [0.5, 1.0, 2.0]
+    assert state.phase == "Fetching"
 
 
 def test_an_agent_that_dies_with_every_start_gives_the_candidate_up() -> None:

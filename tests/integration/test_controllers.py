@@ -193,6 +193,7 @@ class Bench:
             variant=workload.variant,
             phase="Running",
             running=running,
+            served=True,
             measurement=Measurement(
                 samples=64,
                 accuracy=self.accuracy.get(workload.model_version, 0.97),
@@ -321,6 +322,24 @@ async def test_a_model_goes_to_the_whole_fleet_and_a_worse_one_comes_back(bench:
         records = [await bench.objects.get_desired(f"u-till-{number}") for number in range(4)]
         versions = sorted(record.manifest_version for record in records if record is not None)
         assert versions == [1, 1, 1, 3], "only the canary was touched"
+
+
+async def test_a_fleet_that_measures_but_never_serves_is_no_success(bench: Bench) -> None:
+    serving = bench.report_of
+
+    def portless(workload: Any) -> WorkloadStatus:
+        return msgspec.structs.replace(serving(workload), phase="Starting", running=None, served=False)
+
+    bench.report_of = portless  # type: ignore[method-assign]
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={**STRATEGY, "deviceTimeout": "2s"})
+        failed = await bench.until(
+            Rollout, "digits-1", lambda item: item.status.phase not in ("Pending", "Progressing")
+        )
+        assert failed.status.phase in ("RollingBack", "RolledBack")
+        assert "it was not Running within 2 s" in failed.status.message
 
 
 async def test_a_deployment_waits_for_its_model_version_and_goes_on_when_it_comes(bench: Bench) -> None:

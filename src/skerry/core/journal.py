@@ -23,7 +23,7 @@ class Slot(Struct, frozen=True, kw_only=True):
     """On the loopback; 0 until its server was launched."""
     measurement: Measurement | None = None
     since: datetime | None = None
-    """When it first served."""
+    """When it first served what `desired` says; None before."""
 
 
 class State(Struct, frozen=True, kw_only=True):

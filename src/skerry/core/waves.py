@@ -143,7 +143,7 @@ def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, meas
     """Say how a device that is on the rollout stands while wave `index` is under way.
 
     Failed: it says so (RollingBack, Failed, or Running another rollout), or its time is over. Running: it serves this
-    rollout and, if gates need it (`measured`), has measured it; or it did so before and is restarting.
+    rollout and, if gates need it (`measured`), has measured it; or it did both before and is restarting.
     """
     assignment = member.assignment
     if assignment is None:
@@ -241,14 +241,14 @@ def _fell_back(report: WorkloadStatus) -> bool:
 
 
 def _has_run(member: Member, *, measured: bool) -> bool:
-    """It serves and is measured; or it was measured and is restarting, with nothing else serving in its place."""
+    """It serves and is measured; or it was and is restarting, with nothing else serving in its place."""
     report = member.current_report
     if report is None:
         return False
     if member.serves_assigned:
         return report.measurement is not None or not measured
     elsewhere = report.running is not None and report.running.rollout != report.rollout
-    return report.measurement is not None and not elsewhere
+    return report.served and report.measurement is not None and not elsewhere
 
 
 def _late(member: Member, report: WorkloadStatus | None, timeout: timedelta) -> str:

@@ -8,7 +8,8 @@ Rules:
 2. Each phase has one piece of work in hand (`RESUME`), whose outcome is the next event.
 3. Two slots live side by side. `current` serves; `candidate` is being installed, on a port of its own. Only a candidate
    that has answered its golden samples becomes current, in one journal write; what it replaces stays on the disk as
-   `previous` until the next success. Nothing is stopped before that.
+   `previous` until the next success. Nothing is stopped before that. A candidate that asks for a fixed port is started
+   on it, unless the current server holds it: then it moves there when it has become current.
 4. Whatever a state does not name is stopped and erased (`Tidy`).
 5. A network that is away is waited for without end; damaged or missing content is final; a candidate's server gets
    `MAX_STARTS` starts. As current it is started again for ever, ever slower; after `MAX_CRASHES` in a row the
@@ -147,6 +148,7 @@ def report(state: State) -> WorkloadStatus:
         message=(state.message or state.failure)[:MAX_MESSAGE],
         measurement=None if slot is None else slot.measurement,
         running=running,
+        served=slot is not None and slot.since is not None,
         restarts=state.restarts,
         fetched_bytes=state.fetched_bytes,
         install_seconds=state.install_seconds,
@@ -219,7 +221,7 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
     if fresh.current is not None and same_content(fresh.current.desired, desired):
         kept = _replace(
             fresh,
-            current=_replace(fresh.current, desired=desired),
+            current=_replace(fresh.current, desired=desired, since=fresh.current.since if fresh.up else None),
             candidate=None,
             phase="Running" if fresh.up else "Starting",
             install_seconds=0.0 if fresh.up else None,
@@ -340,7 +342,7 @@ def _promoted(state: State, event: Probed, now: Moment) -> Outcome:
     fixed = slot.desired.serving.port
     if fixed not in (0, slot.port):
         # The old server held the port that was asked for. The new one has proved itself, so it moves there now.
-        moving = _replace(promoted, phase="Starting", up=False, current=_replace(slot, port=0))
+        moving = _replace(promoted, phase="Starting", up=False, current=_replace(slot, port=0, since=None))
         return moving, [_tidy(moving), _serve(moving, _replace(slot, port=0))]
     promoted = _replace(promoted, phase="Running", up=True, install_seconds=_since_accepted(state, now))
     return promoted, [_tidy(promoted)]
@@ -414,11 +416,14 @@ def _tidy(state: State) -> Tidy:
 
 def _serve(state: State, slot: Slot, *, delay_ceiling: float = 0.0) -> Serve:
     """The port asked for, else the slot's own, else the one before the current: two ports take turns."""
-    fixed = slot.desired.serving.port
+    fixed, current = slot.desired.serving.port, state.current
     others = [slot.port, 0 if state.previous is None else state.previous.port]
     ports = dict.fromkeys(port for port in (fixed, *others) if port)
-    is_current = state.current is not None and slot.serial == state.current.serial
-    return Serve(slot=slot, ports=tuple(ports), strict=bool(fixed) and is_current, delay_ceiling=delay_ceiling)
+    # Only our own old server is waited for to leave the fixed port; who cannot have it otherwise replaces nothing.
+    ours = (
+        current is not None and current.serial != slot.serial and fixed in (current.port, current.desired.serving.port)
+    )
+    return Serve(slot=slot, ports=tuple(ports), strict=bool(fixed) and not ours, delay_ceiling=delay_ceiling)
 
 
 def _as_fault(state: State, event: Faulted | Exited) -> Faulted:

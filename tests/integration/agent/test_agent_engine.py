@@ -322,6 +322,26 @@ async def test_a_fixed_port_is_kept_across_an_update(world: Any, models: Any, tm
             assert (await asyncio.to_thread(predict, port, [1, 0, 0, 0]))["model_version"] == version
 
 
+async def test_a_fixed_port_that_another_program_holds_replaces_nothing(world: Any, models: Any) -> None:
+    import socket
+
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        async with world.agent():
+            await world.hub.want(models["v1"].desired())
+            old = port_of(await world.hub.running("digits-v1"))
+            await world.hub.want(models["v2"].desired(port=port))
+            status = await world.hub.status(lambda one: one.rollout == "digits-v2" and one.phase == "Running")
+            assert f'"127.0.0.1:{port}": port {port} is taken: Address already in use' in status.message
+            assert port_of(status) == old
+            assert (await asyncio.to_thread(predict, old, [1, 0, 0, 0]))["model_version"] == "v1"
+    seen = [one for one in all_statuses(world) if one.rollout == "digits-v2"]
+    assert all(one.running is not None and one.measurement is None and not one.served for one in seen)
+    assert "RollingBack" in {one.phase for one in seen}
+
+
 async def test_logs_and_inference_by_command(world: Any, models: Any) -> None:
     async with world.agent():
         await world.hub.until(lambda: world.hub.reports)

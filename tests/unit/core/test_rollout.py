@@ -105,6 +105,8 @@ class Sim:
     """Model versions whose server never starts here: it falls back."""
     silent: frozenset[str] = frozenset()
     """Model versions about which it never reports."""
+    portless: frozenset[str] = frozenset()
+    """Model versions that are measured here, and then cannot have the port they are to serve on."""
     accuracy: dict[str, float] = field(default_factory=dict)
     accepted: DesiredRecord | None = None
     accepted_at: datetime = START
@@ -147,7 +149,7 @@ class Sim:
             fallen = "Running" if self.running else "Failed"
             self.report = msgspec.structs.replace(fresh, phase=fallen, message="the server died")
             return
-        self.running = RunningRevision(
+        running = RunningRevision(
             rollout=workload.rollout,
             revision=workload.revision,
             model_version=workload.model_version,
@@ -164,8 +166,12 @@ class Sim:
             latency_p95_ms=2,
             peak_memory_bytes=MIB,
         )
-        self.report = msgspec.structs.replace(fresh, phase="Running", running=self.running, measurement=measurement)
-        self.proven = self.report
+        proven = msgspec.structs.replace(fresh, phase="Running", running=running, measurement=measurement, served=True)
+        if workload.model_version in self.portless:
+            self.report = msgspec.structs.replace(proven, phase="Starting", running=None, served=False)
+        else:
+            self.running = running
+            self.report = self.proven = proven
 
 
 class HubDiedError(Exception):
@@ -451,6 +457,17 @@ def test_a_restart_of_a_measured_device_is_no_failure() -> None:
     assert canary.report is not None
     canary.report = msgspec.structs.replace(canary.report, phase="Starting", running=None)
     assert world.run(100).status.phase == "Succeeded"
+
+
+def test_measured_but_never_served_is_waited_for_and_then_failed() -> None:
+    """Probed on one port, it cannot be had on the port asked for: a whole fleet may be in this state at once."""
+    world = World(fleet(4, portless=frozenset({"v1"})), make_spec(waves=WAVES, gates=ACCURACY))
+    waiting = world.run(50)
+    assert (waiting.status.phase, waiting.status.current_wave) == ("Progressing", 0)
+    assert [(d.phase, d.measurement is not None) for d in waiting.status.waves[0].devices] == [("Starting", True)]
+    failed = world.run(100)
+    assert failed.status.phase == "RolledBack"
+    assert "it was not Running within 60 s" in failed.status.message
 
 
 def test_a_device_of_a_passed_wave_that_installs_again_is_no_failure() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -102,6 +103,8 @@ class World:
     must_serve: bool = False
     """From here on some server has to answer at every instruction."""
     next_port: int = 40000
+    occupied: frozenset[int] = frozenset()
+    """Ports that other programs hold."""
 
     def tick(self) -> None:
         self.seconds += 0.25
@@ -229,8 +232,9 @@ class Agent:
             return
         if slot.port == 0 or slot.serial not in world.servers:
             world.servers.pop(slot.serial, None)
-            taken = set(world.servers.values())
-            free = next((p for p in action.ports if p not in taken), None)
+            taken = world.occupied | set(world.servers.values())
+            allowed = action.ports[:1] if action.strict else action.ports
+            free = next((p for p in allowed if p not in taken), None)
             if free is None and action.strict:
                 self.queue.append(
                     Faulted(
@@ -291,12 +295,14 @@ def rot(world: World) -> None:
         world.servers.pop(serial, None)
 
 
-SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, dict[str, frozenset[str]], str, str]] = {
+SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, Mapping[str, object], str, str]] = {
     # name: (installed before, wish, what is wrong, expected phase, expected running version)
     "install": ((), wish("v1"), {}, "Running", "v1"),
     "update": (("v1",), wish("v2"), {}, "Running", "v2"),
     "third": (("v1", "v2"), wish("v3"), {}, "Running", "v3"),
     "fixed port": (("v1",), wish("v2", port=8080), {}, "Running", "v2"),
+    "fixed port taken": (("v1",), wish("v2", port=8080), {"occupied": frozenset({8080})}, "Running", "v1"),
+    "first, fixed port taken": ((), wish("v1", port=8080), {"occupied": frozenset({8080})}, "Failed", ""),
     "rollback: server": (("v1",), wish("v2"), {"broken": frozenset({"v2"})}, "Running", "v1"),
     "rollback: probe": (("v1",), wish("v2"), {"unprobeable": frozenset({"v2"})}, "Running", "v1"),
     "rollback: fetch": (("v1",), wish("v2"), {"missing": frozenset({"v2"})}, "Running", "v1"),
@@ -325,7 +331,7 @@ def test_a_kill_at_every_instruction_converges(name: str, power: bool) -> None:
     for kill_at in range(1, whole.instruction + 1):
         world = prepared(*before, **wrong)
         world.kill_at, world.power = kill_at, power
-        world.must_serve = bool(before) and desired is not None and not power and desired.serving.port == 0
+        world.must_serve = bool(before) and desired is not None and not power
         world.must_serve = world.must_serve and not world.rotten
         agent = install(world, desired)
         check_rest(world, agent, desired, phase, version)
@@ -374,7 +380,7 @@ def check_rest(world: World, agent: Agent, desired: WorkloadDesired | None, phas
     assert status.running is not None
     assert status.running.model_version == f"digits-{version}"
     assert world.servers == {state.current.serial: status.running.port}
-    if desired.serving.port:
+    if desired.serving.port and version == desired.version:
         assert status.running.port == desired.serving.port
     if version == desired.version:
         assert status.measurement == MEASURED
@@ -601,6 +607,41 @@ def test_an_agent_that_dies_with_every_start_gives_the_candidate_up() -> None:
     assert "interrupted" in state.failure
     state, _ = drive(state, Tidied(), Launched(serial=1, port=4001), Ready(serial=1))
     assert state.phase == "Running"
+
+
+def test_a_fixed_port_that_our_own_old_server_holds_is_moved_to_and_not_served_before() -> None:
+    before, _ = drive(
+        State(name="digits"),
+        Wanted(wish("v1", port=8080)),
+        Fetched(serial=1, network_bytes=5),
+        Laid(serial=1),
+        Launched(serial=1, port=8080),
+        Ready(serial=1),
+        Probed(serial=1, measurement=MEASURED),
+    )
+    assert workload.report(before).served
+    state, [serve] = drive(before, Wanted(wish("v2", port=8080)), Fetched(serial=2, network_bytes=5), Laid(serial=2))
+    assert isinstance(serve, Serve)
+    assert not serve.strict
+    state, actions = drive(
+        state, Launched(serial=2, port=4002), Ready(serial=2), Probed(serial=2, measurement=MEASURED)
+    )
+    assert [type(a) for a in actions] == [Tidy, Serve]
+    status = workload.report(state)
+    assert (status.phase, status.measurement, status.served) == ("Starting", MEASURED, False)
+    state, _ = drive(state, Tidied(), Launched(serial=2, port=8080), Ready(serial=2))
+    assert (state.phase, workload.report(state).served) == ("Running", True)
+    state, _ = drive(state, Exited(serial=2, cause="it ended", uptime_seconds=1))
+    assert (state.phase, workload.report(state).served) == ("Starting", True)
+
+
+def test_the_same_content_on_a_server_that_is_down_has_not_served_for_the_new_rollout() -> None:
+    down, _ = drive(running(), Exited(serial=1, cause="it ended", uptime_seconds=1))
+    assert workload.report(down).served
+    state, _ = drive(down, Wanted(wish("v1", rollout="digits-9")))
+    assert (state.phase, workload.report(state).served) == ("Starting", False)
+    state, _ = drive(state, Launched(serial=1, port=4001), Ready(serial=1))
+    assert workload.report(state).served
 
 
 def test_install_seconds_need_the_same_boot() -> None:

@@ -134,6 +134,8 @@ class WorkloadStatus(Struct, frozen=True, kw_only=True):
     measurement: Measurement | None = None
     """Measured for `rollout`, once its server answered."""
     running: RunningRevision | None = None
+    served: bool = False
+    """`rollout` has served here since it was assigned, whether or not it does now."""
     restarts: int = 0
     fetched_bytes: int = 0
     """Bytes that came over the network for this revision; 0 when everything was cached."""

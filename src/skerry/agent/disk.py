@@ -47,6 +47,8 @@ class AcceptedDesired(msgspec.Struct, frozen=True, kw_only=True):
 
     manifest_version: int
     envelope: bytes
+    uid: str = ""
+    """The device that accepted it, which alone it binds; empty: whoever is on this disk."""
 
 
 class Disk:

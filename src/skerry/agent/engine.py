@@ -241,7 +241,9 @@ class Engine:
         try:
             offer = self._session.offer(raw)
             if offer is not None:
-                kept = AcceptedDesired(manifest_version=offer.desired.manifest_version, envelope=offer.raw)
+                kept = AcceptedDesired(
+                    manifest_version=offer.desired.manifest_version, envelope=offer.raw, uid=self._session.uid
+                )
                 self._keep(kept)  # on the loop: it is rare, short, and must not be cancelled half-way
                 accepted = self._session.accept(offer)
                 log.info("desired.accepted version=%d", accepted.manifest_version)

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from skerry.api import duration, selector
+from skerry.api import duration, quantity, selector
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.enrollment import JoinTokenSpec
-from skerry.api.kinds.model_deployment import LatencyGate, Strategy, Wave
+from skerry.api.kinds.gates import LatencyGate
+from skerry.api.kinds.model_deployment import Resources, Strategy, Wave
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.meta import LABEL_PATTERN, NAME_PATTERN, LabelSelector, LabelSelectorRequirement, ObjectMeta
 
@@ -127,7 +128,8 @@ def check_wave(wave: Wave, path: str) -> Iterator[InvalidError]:
 
 
 def check_strategy(strategy: Strategy, path: str) -> Iterator[InvalidError]:
-    """Yield waves that shrink or share a name, and a time in which no device could ever make it."""
+    """Yield waves that shrink or share a name, times in which no device could make it, gates without a measurement."""
+    yield from check_gates(strategy, path)
     before: dict[str, int] = {}
     names: set[str] = set()
     for position, wave in enumerate(strategy.waves):
@@ -151,9 +153,49 @@ def check_strategy(strategy: Strategy, path: str) -> Iterator[InvalidError]:
         )
 
 
+def check_resources(resources: Resources, path: str) -> Iterator[InvalidError]:
+    """Yield limits of nothing, and requests above their limits."""
+    for name in ("cpu", "memory"):
+        limit, request = getattr(resources.limits, name), getattr(resources.requests, name)
+        if limit is not None and quantity.parse(limit) <= 0:
+            yield InvalidError(
+                "must be more than 0", element=f"{path}.limits.{name}", hint="leave it out for no limit at all"
+            )
+        elif limit is not None and request is not None and quantity.parse(request) > quantity.parse(limit):
+            yield InvalidError(
+                f"{request} is more than the limit {limit}",
+                element=f"{path}.requests.{name}",
+                hint="a request must be within its limit",
+            )
+
+
+def check_gates(strategy: Strategy, path: str) -> Iterator[InvalidError]:
+    """Yield gates that nothing could ever be measured for."""
+    gates = strategy.gates
+    for name, gate in (("health", gates.health), ("errorRate", gates.error_rate)):
+        if gate is not None and duration.to_seconds(strategy.bake_time) <= 0:
+            yield InvalidError(
+                "is measured in the bake time, and there is none",
+                element=f"{path}.gates.{name}",
+                hint="set bakeTime, as in 10m",
+            )
+    if gates.shadow_agreement is not None and strategy.shadow is None:
+        yield InvalidError(
+            "is measured in shadow mode, which is not asked for",
+            element=f"{path}.gates.shadowAgreement",
+            hint="set strategy.shadow, as in share: 0.1",
+        )
+    if strategy.shadow is not None and duration.to_seconds(strategy.shadow.duration) <= 0:
+        yield InvalidError("must be longer than 0", element=f"{path}.shadow.duration", hint="write how long, as in 10m")
+
+
 def check_latency_gate(gate: LatencyGate, path: str) -> Iterator[InvalidError]:
-    """Yield when no latency could pass."""
-    if duration.to_seconds(gate.max) <= 0:
+    """Yield when no latency could pass, or any would."""
+    if gate.max is None and gate.max_ratio is None:
+        yield InvalidError(
+            "has neither max nor maxRatio", element=path, hint="write one of them, as in max: 20ms or maxRatio: 1.1"
+        )
+    if gate.max is not None and duration.to_seconds(gate.max) <= 0:
         yield InvalidError("must be longer than 0", element=f"{path}.max", hint="write the highest p95, as in 20ms")
 
 
@@ -184,6 +226,7 @@ RULES: Mapping[type, Rule] = {
     LabelSelectorRequirement: check_requirement,
     Wave: check_wave,
     Strategy: check_strategy,
+    Resources: check_resources,
     LatencyGate: check_latency_gate,
     JoinTokenSpec: check_join_token,
     ModelVersion: check_model_version,

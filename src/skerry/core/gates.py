@@ -17,7 +17,7 @@ from typing import Literal
 
 from skerry.api import duration
 from skerry.api.kinds.device import Measurement
-from skerry.api.kinds.model_deployment import AccuracyGate, Gates, LatencyGate, SuccessGate
+from skerry.api.kinds.gates import AccuracyGate, Gates, LatencyGate, SuccessGate
 from skerry.api.kinds.rollout import GateResult, Verdict
 
 State = Literal["Waiting", "Running", "Failed"]
@@ -56,7 +56,7 @@ def judge(gates: Gates, samples: Iterable[Sample], *, expected: int, final: bool
     results = [_success(gates.success_ratio, ordered, max(expected, len(ordered)), final=final)]
     if gates.accuracy is not None:
         results.append(_accuracy(gates.accuracy, measured, final=final, complete=complete))
-    if gates.latency_p95 is not None:
+    if gates.latency_p95 is not None and gates.latency_p95.max is not None:
         results.append(_latency(gates.latency_p95, measured, final=final, complete=complete))
     return results
 
@@ -124,7 +124,7 @@ def _accuracy(gate: AccuracyGate, samples: Sequence[Sample], *, final: bool, com
 
 
 def _latency(gate: LatencyGate, samples: Sequence[Sample], *, final: bool, complete: bool) -> GateResult:
-    limit = duration.to_seconds(gate.max) * 1000
+    limit = duration.to_seconds(gate.max or "0s") * 1000
 
     def fault(found: Measurement) -> str:
         value = found.latency_p95_ms

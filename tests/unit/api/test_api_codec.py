@@ -136,7 +136,14 @@ def test_a_good_object_with_amounts_as_people_write_them() -> None:
             "",
         ),
         ("spec.strategy.deviceTimeout", "0s", "spec.strategy.deviceTimeout", "longer than 0", "10m"),
-        ("spec.strategy.gates.latencyP95", {}, "spec.strategy.gates.latencyP95.max", "required", ""),
+        ("spec.strategy.gates.latencyP95", {}, "spec.strategy.gates.latencyP95", "neither max nor maxRatio", "1.1"),
+        ("spec.strategy.gates.latencyP95", {"maxRatio": 0}, "spec.strategy.gates.latencyP95.maxRatio", "out of", ""),
+        ("spec.strategy.gates.health", {}, "spec.strategy.gates.health", "there is none", "bakeTime"),
+        ("spec.strategy.gates.errorRate", {"max": 0.1}, "spec.strategy.gates.errorRate", "there is none", "bakeTime"),
+        ("spec.strategy.gates.agreement", {"min": 1, "missing": "no"}, "spec.strategy.gates.agreement.missing", "", ""),
+        ("spec.strategy.gates.shadowAgreement", {"min": 1}, "spec.strategy.gates.shadowAgreement", "shadow mode", ""),
+        ("spec.strategy.shadow", {"share": 0}, "spec.strategy.shadow.share", "out of range", ""),
+        ("spec.strategy.shadow", {"duration": "0s"}, "spec.strategy.shadow.duration", "longer than 0", "10m"),
         ("spec.strategy.gates.latencyP95", {"max": "0"}, "spec.strategy.gates.latencyP95.max", "longer than 0", ""),
         ("spec.deviceSelector", {"matchLabels": {"a": "b c"}}, "spec.deviceSelector.matchLabels[a]", "label value", ""),
         (
@@ -243,7 +250,7 @@ def test_any_bytes_are_read_and_checked_or_refused(data: bytes) -> None:
 def test_what_is_shown_is_what_was_meant() -> None:
     device = Device(metadata=ObjectMeta(name="a"), status=DeviceStatus(phase="Pending"))
     shown = codec.present(device)
-    assert shown["spec"] == {"cordoned": False}
+    assert shown["spec"] == {"cordoned": False, "link": {}}
     assert shown["status"]["phase"] == "Pending"
     assert "hardware" not in shown["status"]
     assert "lastSeen" not in shown["status"]

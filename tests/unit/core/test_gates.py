@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skerry.api.kinds.device import Measurement
-from skerry.api.kinds.model_deployment import AccuracyGate, Gates, LatencyGate, SuccessGate
+from skerry.api.kinds.gates import AccuracyGate, Gates, LatencyGate, SuccessGate
 from skerry.api.kinds.rollout import GateResult
 from skerry.core import gates
 from skerry.core.gates import Sample

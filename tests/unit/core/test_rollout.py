@@ -23,13 +23,11 @@ from skerry.api.kinds.device import (
     RunningRevision,
     WorkloadStatus,
 )
+from skerry.api.kinds.gates import AccuracyGate, Gates, SuccessGate
 from skerry.api.kinds.model_deployment import (
-    AccuracyGate,
-    Gates,
     ModelDeployment,
     ModelDeploymentSpec,
     Strategy,
-    SuccessGate,
     Wave,
 )
 from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec, ModelVersionStatus

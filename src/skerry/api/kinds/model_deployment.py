@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from skerry.api.duration import Duration
+from skerry.api.kinds.gates import Gates, Shadow
 from skerry.api.kinds.variants import Engine, Format, Precision
 from skerry.api.meta import API_VERSION, Condition, LabelSelector, Name, ObjectMeta, Ratio, Struct
 from skerry.api.quantity import Quantity
@@ -36,7 +37,10 @@ class ResourceList(Struct, frozen=True, kw_only=True):
 class Resources(Struct, frozen=True, kw_only=True):
     """What the inference server is given."""
 
+    requests: ResourceList = ResourceList()
+    """What it gets when the device is busy: placement keeps it free, and the kernel shares CPU by it."""
     limits: ResourceList = ResourceList()
+    """What it never exceeds: beyond its CPU it waits, beyond its memory it is killed."""
 
 
 class Serving(Struct, frozen=True, kw_only=True):
@@ -46,6 +50,13 @@ class Serving(Struct, frozen=True, kw_only=True):
     """Port on the device's loopback; 0 lets the agent choose one and keep it."""
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 1
     """Threads the engine may use; 0 means all cores."""
+
+
+class DeploymentLink(Struct, frozen=True, kw_only=True):
+    """What the deployment asks of the devices' networks."""
+
+    require_unmetered: bool = False
+    """Nothing of it is fetched over a metered link: such a device waits, and says so."""
 
 
 class Wave(Struct, frozen=True, kw_only=True):
@@ -62,34 +73,6 @@ def _default_waves() -> list[Wave]:
     return [Wave(name="canary", count=1), Wave(name="all", percent=100)]
 
 
-class SuccessGate(Struct, frozen=True, kw_only=True):
-    """Share of the devices on the rollout, of this wave and those before, that reached Running."""
-
-    min: Ratio = 1.0
-
-
-class AccuracyGate(Struct, frozen=True, kw_only=True):
-    """Accuracy on the golden samples, measured on the device; the worst device on the rollout counts."""
-
-    min: Ratio
-    min_samples: Annotated[int, msgspec.Meta(ge=1)] = 1
-    """A device with fewer golden samples than this fails the gate."""
-
-
-class LatencyGate(Struct, frozen=True, kw_only=True):
-    """p95 latency of the golden samples through the local server; the worst device on the rollout counts."""
-
-    max: Duration
-
-
-class Gates(Struct, frozen=True, kw_only=True):
-    """Conditions, measured on the devices of a wave, that the next wave waits for; all must hold."""
-
-    success_ratio: SuccessGate = SuccessGate()
-    accuracy: AccuracyGate | None = None
-    latency_p95: LatencyGate | None = msgspec.field(default=None, name="latencyP95")
-
-
 class Strategy(Struct, frozen=True, kw_only=True):
     """How a new generation spreads."""
 
@@ -98,6 +81,8 @@ class Strategy(Struct, frozen=True, kw_only=True):
     )
     """Cumulative, in order; unless the last is `percent: 100`, one gated wave for all the rest follows."""
     gates: Gates = Gates()
+    shadow: Shadow | None = None
+    """Run the new version beside the old one first; absent: it takes over once its golden samples were answered."""
     bake_time: Duration = "0s"
     """How long a wave must stay healthy before its gates are judged."""
     device_timeout: Duration = "10m"
@@ -107,7 +92,7 @@ class Strategy(Struct, frozen=True, kw_only=True):
 
 
 class ModelDeploymentSpec(Struct, frozen=True, kw_only=True):
-    """The wish itself; a change of model version, constraints, resources, runtime or serving starts a rollout.
+    """The wish itself; a change of model version, constraints, resources, runtime, serving or link starts a rollout.
 
     The selector, the strategy and `paused` take effect on the rollout at hand.
     """
@@ -119,6 +104,7 @@ class ModelDeploymentSpec(Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     runtime: Literal["auto", "process"] = "auto"
     serving: Serving = Serving()
+    link: DeploymentLink = DeploymentLink()
     strategy: Strategy = Strategy()
     paused: bool = False
     """No further wave starts while true."""

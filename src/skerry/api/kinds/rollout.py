@@ -28,13 +28,20 @@ class GateResult(Struct, frozen=True, kw_only=True):
     """One gate's verdict on one wave, with the measured value."""
 
     gate: str
-    """`successRatio`, `accuracy` or `latencyP95`."""
+    """`successRatio`, `health`, `accuracy`, `agreement`, `agreementDifference`, `latencyP95`, `latencyP95Ratio`,
+    `peakMemory`, `errorRate` or `shadowAgreement`."""
     verdict: Verdict
     threshold: float
     measured: float | None = None
-    """In the threshold's unit: a ratio, or milliseconds."""
+    """In the threshold's unit: a ratio, milliseconds, bytes, or the outputs' own."""
     devices: int = 0
     """Devices that contributed a measurement."""
+    missing: int = 0
+    """Devices that run and did not answer this gate."""
+    samples: int = 0
+    """Golden samples or requests behind the measured value, over all devices."""
+    worst: str = ""
+    """The device with the worst value."""
     message: str = ""
 
 

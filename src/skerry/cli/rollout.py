@@ -76,6 +76,7 @@ def undo(
             "resources": template.resources,
             "runtime": template.runtime,
             "serving": template.serving,
+            "link": template.link,
         }
         client.merge_spec(ModelDeployment, name, patch)
     output.out.print(
@@ -222,12 +223,13 @@ def _to_return_to(client: HubClient, current: ModelDeployment, revision: int) ->
 
 def _same(rollout: Rollout, deployment: ModelDeployment) -> bool:
     old, new = rollout.spec.template, deployment.spec
-    return (old.model_version, old.constraints, old.resources, old.runtime, old.serving) == (
+    return (old.model_version, old.constraints, old.resources, old.runtime, old.serving, old.link) == (
         new.model_version,
         new.constraints,
         new.resources,
         new.runtime,
         new.serving,
+        new.link,
     )
 
 

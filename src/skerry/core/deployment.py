@@ -22,7 +22,7 @@ from skerry.core import steps
 from skerry.core.steps import Hold
 from skerry.core.waves import Member
 
-TEMPLATE_FIELDS = ("model_version", "constraints", "resources", "runtime", "serving")
+TEMPLATE_FIELDS = ("model_version", "constraints", "resources", "runtime", "serving", "link")
 KEPT_ROLLOUTS = 10
 """Ended rollouts that stay for `undo` and for people, besides those still needed."""
 _MAX_VARIANTS = 32  # counted; devices report these names

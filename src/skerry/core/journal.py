@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from skerry.api.kinds.device import Measurement, WorkloadPhase
+from skerry.api.kinds.device import Measurement, WaitReason, WorkloadPhase
 from skerry.api.meta import Struct
 from skerry.core.messages import WorkloadDesired
 
@@ -48,6 +48,13 @@ class State(Struct, frozen=True, kw_only=True):
     """Ends of the current server in a row."""
     restarts: int = 0
     message: str = ""
+    waiting_for: WaitReason = ""
+    """What holds the candidate up by policy; `message` says more."""
+    waiting_since: datetime | None = None
+    waiting_boot: str = ""
+    waiting_monotonic: float = 0.0
+    waited_seconds: float = 0.0
+    """Of `desired`, in waits that have ended."""
     failure: str = ""
     """Why `desired` is not what runs; empty while there is hope."""
     fetched_bytes: int = 0
@@ -154,7 +161,16 @@ class Exited:
     uptime_seconds: float
 
 
-SlotEvent = Fetched | Laid | Launched | Ready | Probed | Faulted | Exited
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waits:
+    """The work in hand for the slot waits for a policy to let it go on; with an empty reason it goes on now."""
+
+    serial: int
+    waiting_for: WaitReason
+    message: str = ""
+
+
+SlotEvent = Waits | Fetched | Laid | Launched | Ready | Probed | Faulted | Exited
 Event = Wanted | Unwanted | Resumed | Tidied | SlotEvent
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
-from skerry.api.kinds.device import DeviceFacts, WorkloadStatus
+from skerry.api.kinds.device import DeviceFacts, HoldStatus, LinkPolicy, UpdateHold, WorkloadStatus
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.api.meta import NAME_PATTERN, Struct
@@ -25,6 +25,7 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """One message on any link; larger content travels as an artifact."""
 MAX_WORKLOADS = 256
 MAX_TAIL_LINES = 10_000
+MAX_HOLDS = 32
 
 ShortText = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -65,6 +66,12 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     serving: ServingDesired = ServingDesired()
     memory_limit_bytes: int = 0
     """0 means none."""
+    cpu_limit_millis: int = 0
+    """Thousandths of a core; 0 means none."""
+    memory_request_bytes: int = 0
+    cpu_request_millis: int = 0
+    require_unmetered: bool = False
+    """Fetch nothing of it over a metered link."""
 
 
 class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
@@ -77,6 +84,10 @@ class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
     """Strictly increasing per device."""
     issued_at: datetime
     workloads: Annotated[list[WorkloadDesired], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
+    link: LinkPolicy = LinkPolicy()
+    """The Device's `spec.link`."""
+    hold: UpdateHold | None = None
+    """The Device's `spec.hold`."""
 
 
 class Command(Struct, frozen=True, kw_only=True, tag="Command"):
@@ -108,6 +119,8 @@ class Reported(Struct, frozen=True, kw_only=True, tag="Reported"):
     facts: DeviceFacts | None = None
     """Sent with the first report of a connection and when they change; None means as before."""
     workloads: Annotated[list[WorkloadStatus], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
+    holds: Annotated[list[HoldStatus], msgspec.Meta(max_length=MAX_HOLDS)] = []
+    """Update holds in force."""
     refused: ShortText = ""
     """Why the last desired state was not accepted; empty when it was."""
 

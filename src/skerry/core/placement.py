@@ -62,8 +62,12 @@ class Machine:
     memory_bytes: int = 0
     engines: tuple[Engine, ...] = ()
     runtimes: tuple[str, ...] = ()
+    cores: int = 0
+    """0: not known."""
     taken_bytes: int = 0
-    """Memory that other deployments' workloads need on it."""
+    """Memory that other deployments' workloads need on it, or asked for where that is more."""
+    taken_millis: int = 0
+    """CPU that other deployments' workloads asked for, in thousandths of a core."""
     workloads: int = 0
     """Other deployments' workloads on it."""
 
@@ -90,7 +94,9 @@ def machine_of(facts: DeviceFacts | DeviceStatus, record: DesiredRecord | None =
         memory_bytes=facts.hardware.memory_bytes,
         engines=tuple(_engine_of(engine) for engine in facts.engines[:_MAX_ITEMS]),
         runtimes=_words(facts.runtimes),
-        taken_bytes=sum(max(workload.needs.memory_bytes, 0) for workload in others),
+        cores=facts.hardware.cores,
+        taken_bytes=sum(max(workload.needs.memory_bytes, workload.memory_request_bytes, 0) for workload in others),
+        taken_millis=sum(workload.cpu_request_millis for workload in others),
         workloads=len(others),
     )
 
@@ -129,7 +135,7 @@ def place(
 def build_workload(rollout: Rollout, model: ModelVersion, variant: Variant) -> WorkloadDesired:
     """Return what a device is told: everything it needs to install that variant for that rollout."""
     template = rollout.spec.template
-    limit = template.resources.limits.memory
+    limits, requests = template.resources.limits, template.resources.requests
     return WorkloadDesired(
         name=rollout.spec.deployment,
         rollout=rollout.metadata.name,
@@ -145,7 +151,11 @@ def build_workload(rollout: Rollout, model: ModelVersion, variant: Variant) -> W
         blob=variant.blob,
         golden=model.spec.golden.blob,
         serving=ServingDesired(port=template.serving.port, threads=template.serving.threads),
-        memory_limit_bytes=quantity.to_bytes(limit) if limit else 0,
+        memory_limit_bytes=quantity.to_bytes(limits.memory) if limits.memory else 0,
+        cpu_limit_millis=quantity.to_millis(limits.cpu) if limits.cpu else 0,
+        memory_request_bytes=quantity.to_bytes(requests.memory) if requests.memory else 0,
+        cpu_request_millis=quantity.to_millis(requests.cpu) if requests.cpu else 0,
+        require_unmetered=template.link.require_unmetered,
     )
 
 
@@ -172,6 +182,8 @@ class _Limits:
     latency_ms: float
     max_memory_bytes: int | None
     limit_bytes: int | None
+    request_bytes: int
+    request_millis: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,12 +211,14 @@ class _Offer:
 
 
 def _limits_of(template: ModelDeploymentSpec) -> _Limits:
-    wanted, limit = template.constraints, template.resources.limits.memory
+    wanted, limit, asked = template.constraints, template.resources.limits.memory, template.resources.requests
     return _Limits(
         template=template,
         latency_ms=duration.to_seconds(wanted.max_latency) * 1000 if wanted.max_latency else math.inf,
         max_memory_bytes=quantity.to_bytes(wanted.max_memory) if wanted.max_memory else None,
         limit_bytes=quantity.to_bytes(limit) if limit else None,
+        request_bytes=quantity.to_bytes(asked.memory) if asked.memory else 0,
+        request_millis=quantity.to_millis(asked.cpu) if asked.cpu else 0,
     )
 
 
@@ -264,12 +278,22 @@ def _memory(offer: _Offer) -> str:
         return f"{needs}, the deployment allows {quantity.human_bytes(limits.max_memory_bytes)}"
     if limits.limit_bytes is not None and offer.memory > limits.limit_bytes:
         return f"{needs}, its memory limit is {quantity.human_bytes(limits.limit_bytes)}"
-    if offer.memory <= free:
+    if max(offer.memory, limits.request_bytes) <= free:
         return ""
+    if limits.request_bytes > offer.memory:
+        needs = f"the deployment requests {quantity.human_bytes(limits.request_bytes)} of memory"
     gives = f"the device gives workloads {quantity.human_bytes(machine.memory_bytes)}"
     if machine.taken_bytes:
         return f"{needs}, {gives} and {quantity.human_bytes(max(free, 0))} of that are left"
     return f"{needs}, {gives}"
+
+
+def _cpu(offer: _Offer) -> str:
+    machine, asked = offer.machine, offer.limits.request_millis
+    if not asked or not machine.cores or machine.taken_millis + asked <= machine.cores * 1000:
+        return ""
+    left = max(machine.cores * 1000 - machine.taken_millis, 0)
+    return f"the deployment requests {asked} m of CPU, {left} m of the device's {machine.cores} cores are left"
 
 
 def _latency(offer: _Offer) -> str:
@@ -285,7 +309,16 @@ def _metric(offer: _Offer) -> str:
     return f"accuracy {offer.variant.metric:.4g} is below the limit {wanted:.4g}"
 
 
-_CHECKS: tuple[Callable[[_Offer], str], ...] = (_wanted, _architecture, _runtime, _engine, _memory, _latency, _metric)
+_CHECKS: tuple[Callable[[_Offer], str], ...] = (
+    _wanted,
+    _architecture,
+    _runtime,
+    _engine,
+    _memory,
+    _cpu,
+    _latency,
+    _metric,
+)
 
 
 def _refusal(offer: _Offer) -> str:

@@ -6,6 +6,7 @@ here: verdicts (`core.gates`) or what follows from them (`core.rollout`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -143,13 +144,14 @@ def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, meas
     """Say how a device that is on the rollout stands while wave `index` is under way.
 
     Failed: it says so (RollingBack, Failed, or Running another rollout), or its time is over. Running: it serves this
-    rollout and, if gates need it (`measured`), has measured it; or it did so before and is restarting.
+    rollout and, if gates need it (`measured`), has measured it; or it did so before and is restarting. A policy that
+    holds it up stops its clock.
     """
     assignment = member.assignment
     if assignment is None:
         raise ValueError(f"{member.name} is on no rollout")
     report = member.current_report
-    proven, deadline = assignment.wave < index, assignment.assigned_at + timeout
+    proven, deadline = assignment.wave < index, assignment.assigned_at + timeout + _waited(report, assignment, now)
     phase = report.phase if report else "Pending"
     said = report.message[:_MAX_TEXT] if report else ""
 
@@ -171,6 +173,8 @@ def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, meas
         return standing("Failed", f"it fell back to {back_on}" + (f": {said}" if said else ""))
     if proven or _has_run(member, measured=measured):
         return standing("Running", said)
+    if report is not None and report.waiting_for:
+        return standing("Waiting", said or f"it waits for {report.waiting_for}")
     if now >= deadline:
         return standing("Failed", _late(member, report, timeout))
     return standing("Waiting", said or ("" if member.online else "offline"), deadline)
@@ -238,6 +242,13 @@ def _listed(standing: Standing, known: WaveDevice | None, now: datetime) -> Wave
 
 def _fell_back(report: WorkloadStatus) -> bool:
     return report.phase == "Running" and report.running is not None and report.running.rollout != report.rollout
+
+
+def _waited(report: WorkloadStatus | None, assignment: Assignment, now: datetime) -> timedelta:
+    """Time in which a policy held the device up: never more than has passed, whatever it says."""
+    said = report.waited_seconds if report is not None else 0.0
+    passed = max((now - assignment.assigned_at).total_seconds(), 0.0)
+    return timedelta(seconds=min(said, passed) if math.isfinite(said) and said > 0 else 0.0)
 
 
 def _has_run(member: Member, *, measured: bool) -> bool:

@@ -15,6 +15,8 @@ Rules:
    previous version takes its place.
 6. Accuracy is measured here and judged by the hub. A server that does not answer as its signature says is a failure.
 7. An event about a slot that is no longer named is void.
+8. A policy (a hold, a window, the link) may keep the work in hand waiting. That is told (`Waits`), fails nothing,
+   counts as no attempt, and changes no phase.
 
 Lives here: the tables and the rules. States, events and actions are in `core.journal`. Must not live here: time,
 randomness (the caller draws the jitter), I/O.
@@ -23,7 +25,7 @@ randomness (the caller draws the jitter), I/O.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -49,6 +51,7 @@ from skerry.core.journal import (
     Tidied,
     Tidy,
     Unwanted,
+    Waits,
     Wanted,
 )
 from skerry.core.messages import WorkloadDesired
@@ -79,6 +82,10 @@ WISHES: Mapping[type[Any], str] = {
 """Events about the workload as a whole, in any phase."""
 
 INSTALLING: Mapping[tuple[WorkloadPhase, type[Any]], str] = {
+    ("Fetching", Waits): "waits",
+    ("Installed", Waits): "waits",
+    ("Starting", Waits): "waits",
+    ("Probing", Waits): "waits",
     ("Fetching", Fetched): "verified",
     ("Fetching", Faulted): "fetch_failed",
     ("Verified", Laid): "installed",
@@ -120,7 +127,12 @@ def step(state: State, event: Event, now: Moment) -> Outcome:
     state changes nothing.
     """
     rule = _find_rule(state, event)
-    return (state, []) if rule is None else _RULES[rule](state, event, now)
+    if rule is None:
+        return state, []
+    after, actions = _RULES[rule](state, event, now)
+    if after is not None and after is not state and rule in _MOVES and after.waiting_for:
+        after = _go_on(after, now)
+    return after, actions
 
 
 def report(state: State) -> WorkloadStatus:
@@ -144,6 +156,8 @@ def report(state: State) -> WorkloadStatus:
         variant="" if desired is None else desired.variant,
         phase=state.phase,
         message=(state.message or state.failure)[:MAX_MESSAGE],
+        waiting_for=state.waiting_for,
+        waited_seconds=state.waited_seconds,
         measurement=None if slot is None else slot.measurement,
         running=running,
         restarts=state.restarts,
@@ -159,10 +173,9 @@ def sentence(phase: WorkloadPhase, fault: Faulted) -> str:
 
 
 def same_content(one: WorkloadDesired, other: WorkloadDesired) -> bool:
-    """Return whether two wishes differ at most in the rollout that carries them."""
-    return msgspec.structs.replace(one, rollout="", revision=0) == msgspec.structs.replace(
-        other, rollout="", revision=0
-    )
+    """Return whether two wishes differ at most in the rollout that carries them, and in how they may be fetched."""
+    how = {"rollout": "", "revision": 0, "require_unmetered": False}
+    return bool(_replace(one, **how) == _replace(other, **how))
 
 
 def must_be_durable(before: State, after: State) -> bool:
@@ -205,6 +218,7 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
         failure="",
         attempts=0,
         fetched_bytes=0,
+        waited_seconds=0.0,
         install_seconds=None,
         accepted_boot=now.boot,
         accepted_monotonic=now.monotonic,
@@ -278,6 +292,27 @@ def _resume(state: State, event: Resumed, now: Moment) -> Outcome:  # noqa: ARG0
 
 
 # --- rules: the candidate -----------------------------------------------------------------------------------------
+
+
+def _waits(state: State, event: Waits, now: Moment) -> Outcome:
+    message = event.message[:MAX_MESSAGE]
+    if (state.waiting_for, state.message) == (event.waiting_for, message):
+        return state, []
+    if not event.waiting_for:
+        return _replace(_go_on(state, now), message=message), []
+    if not state.waiting_for:
+        since = {"waiting_since": now.wall, "waiting_boot": now.boot, "waiting_monotonic": now.monotonic}
+        state = _replace(state, **since)
+    return _replace(state, waiting_for=event.waiting_for, message=message), []
+
+
+def _go_on(state: State, now: Moment) -> State:
+    """The wait is over; across a reboot only the wall clock can tell how long it was."""
+    passed = now.monotonic - state.waiting_monotonic
+    if now.boot != state.waiting_boot and state.waiting_since is not None:
+        passed = (now.wall - state.waiting_since).total_seconds()
+    waited = round(state.waited_seconds + max(passed, 0.0), 3) if state.waiting_for else state.waited_seconds
+    return cast(State, _replace(state, waiting_for="", waiting_since=None, waited_seconds=waited))
 
 
 def _verified(state: State, event: Fetched, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
@@ -451,6 +486,7 @@ _RULES: Mapping[str, Callable[[State, Any, Moment], Outcome]] = {
     "remove": _remove,
     "resume": _resume,
     "tidied": _tidied,
+    "waits": _waits,
     "verified": _verified,
     "fetch_failed": _fetch_failed,
     "installed": _installed,
@@ -464,3 +500,6 @@ _RULES: Mapping[str, Callable[[State, Any, Moment], Outcome]] = {
     "answers": _answers,
     "went_down": _went_down,
 }
+
+_MOVES = frozenset({"want", "remove", "resume", *INSTALLING.values()} - {"waits"})
+"""Rules after which the candidate no longer waits for what it waited for."""

@@ -52,6 +52,7 @@ def _reported(status: DeviceStatus, report: Reported, now: datetime) -> DeviceSt
         status,
         observed_manifest_version=report.observed_manifest_version,
         workloads=report.workloads,
+        holds=report.holds,
         **(_facts(report.facts, report.boot_id) if report.facts is not None else {}),
     )
     if report.refused:
@@ -69,6 +70,7 @@ def _facts(facts: DeviceFacts, boot_id: str) -> dict[str, Any]:
         "engines": facts.engines,
         "runtimes": facts.runtimes,
         "network": facts.network,
+        "limits": facts.limits,
         "agent_version": facts.agent_version,
         "boot_id": facts.boot_id or boot_id,
     }

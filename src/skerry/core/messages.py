@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
-from skerry.api.kinds.device import DeviceFacts, HoldStatus, LinkPolicy, UpdateHold, WorkloadStatus
+from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, HoldStatus, LinkPolicy, UpdateHold, WorkloadStatus
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.api.meta import NAME_PATTERN, Struct
@@ -26,6 +26,8 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_WORKLOADS = 256
 MAX_TAIL_LINES = 10_000
 MAX_HOLDS = 32
+MAX_BENCHMARKS = 32
+"""Variants that one device may be asked to measure at a time."""
 
 ShortText = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -40,6 +42,25 @@ class ServingDesired(Struct, frozen=True, kw_only=True):
 
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 1
+
+
+class ObserveDesired(Struct, frozen=True, kw_only=True):
+    """Watch the server once it serves, and report windows of this length; see `api.kinds.device.Observation`."""
+
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+    min_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """The first window goes on until there are so many."""
+
+
+class ShadowDesired(Struct, frozen=True, kw_only=True):
+    """Run beside the version that serves before taking over; see `api.kinds.gates.Shadow` and `ShadowGate`."""
+
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 600.0
+    min_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    min_agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    missing: Literal["fail", "ignore", "wait"] = "ignore"
+    """What to do when there are fewer requests."""
 
 
 class WorkloadDesired(Struct, frozen=True, kw_only=True):
@@ -66,6 +87,10 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     serving: ServingDesired = ServingDesired()
     memory_limit_bytes: int = 0
     """0 means none."""
+    compare: bool = False
+    """Ask the version that serves the same golden inputs, and compare."""
+    observe: ObserveDesired | None = None
+    shadow: ShadowDesired | None = None
     cpu_limit_millis: int = 0
     """Thousandths of a core; 0 means none."""
     memory_request_bytes: int = 0
@@ -84,6 +109,8 @@ class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
     """Strictly increasing per device."""
     issued_at: datetime
     workloads: Annotated[list[WorkloadDesired], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
+    benchmarks: Annotated[list[WorkloadDesired], msgspec.Meta(max_length=MAX_BENCHMARKS)] = []
+    """What is to be measured once beside what runs, one after the other, and never serves anybody."""
     link: LinkPolicy = LinkPolicy()
     """The Device's `spec.link`."""
     hold: UpdateHold | None = None
@@ -119,6 +146,7 @@ class Reported(Struct, frozen=True, kw_only=True, tag="Reported"):
     facts: DeviceFacts | None = None
     """Sent with the first report of a connection and when they change; None means as before."""
     workloads: Annotated[list[WorkloadStatus], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
+    benchmarks: Annotated[list[BenchmarkStatus], msgspec.Meta(max_length=MAX_BENCHMARKS)] = []
     holds: Annotated[list[HoldStatus], msgspec.Meta(max_length=MAX_HOLDS)] = []
     """Update holds in force."""
     refused: ShortText = ""

@@ -29,6 +29,10 @@ WaitReason = Literal["", "Hold", "Window", "Link"]
 """What a workload waits for by policy, not by failure: such a wait never counts against a device."""
 
 
+Refusal = Literal["", "Policy", "Thermal", "Memory", "Disk"]
+"""Why a device would not take a variant: its owner's policy, its temperature, its memory, its disk."""
+
+
 class LinkPolicy(Struct, frozen=True, kw_only=True):
     """How downloads may use the device's network. The owner's word in `agent.toml` counts too; the stricter wins."""
 
@@ -235,6 +239,8 @@ class WorkloadStatus(Struct, frozen=True, kw_only=True):
     phase: WorkloadPhase
     message: str = ""
     """One sentence: what is going on, or what failed and why."""
+    refusal: Refusal = ""
+    """Why the device would not take `variant`, where it refused; `message` says more. Empty: it did not refuse."""
     waiting_for: WaitReason = ""
     """What holds it up by policy: an update hold, a window, the link. `message` says more."""
     waited_seconds: float = 0.0
@@ -251,6 +257,23 @@ class WorkloadStatus(Struct, frozen=True, kw_only=True):
     """Bytes that came over the network for this revision; 0 when everything was cached."""
     install_seconds: float | None = None
     """From accepting the desired state to Running, on the device's monotonic clock."""
+
+
+class BenchmarkStatus(Struct, frozen=True, kw_only=True):
+    """One variant that the hub asked the device to measure, beside what serves."""
+
+    name: str
+    """The hub's name for it, from the model file's digest and how it is served."""
+    model_version: str = ""
+    variant: str = ""
+    phase: Literal["Pending", "Running", "Measured", "Failed"] = "Pending"
+    message: str = ""
+    """One sentence: what it waits for, or why it failed."""
+    refusal: Refusal = ""
+    """Why the device would not even try; empty otherwise."""
+    measurement: Measurement | None = None
+    finished_at: datetime | None = None
+    """By the device's clock."""
 
 
 class DeviceStatus(Struct, frozen=True, kw_only=True):
@@ -271,6 +294,8 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
     observed_manifest_version: int = 0
     """The newest desired state the device has accepted."""
     workloads: list[WorkloadStatus] = []
+    benchmarks: list[BenchmarkStatus] = []
+    """Variants that the hub asked it to measure, as long as it asks."""
     conditions: list[Condition] = []
 
 

@@ -89,6 +89,7 @@ class Disk:
                 ) from None
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            files.remove_drafts(self.root)
             yield
         finally:
             os.close(descriptor)

@@ -34,6 +34,20 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def remove_drafts(directory: Path) -> int:
+    """Remove what writers that were killed left behind in a directory and below; return how many there were.
+
+    For whoever owns the directory, before it writes there: drafts of processes that still run stay.
+    """
+    removed = 0
+    for path in directory.rglob(".*.tmp"):
+        owner = path.name.removesuffix(".tmp").rpartition(".")[2]
+        if owner.isdigit() and (int(owner) == os.getpid() or not Path(f"/proc/{owner}").exists()):
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
 def sync_directory(path: Path) -> None:
     """Make a rename or an unlink in this directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -63,6 +63,25 @@ class ShadowDesired(Struct, frozen=True, kw_only=True):
     """What to do when there are fewer requests."""
 
 
+class WindowDesired(Struct, frozen=True, kw_only=True):
+    """One update window as a device keeps it; see `api.kinds.pacing.Window`."""
+
+    schedule: Annotated[str, msgspec.Meta(max_length=128)]
+    time_zone: Annotated[str, msgspec.Meta(max_length=64)] = "UTC"
+    duration_seconds: Annotated[float, msgspec.Meta(gt=0, le=604800)]
+    delay_seconds: Annotated[float, msgspec.Meta(ge=0, le=604800)] = 0
+    """After the window's opening, for this device; the hub spreads a fleet's starts by it."""
+
+
+class WindowsDesired(Struct, frozen=True, kw_only=True):
+    """When this device may fetch, and when it may switch over, by its own clock; empty means at any time."""
+
+    issued_at: datetime | None = None
+    """By the hub's clock, when the assignment was made: a device whose clock is before that does not trust it."""
+    download: Annotated[list[WindowDesired], msgspec.Meta(max_length=16)] = []
+    switch_over: Annotated[list[WindowDesired], msgspec.Meta(max_length=16)] = []
+
+
 class WorkloadDesired(Struct, frozen=True, kw_only=True):
     """One model deployment as one device is to run it: everything needed to install it without asking again."""
 
@@ -97,6 +116,8 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     cpu_request_millis: int = 0
     require_unmetered: bool = False
     """Fetch nothing of it over a metered link."""
+    windows: WindowsDesired | None = None
+    """None: nothing waits for a window."""
 
 
 class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):

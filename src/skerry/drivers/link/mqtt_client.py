@@ -72,6 +72,7 @@ class MqttClient(aiomqtt.Client):
         )
         self.pending_calls_threshold = 2 * MAX_INFLIGHT
         self._send_timeout = send_timeout_seconds
+        self._check_seconds = max(1.0, keepalive_seconds / 12)  # so late may a ping be; brokers wait half a keepalive
         self._broken: aiomqtt.MqttError | None = None
         self._client.connect_timeout = connect_timeout_seconds
         self._client.manual_ack_set(True)
@@ -178,6 +179,27 @@ class MqttClient(aiomqtt.Client):
                     return
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection is over
             self._break(aiomqtt.MqttError(str(error)))
+
+    def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:  # noqa: ARG002 - paho's shape
+        """Paho writes right after this; aiomqtt polls for each packet all the same, even a socket closed by then."""
+        here = asyncio._get_running_loop() is self._loop  # noqa: SLF001 - None in the thread that connects
+        (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(self._await_room)
+
+    def _await_room(self) -> None:
+        sock = self._client.socket()
+        if sock is not None and sock.fileno() >= 0 and self._client.want_write():
+            self._loop.add_writer(sock.fileno(), self._write)
+
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is over
+            self._break(aiomqtt.MqttError(str(error)))
+
+    async def _misc_loop(self) -> None:
+        """Look after the keepalive; aiomqtt does every second, which wakes an idle device as often for nothing."""
+        while self._client.loop_misc() == paho.MQTT_ERR_SUCCESS:  # noqa: ASYNC110 - paho signals nothing
+            await asyncio.sleep(self._check_seconds)
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         if message.qos and self._queue.full():  # aiomqtt would drop it in silence, and the broker wait for its PUBACK

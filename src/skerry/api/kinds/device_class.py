@@ -24,7 +24,7 @@ class DeviceClassSpec(Struct, frozen=True, kw_only=True, omit_defaults=False):
     """As the devices say, white space evened out."""
     cores: int = 0
     memory_bytes: int = 0
-    """Memory for workloads, rounded to the nearest of 1, 1.25, 1.5 and 1.75 times a power of two."""
+    """Memory for workloads, rounded to the nearest of 1 and 1.5 times a power of two."""
     accelerators: list[str] = []
     engines: list[EngineFacts] = []
     """Engines with their versions and the precisions they may run, by name."""

@@ -7,8 +7,8 @@ here: verdicts (`core.gates`) or what follows from them (`core.rollout`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 
@@ -17,8 +17,9 @@ import msgspec
 from skerry.api.kinds.device import Device, WorkloadStatus
 from skerry.api.kinds.model_deployment import Wave
 from skerry.api.kinds.rollout import Rollout, WaveDevice, WaveStatus
+from skerry.api.meta import find_condition
 from skerry.core.desired import Assignment, DesiredRecord
-from skerry.core.gates import Sample, State
+from skerry.core.readings import Sample, State
 
 MAX_LISTED = 50
 """Devices listed of one wave; the counts are complete."""
@@ -39,6 +40,7 @@ class Member:
     """It matches the deployment's selector."""
     online: bool = True
     cordoned: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
     unfit: str = ""
     """Why no variant of this rollout fits it; empty when one does."""
     previous_unfit: str = ""
@@ -90,12 +92,19 @@ def member_of(
         selected=selected,
         online=device.status.phase == "Online",
         cordoned=device.spec.cordoned,
+        labels=device.metadata.labels,
         unfit=unfit,
         previous_unfit=previous_unfit,
         assignment=record.find(deployment) if record else None,
-        observed=device.status.observed_manifest_version,
+        observed=0 if _awaits_reconciliation(device) else device.status.observed_manifest_version,
         report=next((w for w in device.status.workloads if w.name == deployment), None),
     )
+
+
+def _awaits_reconciliation(device: Device) -> bool:
+    """It speaks of desired states that this hub does not know, be their names the same."""
+    found = find_condition(device.status.conditions, "AwaitingReconciliation")
+    return found is not None and found.status == "True"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from skerry.api.kinds.device import Measurement
 from skerry.api.kinds.gates import AccuracyGate, Gates, LatencyGate, SuccessGate
 from skerry.api.kinds.rollout import GateResult
 from skerry.core import gates
-from skerry.core.gates import Sample
+from skerry.core.readings import Sample
 
 
 def measured(accuracy: float | None = 0.97, *, samples: int = 64, latency: float = 5.0) -> Measurement:

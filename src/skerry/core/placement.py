@@ -128,7 +128,7 @@ def place(
     """Choose a variant for a machine within a deployment's limits.
 
     `measured` maps variant names to their costs on the machine's class, `refused` to why the device would not take
-    them. `note` is added to the reason of what is taken. The order of `variants` does not matter.
+    them. `note` is added to the reason when the factory's numbers decided. The order of `variants` does not matter.
     Raises InvalidError when a quantity or duration of the template cannot be read.
     """
     if not machine.arch and not machine.memory_bytes:
@@ -145,7 +145,7 @@ def place(
     if not ranked:
         return Placement(variant=None, reason=_why_none(misfits), candidates=tuple(misfits))
     best = ranked[0]
-    reason = _why_taken(best, len(ranked), len(offers)) + (f"; {note}" if note else "")
+    reason = _why_taken(best, len(ranked), len(offers)) + (f"; {note}" if note and best.cost is None else "")
     taken = _candidate(best, taken=True, reason=reason)
     rest = [_candidate(offer, taken=False, reason=_why_behind(offer, best)) for offer in ranked[1:]]
     everything = (taken, *rest, *misfits)
@@ -187,6 +187,12 @@ def build_workload(rollout: Rollout, model: ModelVersion, variant: Variant) -> W
         cpu_request_millis=quantity.to_millis(requests.cpu) if requests.cpu else 0,
         require_unmetered=template.link.require_unmetered,
     )
+
+
+def serving_of(template: ModelDeploymentSpec) -> tuple[int, int]:
+    """Return what of a template bears on speed: the engine's threads, and the CPU limit in millicores (0: none)."""
+    cpu = template.resources.limits.cpu
+    return template.serving.threads, quantity.to_millis(cpu) if cpu else 0
 
 
 def build_assignment(

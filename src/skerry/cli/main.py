@@ -15,6 +15,7 @@ from skerry.cli import (
     apply,
     demo_verb,
     describe,
+    device,
     example,
     explain,
     get,
@@ -34,7 +35,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group, name in ((hub.app, "hub"), (agent.app, "agent"), (model.app, "model"), (rollout.app, "rollout")):
+for group, name in (
+    (hub.app, "hub"),
+    (agent.app, "agent"),
+    (model.app, "model"),
+    (rollout.app, "rollout"),
+    (device.app, "device"),
+):
     app.add_typer(group, name=name)
 for verb in (
     apply.apply,

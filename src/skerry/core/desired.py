@@ -11,6 +11,7 @@ from datetime import datetime
 
 import msgspec
 
+from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import Refusal
 from skerry.api.errors import InvalidError
 from skerry.api.meta import Struct

@@ -25,6 +25,8 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """One message on any link; larger content travels as an artifact."""
 MAX_WORKLOADS = 256
 MAX_TAIL_LINES = 10_000
+MAX_SAMPLES = 512
+"""In one telemetry message; its bytes are bounded by its topic."""
 MAX_HOLDS = 32
 MAX_BENCHMARKS = 32
 """Variants that one device may be asked to measure at a time."""
@@ -172,6 +174,9 @@ class Reported(Struct, frozen=True, kw_only=True, tag="Reported"):
     """Update holds in force."""
     refused: ShortText = ""
     """Why the last desired state was not accepted; empty when it was."""
+    refused_manifest_version: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """The version of a desired state that was refused because a newer one, or the same one with other content, was
+    accepted before; 0 when that is not why, or nothing was refused."""
 
 
 class CommandResult(Struct, frozen=True, kw_only=True, tag="CommandResult"):
@@ -199,6 +204,40 @@ class Online(Struct, frozen=True, kw_only=True, tag="Online"):
     boot_id: ShortText = ""
 
 
+class WorkloadSample(Struct, frozen=True, kw_only=True):
+    """What one workload's server did since the sample before."""
+
+    name: ShortText
+    requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Inferences that were answered, errors included."""
+    errors: Annotated[int, msgspec.Meta(ge=0)] = 0
+    latency_p95_ms: float | None = None
+    """None when nothing was asked, or it was not measured."""
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """What a device used at one moment, or on average since the sample before."""
+
+    at: datetime
+    """By the device's own clock."""
+    cpu: Annotated[float, msgspec.Meta(ge=0)]
+    """Share of all cores that was busy, 0 to 1."""
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)]
+    """Not available to others, of the whole machine."""
+    workloads: Annotated[list[WorkloadSample], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
+
+
+class Telemetry(Struct, frozen=True, kw_only=True, tag="Telemetry"):
+    """Samples in order of time; those kept while there was no hub come in further messages of their own."""
+
+    v: int = msgspec.field(default_factory=_current_version)
+    uid: str
+    boot_id: ShortText
+    samples: Annotated[list[Sample], msgspec.Meta(max_length=MAX_SAMPLES)]
+    dropped: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Older samples that were lost to the bound of the spool, since the last message."""
+
+
 class Signature(Struct, frozen=True, kw_only=True):
     """One signature over an envelope."""
 
@@ -214,7 +253,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
     signatures: Annotated[list[Signature], msgspec.Meta(min_length=1, max_length=8)]
 
 
-FromDevice = Reported | CommandResult | Online
+FromDevice = Reported | CommandResult | Online | Telemetry
 ToDevice = DesiredState | Command
 
 _T = TypeVar("_T")

@@ -82,14 +82,15 @@ class Gateway:
         self._devices: dict[str, tuple[str, str]] = {}
         self._waiting: dict[str, tuple[str, asyncio.Future[messages.CommandResult]]] = {}
         self._connection: HubConnection | None = None
+        self._publisher = Publisher(objects, clock, known=self.known, sign=self._sign)
         self._observer = Observer(
             objects,
             clock,
             self._devices.get,
+            desired_version=self._publisher.version,
             last_seen_seconds=self._settings.last_seen_seconds,
             presence_seconds=self._settings.presence_seconds,
         )
-        self._publisher = Publisher(objects, clock, known=self.known, sign=self._sign)
 
     def known(self, uid: str) -> bool:
         """Return whether a Device with that uid exists."""

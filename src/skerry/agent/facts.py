@@ -20,7 +20,8 @@ import msgspec
 import skerry
 from skerry.agent import settings as configured
 from skerry.agent.settings import AgentSettings
-from skerry.api.kinds.device import DeviceFacts, EngineFacts, Hardware, Network, OperatingSystem
+from skerry.api.kinds.device import DeviceFacts, EngineFacts, Hardware, LimitFacts, Network, OperatingSystem
+from skerry.drivers.runtime import limits
 
 GOARCH = {
     "x86_64": "amd64",
@@ -59,6 +60,7 @@ def collect(settings: AgentSettings, state_dir: Path) -> DeviceFacts:
         engines=configured.engines(settings.engines, find_engines()),
         runtimes=["process"],
         network=configured.network(settings.network) if settings.network.kind else find_network(settings),
+        limits=find_limits(),
     )
 
 
@@ -111,6 +113,12 @@ def find_engines() -> list[EngineFacts]:
             found.append(EngineFacts(name=name, version=version))
             break
     return found
+
+
+def find_limits() -> LimitFacts:
+    """Return by which way workloads are held to their limits; tried out once for as long as the agent runs."""
+    way = limits.find()
+    return LimitFacts(way=way.name, memory=way.memory, cpu=way.cpu, reason=way.reason)
 
 
 def find_network(settings: AgentSettings | None = None, root: Path = Path("/")) -> Network:

@@ -91,6 +91,38 @@ class StorageSettings(Section, frozen=True, kw_only=True):
     """Most that models may take, cache included; none by default, the file system is the limit."""
 
 
+class RefusalRule(Section, frozen=True, kw_only=True):
+    """What the device's owner does not want on it; all patterns of a rule must match (shell patterns, case counts)."""
+
+    model: str = "*"
+    """Name of the model or of the model version, as in `face-*`."""
+    variant: str = "*"
+    """Name of the variant, as in `*-fp32`."""
+    workload: str = "*"
+    """Name of the deployment."""
+    reason: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    """Told to the hub."""
+
+
+class PolicySettings(Section, frozen=True, kw_only=True):
+    """What the device takes; a refusal is told to the hub with its reason."""
+
+    refuse: Annotated[list[RefusalRule], msgspec.Meta(max_length=100)] = []
+    """None by default: whoever may deploy to the device decides."""
+    max_temperature: Annotated[float, msgspec.Meta(ge=0, le=200)] = 0.0
+    """Degrees Celsius of the hottest thermal zone above which nothing new is taken; 0: not looked at, for what is too
+    hot differs from machine to machine."""
+
+
+class BenchmarkSettings(Section, frozen=True, kw_only=True):
+    """Measuring variants for the hub, beside what serves."""
+
+    enabled: bool = True
+    """False: refused; the hub asks another device of the class, or uses the factory's numbers."""
+    max_time: Duration = "5m"
+    """For one variant, from its download to its last golden sample."""
+
+
 class HubSettings(Section, frozen=True, kw_only=True):
     """The way to the hub, where it is not what the enrollment told (a gateway, a tunnel); empty or 0: as told."""
 
@@ -118,6 +150,8 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     probes: ProbeSettings = ProbeSettings()
     servers: ServerSettings = ServerSettings()
     storage: StorageSettings = StorageSettings()
+    policy: PolicySettings = PolicySettings()
+    benchmarks: BenchmarkSettings = BenchmarkSettings()
     hub: HubSettings = HubSettings()
     link: LinkSettings = LinkSettings()
 
@@ -181,6 +215,7 @@ _CHECKS: dict[str, Any] = {
     "probes.request_timeout": lambda s: duration.to_seconds(s.probes.request_timeout),
     "servers.start_timeout": lambda s: duration.to_seconds(s.servers.start_timeout),
     "servers.stop_grace": lambda s: duration.to_seconds(s.servers.stop_grace),
+    "benchmarks.max_time": lambda s: duration.to_seconds(s.benchmarks.max_time),
     "link.heartbeat": lambda s: duration.to_seconds(s.link.heartbeat),
     "link.retry_ceiling": lambda s: duration.to_seconds(s.link.retry_ceiling),
     "network.kind": _network_kind,

@@ -122,8 +122,8 @@ def closed(windows: Sequence[WindowDesired], now: datetime, *, issued_at: dateti
         return None
     if issued_at is not None and now < issued_at - CLOCK_SLACK:
         message = (
-            f"waits with the {what}: its clock says {_shown(now)}, before the assignment was made "
-            f"({_shown(issued_at)}); set the clock, or wait for NTP"
+            f"waits with the {what}: its clock says {shown(now)}, before the assignment was made "
+            f"({shown(issued_at)}); set the clock, or wait for NTP"
         )
         return Closed(message=message)
     try:
@@ -134,7 +134,7 @@ def closed(windows: Sequence[WindowDesired], now: datetime, *, issued_at: dateti
         return Closed(message=f"waits with the {what}: its window does not open in years")
     if opens <= now:
         return None
-    return Closed(message=f"waits with the {what} for its window, which opens at {_shown(opens)}", until=opens)
+    return Closed(message=f"waits with the {what} for its window, which opens at {shown(opens)}", until=opens)
 
 
 def _opening(window: WindowDesired, now: datetime) -> datetime | None:
@@ -154,7 +154,8 @@ def _open_until(window: WindowDesired, now: datetime) -> datetime | None:
     return begun + length
 
 
-def _shown(when: datetime) -> str:
+def shown(when: datetime) -> str:
+    """Return a time as sentences have it."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

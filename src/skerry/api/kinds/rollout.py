@@ -28,8 +28,8 @@ class GateResult(Struct, frozen=True, kw_only=True):
     """One gate's verdict on one wave, with the measured value."""
 
     gate: str
-    """`successRatio`, `health`, `accuracy`, `agreement`, `agreementDifference`, `latencyP95`, `latencyP95Ratio`,
-    `peakMemory`, `errorRate` or `shadowAgreement`."""
+    """`successRatio`, `failureThreshold`, `health`, `accuracy`, `agreement`, `agreementDifference`, `latencyP95`,
+    `latencyP95Ratio`, `peakMemory`, `errorRate` or `shadowAgreement`."""
     verdict: Verdict
     threshold: float
     measured: float | None = None
@@ -92,6 +92,8 @@ class RolloutStatus(Struct, frozen=True, kw_only=True):
     unplaced: dict[str, str] = {}
     """Device name -> why no variant fits it; the first 50."""
     started_at: datetime | None = None
+    failed_at: datetime | None = None
+    """When a gate failed, or it was aborted, and the way back began."""
     finished_at: datetime | None = None
     conditions: list[Condition] = []
 

@@ -77,6 +77,10 @@ class Machine:
     """CPU that other deployments' workloads asked for, in thousandths of a core."""
     workloads: int = 0
     """Other deployments' workloads on it."""
+    replaced_version: str = ""
+    """The model version of this deployment that is on it already."""
+    replaced_bytes: int = 0
+    """What that needs: in shadow mode both run for a while."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +103,7 @@ def machine_of(facts: DeviceFacts | DeviceStatus, record: DesiredRecord | None =
     """
     held = [] if record is None else [a for a in record.assignments if a.workload.name != deployment]
     others = [assignment.workload for assignment in held]
+    own = None if record is None else record.find(deployment)
     return Machine(
         arch=facts.hardware.arch[:_MAX_WORD],
         memory_bytes=facts.hardware.memory_bytes,
@@ -108,6 +113,8 @@ def machine_of(facts: DeviceFacts | DeviceStatus, record: DesiredRecord | None =
         taken_bytes=sum(_memory_of(assignment) for assignment in held),
         taken_millis=sum(workload.cpu_request_millis for workload in others),
         workloads=len(others),
+        replaced_version="" if own is None else own.workload.model_version,
+        replaced_bytes=0 if own is None else _memory_of(own),
     )
 
 
@@ -366,7 +373,8 @@ def _allowed_memory(offer: _Offer) -> str:
 
 def _memory(offer: _Offer) -> str:
     machine, limits = offer.machine, offer.limits
-    free = machine.memory_bytes - machine.taken_bytes
+    beside = _beside(offer)
+    free = machine.memory_bytes - machine.taken_bytes - beside
     if max(offer.needed, limits.request_bytes) <= free:
         return ""
     needs = f"{offer.variant.name} needs {quantity.human_bytes(offer.needed)}"
@@ -375,7 +383,16 @@ def _memory(offer: _Offer) -> str:
     gives = f"the device gives workloads {quantity.human_bytes(machine.memory_bytes)}"
     if machine.taken_bytes:
         return f"{needs}, {gives} and {quantity.human_bytes(max(free, 0))} of that are left"
+    if beside:
+        return f"{needs} beside {machine.replaced_version}'s {quantity.human_bytes(beside)} in shadow mode, {gives}"
     return f"{needs}, {gives}"
+
+
+def _beside(offer: _Offer) -> int:
+    """Memory of the version that goes on serving while the new one runs in its shadow."""
+    template, machine = offer.limits.template, offer.machine
+    replaces = machine.replaced_version not in ("", template.model_version)
+    return machine.replaced_bytes if template.strategy.shadow is not None and replaces else 0
 
 
 def _cpu(offer: _Offer) -> str:

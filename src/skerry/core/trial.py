@@ -61,6 +61,11 @@ def replacing_nothing(slot: Slot) -> Slot:
     return msgspec.structs.replace(slot, measurement=msgspec.structs.replace(measured, comparison=comparison))
 
 
+def no_shadow(desired: WorkloadDesired) -> ShadowReport | None:
+    """Return what is reported of shadow mode where nothing is replaced."""
+    return None if desired.shadow is None else ShadowReport()
+
+
 def message(slot: Slot, beside: Slot) -> str:
     """Return what goes on in shadow mode, in one sentence."""
     asked = slot.desired.shadow or ShadowDesired()
@@ -97,12 +102,12 @@ def _shadowed(state: State) -> tuple[int, int] | None:
     return state.candidate.serial, state.current.serial
 
 
-def _observed(state: State) -> tuple[int, WorkloadDesired] | None:
+def _observed(state: State) -> tuple[int, str, ObserveDesired] | None:
     """What is to be watched: the slot that serves, when it is what is desired and the hub asked for it."""
     current, desired = state.current, state.desired
     if not state.up or current is None or desired is None or current.desired != desired or desired.observe is None:
         return None
-    return current.serial, desired
+    return current.serial, desired.rollout, desired.observe
 
 
 def compared(report: ShadowReport) -> int:

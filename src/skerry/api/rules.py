@@ -12,6 +12,7 @@ from typing import Any
 
 from skerry.api import amount, cron, duration, quantity, selector
 from skerry.api.errors import InvalidError
+from skerry.api.kinds.device import LinkPolicy
 from skerry.api.kinds.enrollment import JoinTokenSpec
 from skerry.api.kinds.gates import LatencyGate
 from skerry.api.kinds.model_deployment import PlacementPolicy, Resources, Strategy, Wave
@@ -266,6 +267,14 @@ def check_window(window: Window, path: str) -> Iterator[InvalidError]:
         yield InvalidError("is longer than the window", element=f"{path}.spread", hint="leave devices time to begin")
 
 
+def check_link(link: LinkPolicy, path: str) -> Iterator[InvalidError]:
+    """Yield a bandwidth with which nothing would ever arrive."""
+    if link.max_bandwidth is not None and quantity.parse(link.max_bandwidth) < 1:
+        yield InvalidError(
+            "must be at least 1 byte per second", element=f"{path}.maxBandwidth", hint="leave it out for no bound"
+        )
+
+
 def check_latency_gate(gate: LatencyGate, path: str) -> Iterator[InvalidError]:
     """Yield when no latency could pass, or any would."""
     if gate.max is None and gate.max_ratio is None:
@@ -308,6 +317,7 @@ RULES: Mapping[type, Rule] = {
     Window: check_window,
     PlacementPolicy: check_placement,
     Resources: check_resources,
+    LinkPolicy: check_link,
     LatencyGate: check_latency_gate,
     JoinTokenSpec: check_join_token,
     ModelVersion: check_model_version,

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from skerry.cli import reconcile
+from skerry.cli import hold, reconcile
 
 app = typer.Typer(help="Tell one device something.", no_args_is_help=True)
-app.command()(reconcile.reconcile)
-
-
-@app.callback()
-def _group() -> None:
-    """Keep it a group while it has one command."""
+for verb in (hold.hold, hold.release, hold.cordon, hold.uncordon, reconcile.reconcile):
+    app.command()(verb)

@@ -12,8 +12,7 @@ from datetime import datetime
 import msgspec
 
 from skerry.api.errors import InvalidError
-from skerry.api.kinds.device import Refusal
-from skerry.api.errors import InvalidError
+from skerry.api.kinds.device import LinkPolicy, Refusal, UpdateHold
 from skerry.api.meta import Struct
 from skerry.core.messages import MAX_BENCHMARKS, DesiredState, WorkloadDesired
 
@@ -87,6 +86,8 @@ class DesiredRecord(Struct, frozen=True, kw_only=True):
     """0 until something was assigned for the first time."""
     assignments: list[Assignment] = []
     benchmarks: list[BenchmarkRequest] = []
+    link: LinkPolicy = LinkPolicy()
+    hold: UpdateHold | None = None
 
     def find(self, deployment: str) -> Assignment | None:
         """Return the deployment's assignment on this device."""
@@ -124,6 +125,13 @@ def withdraw_benchmarks(record: DesiredRecord, deployment: str, *, keep: str = "
     return _changed(record, record.assignments, kept)
 
 
+def tell_device(record: DesiredRecord, *, link: LinkPolicy, hold: UpdateHold | None) -> DesiredRecord:
+    """Put the device's own spec into its record; the version rises if the device is told something else by it."""
+    if (record.link, record.hold) == (link, hold):
+        return record
+    return msgspec.structs.replace(record, link=link, hold=hold, manifest_version=record.manifest_version + 1)
+
+
 def reissue(record: DesiredRecord, *, above: int) -> DesiredRecord:
     """Give everything that is desired a version that the device has not accepted yet, whatever it accepted before.
 
@@ -145,6 +153,8 @@ def render(record: DesiredRecord, *, issued_at: datetime) -> DesiredState:
         issued_at=issued_at,
         workloads=[a.workload for a in record.assignments],
         benchmarks=_benchmarks(record.benchmarks),
+        link=record.link,
+        hold=record.hold,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
 import msgspec
@@ -25,6 +25,8 @@ WorkloadPhase = Literal[
 ]
 
 
+MAX_HOLD = timedelta(days=30)
+"""A device bounds a hold by this, whatever it is told."""
 WaitReason = Literal["", "Hold", "Window", "Link"]
 """What a workload waits for by policy, not by failure: such a wait never counts against a device."""
 

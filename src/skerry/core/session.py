@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from skerry.api.errors import ForbiddenError, SkerryError
-from skerry.api.kinds.device import DeviceFacts, WorkloadStatus
+from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, WorkloadStatus
 from skerry.core import messages, trust
 
 MAX_REMEMBERED_COMMANDS = 1024
@@ -60,6 +60,7 @@ class Session:
         self._facts_due = True
         self._facts = DeviceFacts()
         self._workloads: tuple[WorkloadStatus, ...] = ()
+        self._benchmarks: tuple[BenchmarkStatus, ...] = ()
         self._dirty = True
         self._next_heartbeat = 0.0
         self._commands: OrderedDict[str, datetime] = OrderedDict()
@@ -139,8 +140,17 @@ class Session:
         """The connection is gone; changes are kept until the next one."""
         self._connected = False
 
-    def update(self, *, workloads: Sequence[WorkloadStatus] | None = None, facts: DeviceFacts | None = None) -> None:
+    def update(
+        self,
+        *,
+        workloads: Sequence[WorkloadStatus] | None = None,
+        facts: DeviceFacts | None = None,
+        benchmarks: Sequence[BenchmarkStatus] | None = None,
+    ) -> None:
         """Take note of what the device is and does now."""
+        if benchmarks is not None and tuple(benchmarks) != self._benchmarks:
+            self._benchmarks = tuple(benchmarks[: messages.MAX_BENCHMARKS])
+            self._dirty = True
         if workloads is not None and tuple(workloads) != self._workloads:
             self._workloads = tuple(workloads[: messages.MAX_WORKLOADS])
             self._dirty = True
@@ -168,6 +178,7 @@ class Session:
             observed_manifest_version=self.floor,
             facts=facts,
             workloads=list(self._workloads),
+            benchmarks=list(self._benchmarks),
             refused=self._refused,
             refused_manifest_version=self._refused_version,
         )

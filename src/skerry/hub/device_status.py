@@ -64,6 +64,7 @@ def _reported(status: DeviceStatus, report: Reported, desired_version: int, now:
         status,
         observed_manifest_version=report.observed_manifest_version,
         workloads=report.workloads,
+        benchmarks=report.benchmarks,
         holds=report.holds,
         **(_facts(report.facts, report.boot_id) if report.facts is not None else {}),
     )
@@ -81,7 +82,7 @@ def _reconciled(status: DeviceStatus, report: Reported, desired_version: int, no
     if is_behind(report, desired_version):
         message = (
             f"the device has accepted version {accepted}, this hub desires version {desired_version}: it knows less "
-            "than the device, as after a restoration from a backup; `skerry device reconcile` makes the hub's word count"
+            "than the device, as after a restoration from a backup; run `skerry device reconcile`"
         )
         new = _condition(AWAITING_RECONCILIATION, "True", "HubIsBehind", message, now)
     elif find_condition(status.conditions, AWAITING_RECONCILIATION) is not None:

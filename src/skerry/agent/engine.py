@@ -89,9 +89,12 @@ class Engine:
 
     async def run(self) -> None:
         """Run for ever; cancel it to end. Servers go on without it."""
-        async with asyncio.TaskGroup() as self._tasks:
-            await self._bring_back()
-            await self._stay_connected()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                await self._bring_back()
+                await self._stay_connected()
+        finally:
+            self._parts.servers.close()
 
     async def stop_servers(self) -> None:
         """Stop all servers of this agent; their workloads come back at the next start."""

@@ -24,6 +24,7 @@ from skerry.agent.loopback import LoopbackClient
 from skerry.agent.servers import Server, Servers
 from skerry.api.errors import (
     IntegrityError,
+    InvalidError,
     NotFoundError,
     SkerryError,
     StorageFullError,
@@ -36,6 +37,7 @@ from skerry.api.kinds.variants import Blob
 from skerry.core import workload
 from skerry.core.journal import (
     Action,
+    Endpoint,
     Event,
     Exited,
     Faulted,
@@ -51,15 +53,19 @@ from skerry.core.journal import (
     Serve,
     Slot,
     State,
+    Switch,
+    Switched,
     Tidied,
     Tidy,
 )
-from skerry.core.ports import ArtifactSource, Clock
+from skerry.core.ports import ArtifactSource, Clock, Instance
 
 log = logging.getLogger(__name__)
 
 JOURNAL_RETRY_SECONDS = 5.0
 STOP_ATTEMPTS = 3
+REFUSE_SECONDS = 5.0
+"""Callers wait in the endpoint's queue while a server is started again; when that may take longer, they are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +110,7 @@ class Installer:
         self._events: asyncio.Queue[tuple[_Lane | None, Event]] = asyncio.Queue()
         self._lanes: dict[tuple[int, str], _Lane] = {}
         self._servers: dict[int, Server] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._settled = asyncio.Event()
 
@@ -136,6 +143,8 @@ class Installer:
                 self._settled.set()
                 for lane in self._lanes.values():
                     _cancel(lane)
+                for task in self._leaving.values():
+                    task.cancel()
 
     async def _handle(self, event: Event) -> bool:
         tools, before = self._tools, self.state
@@ -184,6 +193,8 @@ class Installer:
                 self._start(slot, "install", "the disk", partial(self._install, slot))
             case Probe(slot=slot):
                 self._start(slot, "install", "the probe", partial(self._probe, slot))
+            case Switch(slot=slot):
+                self._start(slot, "install", "the endpoint", partial(self._switch, action))
             case Serve(slot=slot):
                 self._start(slot, "serve", "the inference server", partial(self._serve, action))
 
@@ -236,15 +247,35 @@ class Installer:
         self._servers = {serial: one for serial, one in self._servers.items() if serial in action.running}
         if running:
             await asyncio.wait(running)
+        leaving = await self._tools.servers.retire(name, keep=action.running)
         for attempt in range(STOP_ATTEMPTS):
             try:
-                await self._tools.servers.stop_all(name, keep=action.running)
+                await self._tools.servers.stop_all(
+                    name, keep=action.running, leaving=leaving, endpoint=self.state.endpoint
+                )
                 break
             except SkerryError as error:
                 log.error("workload.not_stopped workload=%s attempt=%d error=%s", name, attempt, error)
+        for instance in leaving:
+            self._see_off(instance)
         await asyncio.to_thread(self._tools.disk.erase_slots, name, keep=action.files)
         await self._tools.prune()
         self.post(Tidied())
+
+    def _see_off(self, instance: Instance) -> None:
+        """Behind the events' back: whoever still talks to the version before must not hold up what comes next."""
+        if self._tasks is None or instance.id in self._leaving:
+            return
+
+        async def see_off() -> None:
+            try:
+                await self._tools.servers.see_off(instance)
+            except SkerryError as error:
+                log.error("workload.not_stopped workload=%s error=%s", self.state.name, error)
+            finally:
+                self._leaving.pop(instance.id, None)
+
+        self._leaving[instance.id] = self._tasks.create_task(see_off())
 
     # --- the work -------------------------------------------------------------------------------------------------
 
@@ -291,16 +322,38 @@ class Installer:
         self._say(lane, Laid(serial=slot.serial))
 
     async def _serve(self, action: Serve, lane: _Lane) -> None:
-        slot, servers = action.slot, self._tools.servers
+        slot, servers, endpoint = action.slot, self._tools.servers, 0
+        if action.endpoint is not None and action.delay_ceiling > REFUSE_SECONDS:
+            await servers.refuse(slot.desired.name)
         await _pause(action.delay_ceiling)
         async with servers.launched(action) as server:
             self._servers[slot.serial] = server
             self._say(lane, Launched(serial=slot.serial, port=server.port))
             await servers.until_ready(server)
+        if action.endpoint is not None:
+            endpoint = await self._admit(server, slot, action.endpoint)
         ready = self._tools.clock.monotonic()
-        self._say(lane, Ready(serial=slot.serial))
+        self._say(lane, Ready(serial=slot.serial, endpoint=endpoint))
         cause = await servers.wait(server)
         self._say(lane, Exited(serial=slot.serial, cause=cause, uptime_seconds=self._tools.clock.monotonic() - ready))
+
+    async def _admit(self, server: Server, slot: Slot, endpoint: Endpoint) -> int:
+        servers = self._tools.servers
+        try:
+            return await servers.admit(slot.desired.name, server, endpoint)
+        except (TimedOutError, InvalidError):
+            await servers.discard(server)  # or it would be adopted, and fail, for ever
+            raise
+
+    async def _switch(self, action: Switch, lane: _Lane) -> None:
+        slot, server = action.slot, self._servers[action.slot.serial]
+        try:
+            endpoint = await self._tools.servers.admit(slot.desired.name, server, action.endpoint)
+        except (UnavailableError, TimedOutError):
+            if not await self._tools.servers.alive(server):
+                return  # its end is the news, and the serving lane tells it with the reason
+            raise
+        self._say(lane, Switched(serial=slot.serial, endpoint=endpoint))
 
     async def _probe(self, slot: Slot, lane: _Lane) -> None:
         desired, tools, server = slot.desired, self._tools, self._servers[slot.serial]

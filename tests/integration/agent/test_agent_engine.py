@@ -79,7 +79,7 @@ async def test_updates_without_a_gap_and_reports_the_accuracy_it_found(world: An
         await world.hub.want(models["v1"].desired())
         back = await world.hub.running("digits-v1")
         assert back.fetched_bytes == 0
-        assert port_of(back) == old, "two ports take turns"
+        assert port_of(status) == port_of(back) == old, "applications find it where it was"
     phases = [w.phase for r in world.hub.reports for w in r.workloads]
     assert "Fetching" in phases
 

@@ -16,6 +16,7 @@ from skerry.api.kinds.tensors import ModelSignature, TensorSpec
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.core import journal, workload
 from skerry.core.journal import (
+    Endpoint,
     Exited,
     Faulted,
     Fetch,
@@ -30,6 +31,8 @@ from skerry.core.journal import (
     Resumed,
     Serve,
     State,
+    Switch,
+    Switched,
     Tidied,
     Tidy,
     Unwanted,
@@ -84,6 +87,10 @@ class World:
     cache: set[str] = field(default_factory=set)
     files: set[int] = field(default_factory=set)
     servers: dict[int, int] = field(default_factory=dict)
+    """Private ports."""
+    accepting: set[int] = field(default_factory=set)
+    """Slots whose servers accept connections at the endpoint."""
+    endpoint: int = 0
     broken: frozenset[str] = frozenset()
     """Versions whose server never answers."""
     unprobeable: frozenset[str] = frozenset()
@@ -92,16 +99,29 @@ class World:
     instruction: int = 0
     seconds: float = 0.0
     must_serve: bool = False
-    """From here on some server has to answer at every instruction."""
+    """From here on some server has to accept connections at the endpoint at every instruction."""
     next_port: int = 40000
 
     def tick(self) -> None:
         self.seconds += 0.25
         if self.must_serve:
-            assert self.servers, "nothing serves"
+            assert self.accepting, "nothing serves"
         self.instruction += 1
         if self.instruction == self.kill_at:
             raise KilledError
+
+    def stop(self, serial: int) -> None:
+        self.servers.pop(serial, None)
+        self.accepting.discard(serial)
+
+    def accept(self, serial: int, endpoint: Endpoint) -> int:
+        """Two ports at a time cannot be: an application that knows the one would not find the other."""
+        assert serial in self.servers
+        if not self.endpoint or endpoint.port not in (0, self.endpoint):
+            self.endpoint = endpoint.port or 30000
+        self.accepting.add(serial)
+        self.tick()
+        return self.endpoint
 
     def moment(self) -> Moment:
         return Moment(
@@ -157,7 +177,7 @@ class Agent:
         match action:
             case Tidy():
                 for serial in [s for s in world.servers if s not in action.running]:
-                    del world.servers[serial]
+                    world.stop(serial)
                     world.tick()
                 for serial in [s for s in world.files if s not in action.files]:
                     world.files.discard(serial)
@@ -180,6 +200,12 @@ class Agent:
                 self.queue.append(Laid(serial=slot.serial))
             case Serve():
                 self.serve(action)
+            case Switch(slot=slot, endpoint=endpoint):
+                assert slot.serial in world.servers
+                assert slot.admitted
+                assert world.journal is not None
+                assert world.journal.candidate == slot, "admitted before it was written down"
+                self.queue.append(Switched(serial=slot.serial, endpoint=world.accept(slot.serial, endpoint)))
             case Probe(slot=slot):
                 assert slot.serial in world.servers
                 if slot.desired.version in world.unprobeable:
@@ -193,7 +219,7 @@ class Agent:
         world, slot = self.world, action.slot
         assert slot.serial in world.files, "started without its files"
         if slot.desired.version in world.broken:
-            world.servers.pop(slot.serial, None)
+            world.stop(slot.serial)
             self.queue.append(Launched(serial=slot.serial, port=1))
             self.queue.append(
                 Faulted(
@@ -206,27 +232,13 @@ class Agent:
             )
             return
         if slot.port == 0 or slot.serial not in world.servers:
-            world.servers.pop(slot.serial, None)
-            taken = set(world.servers.values())
-            free = next((p for p in action.ports if p not in taken), None)
-            if free is None and action.strict:
-                self.queue.append(
-                    Faulted(
-                        serial=slot.serial,
-                        component="the inference server",
-                        element="digits",
-                        cause="port in use",
-                        final=False,
-                    )
-                )
-                return
-            if free is None:
-                world.next_port += 1
-                free = world.next_port
-            world.servers[slot.serial] = free
+            world.stop(slot.serial)
+            world.next_port += 1
+            world.servers[slot.serial] = world.next_port
             world.tick()
         self.queue.append(Launched(serial=slot.serial, port=world.servers[slot.serial]))
-        self.queue.append(Ready(serial=slot.serial))
+        port = 0 if action.endpoint is None else world.accept(slot.serial, action.endpoint)
+        self.queue.append(Ready(serial=slot.serial, endpoint=port))
 
 
 def live(world: World) -> Agent:
@@ -239,6 +251,7 @@ def live(world: World) -> Agent:
         except KilledError:
             if world.power:
                 world.servers.clear()
+                world.accepting.clear()
             continue
         return agent
 
@@ -280,7 +293,7 @@ def test_a_kill_at_every_instruction_converges(name: str, power: bool) -> None:
     for kill_at in range(1, whole.instruction + 1):
         world = prepared(*before, **wrong)
         world.kill_at, world.power = kill_at, power
-        world.must_serve = bool(before) and desired is not None and not power and desired.serving.port == 0
+        world.must_serve = bool(before) and desired is not None and not power
         agent = install(world, desired)
         check_rest(world, agent, desired, phase, version)
 
@@ -304,7 +317,9 @@ def check_rest(world: World, agent: Agent, desired: WorkloadDesired | None, phas
     assert state.current is not None
     assert status.running is not None
     assert status.running.model_version == f"digits-{version}"
-    assert world.servers == {state.current.serial: status.running.port}
+    assert world.servers == {state.current.serial: state.current.port}
+    assert world.accepting == {state.current.serial}
+    assert status.running.port == state.endpoint == world.endpoint
     if desired.serving.port:
         assert status.running.port == desired.serving.port
     if version == desired.version:
@@ -359,6 +374,8 @@ def running(version: str = "v1") -> State:
         Launched(serial=1, port=4001),
         Ready(serial=1),
         Probed(serial=1, measurement=MEASURED),
+        Switched(serial=1, endpoint=4000),
+        Tidied(),
     )
     assert state.phase == "Running"
     return state
@@ -437,6 +454,8 @@ def test_a_crash_loop_falls_back_to_the_previous_version() -> None:
         Launched(serial=2, port=4002),
         Ready(serial=2),
         Probed(serial=2, measurement=None),
+        Switched(serial=2, endpoint=4000),
+        Tidied(),
     )
     for crash in range(1, workload.MAX_CRASHES):
         state, [serve] = drive(state, Exited(serial=2, cause="it ended by signal 11", uptime_seconds=1))
@@ -484,7 +503,9 @@ def test_the_current_server_is_restarted_while_a_candidate_is_being_fetched() ->
     status = workload.report(state)
     assert status.phase == "Fetching"
     assert status.running is not None
-    assert status.running.port == 4009
+    assert status.running.port == 4000, "applications find it where it was"
+    assert state.current is not None
+    assert state.current.port == 4009
 
 
 def test_damaged_files_are_fetched_again() -> None:
@@ -518,6 +539,8 @@ def test_install_seconds_need_the_same_boot() -> None:
         Launched(serial=1, port=4001),
         Ready(serial=1),
         Probed(serial=1, measurement=None),
+        Switched(serial=1, endpoint=4000),
+        Tidied(),
     ]
     same, _ = drive(state, *events, at=102.5)
     assert same.install_seconds == 2.5
@@ -542,6 +565,7 @@ EVENTS = st.one_of(
     st.builds(Launched, serial=st.integers(1, 4), port=st.integers(1, 9)),
     st.builds(Ready, serial=st.integers(1, 4)),
     st.builds(Probed, serial=st.integers(1, 4), measurement=st.sampled_from([None, MEASURED])),
+    st.builds(Switched, serial=st.integers(1, 4), endpoint=st.integers(1, 9)),
     st.builds(
         Faulted,
         serial=st.integers(1, 4),
@@ -577,6 +601,34 @@ def test_no_order_of_events_breaks_it(events: list[journal.Event]) -> None:
         state = after
 
 
+def test_the_endpoint_stays_where_it_is_unless_another_is_asked_for() -> None:
+    measured = [Fetched(serial=2, network_bytes=5), Laid(serial=2), Launched(serial=2, port=4002), Ready(serial=2)]
+    for wanted, endpoint in (
+        (wish("v2"), Endpoint(port=4000, strict=False)),
+        (wish("v2", port=8080), Endpoint(port=8080, strict=True)),
+    ):
+        state, [switch] = drive(running(), Wanted(wanted), *measured, Probed(serial=2, measurement=MEASURED))
+        assert isinstance(switch, Switch)
+        assert switch.endpoint == endpoint
+        serving = workload.report(state).running
+        assert serving is not None
+        assert (serving.model_version, serving.port) == ("digits-v1", 4000), "until the new one accepts there"
+        taken = Faulted(serial=2, component="the endpoint", element="8080", cause="is taken")
+        refused, [tidy] = drive(state, taken)
+        assert (refused.phase, tidy) == ("RollingBack", Tidy(running=frozenset({1}), files=frozenset({1})))
+        promoted, [tidy] = drive(state, Switched(serial=2, endpoint=endpoint.port))
+        assert tidy == Tidy(running=frozenset({2}), files=frozenset({1, 2}))
+        assert workload.report(promoted).phase == "Probing", "until the old one accepts nothing more"
+        promoted, _ = drive(promoted, Tidied())
+        assert workload.report(promoted).phase == "Running"
+        serving = workload.report(promoted).running
+        assert serving is not None
+        assert (serving.model_version, serving.port) == ("digits-v2", endpoint.port)
+        _, [_, serve] = drive(promoted, Resumed())
+        assert isinstance(serve, Serve)
+        assert serve.endpoint == endpoint
+
+
 def test_only_what_names_other_slots_must_be_durable() -> None:
     before = running()
     down, _ = drive(before, Exited(serial=1, cause="it ended", uptime_seconds=1))
@@ -590,6 +642,8 @@ def test_only_what_names_other_slots_must_be_durable() -> None:
     failed, _ = drive(wanted, Faulted(serial=2, component="the disk", element="e", cause="full"))
     assert not workload.must_be_durable(wanted, failed), "or nobody could be told that the disk is full"
     probing, _ = drive(fetched, Laid(serial=2), Launched(serial=2, port=4002), Ready(serial=2))
-    promoted, _ = drive(probing, Probed(serial=2, measurement=None))
-    assert workload.must_be_durable(probing, promoted)
+    switching, _ = drive(probing, Probed(serial=2, measurement=None))
+    assert workload.must_be_durable(probing, switching)
+    promoted, _ = drive(switching, Switched(serial=2, endpoint=4000))
+    assert workload.must_be_durable(switching, promoted)
     assert workload.must_be_durable(before, drive(before, Unwanted())[0])

@@ -1,0 +1,132 @@
+"""The server's side of the control socket: one question after the other, each bounded in time and size.
+
+Lives here: the socket, who may ask, and passing descriptors. Must not live here: what a question does (`app` answers),
+or the messages (`core.control`).
+
+Source: unix(7): SO_PEERCRED, SCM_RIGHTS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from skerry.api.errors import InvalidError, SkerryError, UnavailableError
+from skerry.core import control
+from skerry.core.control import Question, Reply
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 16
+EXCHANGE_SECONDS = 5.0
+"""A caller that says nothing holds the others up no longer than this."""
+PAUSE_SECONDS = 1.0
+"""After an accept that failed for want of descriptors or memory."""
+_CREDENTIALS = struct.Struct("=iII")
+
+Answerer = Callable[[Question, socket.socket | None], Awaitable[tuple[Reply, socket.socket | None]]]
+"""Gets the descriptor that came with the question, and owns it; what it gives with the reply stays its own."""
+
+
+class ControlSocket:
+    """Listens on a path, for its own user and root alone. Raises UnavailableError when it cannot."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._listener = _bound(path)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot be listened on: {error.strerror or error}",
+                element=str(path),
+                hint="a relative path, or one of at most 107 bytes, is needed",
+            ) from error
+
+    async def run(self, answer: Answerer) -> None:
+        """Answer until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                channel, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                log.warning("control.not_accepted error=%s", error)
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
+            with channel:
+                try:
+                    async with asyncio.timeout(EXCHANGE_SECONDS):
+                        await _converse(channel, answer)
+                except (OSError, TimeoutError) as error:
+                    log.warning("control.caller_lost error=%s", error)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _bound(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)  # of a server that was killed
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.setblocking(False)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def _converse(channel: socket.socket, answer: Answerer) -> None:
+    await _readable(channel)
+    flags = socket.MSG_CMSG_CLOEXEC
+    packet, descriptors, _, _ = socket.recv_fds(channel, control.MAX_PACKET_BYTES, 1, flags)
+    received = socket.socket(fileno=descriptors[0]) if descriptors else None
+    if not packet and received is None:
+        return
+    lent = None
+    try:
+        if not _may_ask(channel):
+            raise InvalidError("only the server's own user may ask", element="control socket")
+        question = control.decode_question(packet)
+    except SkerryError as error:
+        if received is not None:
+            received.close()
+        reply: Reply = control.Refused(error=error.sentence[:1000])
+    else:
+        try:
+            reply, lent = await answer(question, received)
+        except SkerryError as error:
+            reply = control.Refused(error=error.sentence[:1000])
+    socket.send_fds(channel, [control.encode(reply)], [] if lent is None else [lent.fileno()])
+
+
+def _may_ask(channel: socket.socket) -> bool:
+    raw = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(raw)
+    return user in (0, os.geteuid())
+
+
+async def _readable(channel: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    there: asyncio.Future[None] = loop.create_future()
+
+    def on_readable() -> None:
+        if not there.done():
+            there.set_result(None)
+
+    loop.add_reader(channel.fileno(), on_readable)
+    try:
+        await there
+    finally:
+        loop.remove_reader(channel.fileno())

@@ -1,7 +1,7 @@
 """The hands of one workload: carries out what `core.workload` decides, and tells it what came of it.
 
-One task takes events in order: step, journal, act. Long work runs in lanes, two a slot (installing, serving), whose
-results are the next events; a lane that was replaced or tidied away has nothing more to say.
+One task takes events in order: step, journal, act. Long work runs in lanes, three a slot (installing, serving,
+watching), whose results are the next events; a lane that was replaced or tidied away has nothing more to say.
 Lives here: that order. Must not live here: decisions.
 """
 
@@ -13,12 +13,14 @@ import random
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from skerry.agent import probes
+from skerry.agent import compare, inference, observe, probes
+from skerry.agent.admission import RefusedError
 from skerry.agent.disk import GOLDEN_FILE, Disk
 from skerry.agent.loopback import LoopbackClient
 from skerry.agent.servers import Server, Servers
@@ -32,7 +34,7 @@ from skerry.api.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from skerry.api.kinds.device import WorkloadStatus
+from skerry.api.kinds.device import Comparison, Refusal, WorkloadStatus
 from skerry.api.kinds.variants import Blob
 from skerry.core import workload
 from skerry.core.journal import (
@@ -47,10 +49,14 @@ from skerry.core.journal import (
     Laid,
     Launched,
     Moment,
+    Observe,
+    Observed,
     Probe,
     Probed,
     Ready,
     Serve,
+    ShadowBeside,
+    Shadowed,
     Slot,
     State,
     Switch,
@@ -58,6 +64,7 @@ from skerry.core.journal import (
     Tidied,
     Tidy,
 )
+from skerry.core.messages import ShadowDesired, WorkloadDesired
 from skerry.core.ports import ArtifactSource, Clock, Instance
 
 log = logging.getLogger(__name__)
@@ -91,6 +98,8 @@ class Tools:
     probe_timeout_seconds: float
     changed: Callable[[], None]
     """Something that is reported has changed."""
+    admit: Callable[[WorkloadDesired], None] = lambda _: None
+    """Raises RefusedError for what this device does not take."""
 
 
 @dataclass
@@ -192,7 +201,11 @@ class Installer:
             case Install(slot=slot):
                 self._start(slot, "install", "the disk", partial(self._install, slot))
             case Probe(slot=slot):
-                self._start(slot, "install", "the probe", partial(self._probe, slot))
+                self._start(slot, "install", "the probe", partial(self._probe, action))
+            case ShadowBeside(slot=slot):
+                self._start(slot, "install", "shadow mode", partial(self._shadow, action))
+            case Observe(slot=slot):
+                self._start(slot, "observe", "the observation", partial(self._observe, slot))
             case Switch(slot=slot):
                 self._start(slot, "install", "the endpoint", partial(self._switch, action))
             case Serve(slot=slot):
@@ -240,7 +253,7 @@ class Installer:
         name, running = self.state.name, []
         for key, lane in list(self._lanes.items()):
             serial, kind = key
-            if serial not in (action.running if kind == "serve" else action.files):
+            if serial not in (action.files if kind == "install" else action.running):
                 _cancel(lane)
                 del self._lanes[key]
                 running += [lane.task] if lane.task is not None else []
@@ -282,6 +295,7 @@ class Installer:
     async def _fetch(self, action: Fetch, lane: _Lane) -> None:
         slot, desired, tools = action.slot, action.slot.desired, self._tools
         await _pause(action.delay_ceiling)
+        tools.admit(desired)
         if desired.needs.engine not in set(tools.engines()):
             raise UnsupportedError(
                 f"the engine {desired.needs.engine} is not on this device",
@@ -355,14 +369,15 @@ class Installer:
             raise
         self._say(lane, Switched(serial=slot.serial, endpoint=endpoint))
 
-    async def _probe(self, slot: Slot, lane: _Lane) -> None:
-        desired, tools, server = slot.desired, self._tools, self._servers[slot.serial]
+    async def _probe(self, action: Probe, lane: _Lane) -> None:
+        slot, tools = action.slot, self._tools
+        desired, server = slot.desired, self._servers[slot.serial]
         if desired.golden is None:
             self._say(lane, Probed(serial=slot.serial, measurement=None))
             return
         golden = tools.disk.slot(desired.name, slot.serial) / GOLDEN_FILE
         client = LoopbackClient(
-            server.port, max_body_bytes=probes.MAX_ANSWER_BYTES, timeout_seconds=tools.probe_timeout_seconds
+            server.port, max_body_bytes=inference.MAX_ANSWER_BYTES, timeout_seconds=tools.probe_timeout_seconds
         )
         try:
             async with client:
@@ -374,6 +389,9 @@ class Installer:
                     max_samples=tools.probe_samples,
                     max_seconds=tools.probe_seconds,
                 )
+                if desired.compare:
+                    compared = await self._compare(client, golden, desired, action.beside)
+                    measured = msgspec.structs.replace(measured, comparison=compared)
         except UnavailableError:
             if not await tools.servers.alive(server):
                 return  # its end is the news, and the serving lane tells it with the reason
@@ -383,6 +401,57 @@ class Installer:
             lane,
             Probed(serial=slot.serial, measurement=msgspec.structs.replace(measured, peak_memory_bytes=peak)),
         )
+
+
+    async def _compare(
+        self, client: LoopbackClient, golden: Path, desired: WorkloadDesired, beside: Slot | None
+    ) -> Comparison:
+        """Ask the version that serves the same, over its private port; one that is down is a reason."""
+        tools = self._tools
+        if beside is None:
+            return Comparison()
+        replaced, server = beside.desired.model_version, self._servers.get(beside.serial)
+        if server is None:
+            return Comparison(replaced=replaced, reason="it does not run")
+        old = LoopbackClient(
+            server.port, max_body_bytes=inference.MAX_ANSWER_BYTES, timeout_seconds=tools.probe_timeout_seconds
+        )
+        async with old:
+            return await compare.run(
+                compare.Side(client=client, model=desired.model),
+                compare.Side(client=old, model=beside.desired.model),
+                golden,
+                signature=desired.signature,
+                replaced=replaced,
+                max_samples=tools.probe_samples,
+                max_seconds=tools.probe_seconds,
+            )
+
+    async def _shadow(self, action: ShadowBeside, lane: _Lane) -> None:
+        slot, beside = action.slot, action.beside
+        report = await observe.shadow(
+            self._tools.servers.control(beside.desired.name, beside.serial),
+            self._servers[slot.serial].port,
+            slot.desired.shadow or ShadowDesired(),
+            version=beside.desired.model_version,
+            clock=self._tools.clock,
+        )
+        self._say(lane, Shadowed(serial=slot.serial, report=report))
+
+    async def _observe(self, slot: Slot, lane: _Lane) -> None:
+        asked, server, tools = slot.desired.observe, self._servers.get(slot.serial), self._tools
+        if asked is None or server is None:
+            return
+        try:
+            await observe.watch(
+                server.control.observe,
+                partial(tools.servers.peak_memory, server),
+                asked,
+                tools.clock,
+                lambda seen: self._say(lane, Observed(serial=slot.serial, observation=seen)),
+            )
+        except Exception:  # a server that cannot be watched serves all the same
+            log.exception("workload.not_observed workload=%s", slot.desired.name)
 
 
 def _cancel(lane: _Lane) -> None:
@@ -403,16 +472,24 @@ def _element(slot: Slot) -> str:
 
 def _fault(slot: Slot, component: str, error: SkerryError) -> Faulted:
     lost = isinstance(error, IntegrityError | NotFoundError)
-    about_slot = component != "the registry"
+    about_slot, refusal = component != "the registry", _refusal(component, error)
     return Faulted(
         serial=slot.serial,
-        component=component,
+        component=f"the device's own check ({refusal})" if refusal else component,
+        refusal=refusal,
         element=error.element[:300] or _element(slot),
         cause=error.cause[:1000],
         hint=error.hint[:300],
         final=_is_final(component, error),
         damaged=lost and about_slot,
     )
+
+
+def _refusal(component: str, error: SkerryError) -> Refusal:
+    """Which refusal an error is: the device's word, or a disk that had no room before anything was fetched."""
+    if isinstance(error, RefusedError):
+        return error.refusal
+    return "Disk" if isinstance(error, StorageFullError) and component == "the registry" else ""
 
 
 def _is_final(component: str, error: SkerryError) -> bool:

@@ -25,6 +25,7 @@ from skerry.cli import (
     output,
     predict,
     rollout,
+    sim,
     wait,
 )
 
@@ -54,6 +55,7 @@ for verb in (
     wait.wait,
     example.example,
     demo_verb.demo,
+    sim.sim,
 ):
     app.command()(verb)
 

@@ -269,6 +269,14 @@ class Disk:
                 hint="free some space, or change storage in agent.toml",
             )
 
+    def missing_bytes(self, blobs: Iterable[Blob]) -> int:
+        """Return how much of these blobs is not in the cache; their content is not looked at."""
+        missing = 0
+        for blob in blobs:
+            there = self.blob(blob).is_file() or self.blob(blob).exists()
+            missing += 0 if there else max(blob.size - self.partial_size(blob), 0)
+        return missing
+
     def partial_size(self, blob: Blob) -> int:
         """Return how much of a blob an interrupted fetch has left."""
         return max((p.stat().st_size for p in self._blobs.glob(f"*{self.blob(blob).name}*partial*")), default=0)

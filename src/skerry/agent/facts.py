@@ -126,11 +126,15 @@ def find_network(settings: AgentSettings | None = None, root: Path = Path("/")) 
     interface = (settings.network.interface if settings else "") or _default_interface(root)
     if not interface:
         return Network()
-    found = Network(kind=_network_kind(interface, root), interface=interface, address=_address(interface))
+    kind = _network_kind(interface, root)
+    found = Network(kind=kind, interface=interface, address=_address(interface), metered=kind == "cellular")
     if settings is None:
         return found
+    metered = settings.network.metered
     return msgspec.structs.replace(
-        found, address=settings.network.address or found.address, metered=settings.network.metered
+        found,
+        address=settings.network.address or found.address,
+        metered=found.metered if metered is None else metered,
     )
 
 

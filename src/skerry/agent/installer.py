@@ -23,6 +23,7 @@ from skerry.agent import compare, inference, observe, probes
 from skerry.agent.admission import RefusedError
 from skerry.agent.disk import GOLDEN_FILE, Disk
 from skerry.agent.loopback import LoopbackClient
+from skerry.agent.policy import POLL_SECONDS, Policy, Wait
 from skerry.agent.servers import Server, Servers
 from skerry.api.errors import (
     IntegrityError,
@@ -63,6 +64,7 @@ from skerry.core.journal import (
     Switched,
     Tidied,
     Tidy,
+    Waits,
 )
 from skerry.core.messages import ShadowDesired, WorkloadDesired
 from skerry.core.ports import ArtifactSource, Clock, Instance
@@ -98,6 +100,8 @@ class Tools:
     probe_timeout_seconds: float
     changed: Callable[[], None]
     """Something that is reported has changed."""
+    policy: Policy
+    """What has to wait for now."""
     admit: Callable[[WorkloadDesired], None] = lambda _: None
     """Raises RefusedError for what this device does not take."""
 
@@ -290,6 +294,33 @@ class Installer:
 
         self._leaving[instance.id] = self._tasks.create_task(see_off())
 
+    # --- waiting by policy ----------------------------------------------------------------------------------------
+
+    async def _cleared(self, slot: Slot, lane: _Lane, verdict: Callable[[], Wait | None]) -> None:
+        """Wait until a policy lets the slot's work go on, and say so as long as it does not."""
+        while (wait := verdict()) is not None:
+            said = (self.state.waiting_for, self.state.message)
+            if said != (wait.reason, wait.message) and not lane.void:
+                self._say(lane, Waits(serial=slot.serial, waiting_for=wait.reason, message=wait.message))
+            await self._tools.policy.until_changed()
+        if self.state.waiting_for:
+            self._say(lane, Waits(serial=slot.serial, waiting_for=""))
+
+    def _newest(self, slot: Slot) -> WorkloadDesired:
+        """What is desired of the slot now: how it may be fetched can change while it waits."""
+        candidate = self.state.candidate
+        return candidate.desired if candidate is not None and candidate.serial == slot.serial else slot.desired
+
+    def _may_switch(self, slot: Slot) -> Wait | None:
+        return self._tools.policy.may_switch(self._newest(slot))
+
+    def _may_fetch(self, slot: Slot) -> Wait | None:
+        return self._tools.policy.may_fetch(self._newest(slot), self._missing(slot))
+
+    def _missing(self, slot: Slot) -> int:
+        """Bytes that have still to come over the network."""
+        return self._tools.disk.missing_bytes(blob for blob in (slot.desired.blob, slot.desired.golden) if blob)
+
     # --- the work -------------------------------------------------------------------------------------------------
 
     async def _fetch(self, action: Fetch, lane: _Lane) -> None:
@@ -302,6 +333,7 @@ class Installer:
                 element=_element(slot),
                 hint="install it, or deploy a variant for another engine",
             )
+        await self._cleared(slot, lane, lambda: tools.policy.may_begin_to_fetch(self._newest(slot)))
         came = 0
 
         def progress(count: int) -> None:
@@ -313,13 +345,13 @@ class Installer:
                 if blob is not None:
                     lock = tools.blob_locks.setdefault(blob.digest, asyncio.Lock())
                     async with lock, tools.fetching:
-                        await self._fetch_blob(desired.repository, blob, progress)
+                        await self._fetch_blob(slot, lane, blob, progress)
         except SkerryError as error:
             self._say(lane, replace(_fault(slot, "the registry", error), network_bytes=came))
             return
         self._say(lane, Fetched(serial=slot.serial, network_bytes=came))
 
-    async def _fetch_blob(self, repository: str, blob: Blob, progress: Callable[[int], None]) -> None:
+    async def _fetch_blob(self, slot: Slot, lane: _Lane, blob: Blob, progress: Callable[[int], None]) -> None:
         tools = self._tools
         if await asyncio.to_thread(tools.disk.has_blob, blob):
             return
@@ -329,7 +361,29 @@ class Installer:
         except StorageFullError:
             await tools.prune()
             tools.disk.check_room(missing, blob.digest)
-        await tools.source.fetch(repository, blob, tools.disk.blob(blob), progress=progress)
+        target, done = tools.disk.blob(blob), False
+        while not done:
+            await self._cleared(slot, lane, lambda: self._may_fetch(slot))
+            fetching = asyncio.ensure_future(
+                tools.source.fetch(slot.desired.repository, blob, target, progress=progress)
+            )
+            try:
+                done = await self._ends_while_allowed(fetching, slot)
+            finally:
+                if not fetching.done():
+                    fetching.cancel()
+                    await asyncio.wait({fetching})
+
+    async def _ends_while_allowed(self, fetching: asyncio.Future[None], slot: Slot) -> bool:
+        """Return whether a fetch has ended; False as soon as the link must not be used for it any more."""
+        while True:
+            ended, _ = await asyncio.wait({fetching}, timeout=POLL_SECONDS)
+            if ended:
+                fetching.result()
+                return True
+            if self._may_fetch(slot) is not None:
+                log.info("workload.fetch_broken_off workload=%s", slot.desired.name)
+                return False
 
     async def _install(self, slot: Slot, lane: _Lane) -> None:
         await asyncio.to_thread(self._tools.disk.lay_slot, slot)
@@ -340,6 +394,8 @@ class Installer:
         if action.endpoint is not None and action.delay_ceiling > REFUSE_SECONDS:
             await servers.refuse(slot.desired.name)
         await _pause(action.delay_ceiling)
+        if self._is_new(slot):
+            await self._cleared(slot, lane, lambda: self._may_switch(slot))
         async with servers.launched(action) as server:
             self._servers[slot.serial] = server
             self._say(lane, Launched(serial=slot.serial, port=server.port))
@@ -359,8 +415,13 @@ class Installer:
             await servers.discard(server)  # or it would be adopted, and fail, for ever
             raise
 
+    def _is_new(self, slot: Slot) -> bool:
+        """Whether it is being installed; what served before is brought back at any time."""
+        return self.state.candidate is not None and self.state.candidate.serial == slot.serial
+
     async def _switch(self, action: Switch, lane: _Lane) -> None:
         slot, server = action.slot, self._servers[action.slot.serial]
+        await self._cleared(slot, lane, lambda: self._may_switch(slot))
         try:
             endpoint = await self._tools.servers.admit(slot.desired.name, server, action.endpoint)
         except (UnavailableError, TimedOutError):
@@ -401,7 +462,6 @@ class Installer:
             lane,
             Probed(serial=slot.serial, measurement=msgspec.structs.replace(measured, peak_memory_bytes=peak)),
         )
-
 
     async def _compare(
         self, client: LoopbackClient, golden: Path, desired: WorkloadDesired, beside: Slot | None

@@ -15,7 +15,7 @@ import msgspec
 from skerry.api import duration, quantity
 from skerry.api.duration import Duration
 from skerry.api.errors import InvalidError
-from skerry.api.kinds.device import EngineFacts, Hardware, Network
+from skerry.api.kinds.device import MAX_HOLD, EngineFacts, Hardware, Network
 from skerry.api.quantity import Quantity
 
 FILE = "agent.toml"
@@ -39,13 +39,18 @@ class HardwareSettings(Section, frozen=True, kw_only=True):
 
 
 class NetworkSettings(Section, frozen=True, kw_only=True):
-    """What the hub is told of the connection instead of what was found."""
+    """What the hub is told of the connection instead of what was found, and how downloads may use it."""
 
     kind: str = ""
     """ethernet, wifi, cellular, loopback or unknown."""
     interface: str = ""
     address: str = ""
-    metered: bool = False
+    metered: bool | None = None
+    """Whether bytes cost money; unset: a cellular network is metered, others are not."""
+    max_bandwidth: Quantity | None = None
+    """Most bytes per second that downloads may take together; the hub's bound counts too, the stricter wins."""
+    allow_metered_downloads: Quantity | None = None
+    """Most bytes that one revision may still have to fetch over a metered link; 0: nothing at all. As above."""
 
 
 class EngineSettings(Section, frozen=True, kw_only=True):
@@ -123,6 +128,17 @@ class BenchmarkSettings(Section, frozen=True, kw_only=True):
     """For one variant, from its download to its last golden sample."""
 
 
+class HoldSettings(Section, frozen=True, kw_only=True):
+    """Update holds that applications on this device take, over a local socket."""
+
+    max: Duration = "24h"
+    """Longest hold at a time: an application that died must not keep a device from updates for long."""
+    socket: str = ""
+    """Path of the socket; empty: `agent.sock` in the state directory, where the agent's own user alone comes."""
+    group: str = ""
+    """Name of the group that may use it, beside the agent's own user; empty: the agent's own group."""
+
+
 class HubSettings(Section, frozen=True, kw_only=True):
     """The way to the hub, where it is not what the enrollment told (a gateway, a tunnel); empty or 0: as told."""
 
@@ -152,6 +168,7 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     storage: StorageSettings = StorageSettings()
     policy: PolicySettings = PolicySettings()
     benchmarks: BenchmarkSettings = BenchmarkSettings()
+    hold: HoldSettings = HoldSettings()
     hub: HubSettings = HubSettings()
     link: LinkSettings = LinkSettings()
 
@@ -206,6 +223,16 @@ def _network_kind(settings: AgentSettings) -> None:
         ) from None
 
 
+def _bandwidth(settings: NetworkSettings) -> None:
+    if settings.max_bandwidth is not None and quantity.to_bytes(settings.max_bandwidth) < 1:
+        raise InvalidError("must be at least 1 byte per second", hint="leave it out for no bound")
+
+
+def _hold_max(settings: HoldSettings) -> None:
+    if not 0 < duration.to_seconds(settings.max) <= MAX_HOLD.total_seconds():
+        raise InvalidError(f"{settings.max} is not between 0s and 720h", hint="an application may renew its hold")
+
+
 _CHECKS: dict[str, Any] = {
     "hardware.memory": lambda s: s.hardware.memory and quantity.to_bytes(s.hardware.memory),
     "hardware.storage": lambda s: s.hardware.storage and quantity.to_bytes(s.hardware.storage),
@@ -219,12 +246,25 @@ _CHECKS: dict[str, Any] = {
     "link.heartbeat": lambda s: duration.to_seconds(s.link.heartbeat),
     "link.retry_ceiling": lambda s: duration.to_seconds(s.link.retry_ceiling),
     "network.kind": _network_kind,
+    "network.max_bandwidth": lambda s: _bandwidth(s.network),
+    "network.allow_metered_downloads": lambda s: (
+        s.network.allow_metered_downloads and quantity.to_bytes(s.network.allow_metered_downloads)
+    ),
+    "hold.max": lambda s: _hold_max(s.hold),
 }
 
 
 def network(settings: NetworkSettings) -> Network:
     """Return the network as set. Raises msgspec.ValidationError for an unknown kind."""
-    return msgspec.convert({**msgspec.structs.asdict(settings), "kind": settings.kind or "unknown"}, Network)
+    return msgspec.convert(
+        {
+            "kind": settings.kind or "unknown",
+            "interface": settings.interface,
+            "address": settings.address,
+            "metered": settings.kind == "cellular" if settings.metered is None else settings.metered,
+        },
+        Network,
+    )
 
 
 def hardware(settings: HardwareSettings, measured: Hardware) -> Hardware:

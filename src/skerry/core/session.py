@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from skerry.api.errors import ForbiddenError, SkerryError
-from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, WorkloadStatus
+from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, HoldStatus, WorkloadStatus
 from skerry.core import messages, trust
 
 MAX_REMEMBERED_COMMANDS = 1024
@@ -61,6 +61,7 @@ class Session:
         self._facts = DeviceFacts()
         self._workloads: tuple[WorkloadStatus, ...] = ()
         self._benchmarks: tuple[BenchmarkStatus, ...] = ()
+        self._holds: tuple[HoldStatus, ...] = ()
         self._dirty = True
         self._next_heartbeat = 0.0
         self._commands: OrderedDict[str, datetime] = OrderedDict()
@@ -146,8 +147,12 @@ class Session:
         workloads: Sequence[WorkloadStatus] | None = None,
         facts: DeviceFacts | None = None,
         benchmarks: Sequence[BenchmarkStatus] | None = None,
+        holds: Sequence[HoldStatus] | None = None,
     ) -> None:
         """Take note of what the device is and does now."""
+        if holds is not None and tuple(holds) != self._holds:
+            self._holds = tuple(holds[: messages.MAX_HOLDS])
+            self._dirty = True
         if benchmarks is not None and tuple(benchmarks) != self._benchmarks:
             self._benchmarks = tuple(benchmarks[: messages.MAX_BENCHMARKS])
             self._dirty = True
@@ -179,6 +184,7 @@ class Session:
             facts=facts,
             workloads=list(self._workloads),
             benchmarks=list(self._benchmarks),
+            holds=list(self._holds),
             refused=self._refused,
             refused_manifest_version=self._refused_version,
         )

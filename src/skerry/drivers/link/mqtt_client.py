@@ -297,6 +297,8 @@ def _cause(error: aiomqtt.MqttError, origin: OSError | None, failure: str) -> tu
     match origin:
         case ConnectionRefusedError():
             return "nobody listens there", "is the hub running?"
+        case ConnectionResetError():
+            return "the broker reset the connection", "it may be taking on many devices; try again after a random pause"
         case socket.gaierror():
             return "the name cannot be resolved", "check the name and the DNS"
         case TimeoutError():

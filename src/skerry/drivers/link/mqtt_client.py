@@ -257,6 +257,16 @@ class _LastError(logging.Handler):
         self.text = record.getMessage()
 
 
+_SOCKET_CAUSES: tuple[tuple[type[OSError], str, str], ...] = (
+    (ConnectionRefusedError, "nobody listens there", "is the hub running?"),
+    (
+        ConnectionResetError,
+        "the broker reset the connection",
+        "it may be taking on many devices; try again after a random pause",
+    ),
+    (socket.gaierror, "the name cannot be resolved", "check the name and the DNS"),
+    (TimeoutError, "no answer", "check the address, the network and the firewall"),
+)
 _TLS_CAUSES: tuple[tuple[str, str, str], ...] = (
     # In what OpenSSL says, the cause, the hint. The first four are our verdict on the broker, the others its on us.
     ("certificate has expired", "the broker's certificate has expired", "renew it; check this machine's clock too"),
@@ -294,18 +304,12 @@ def _tls_cause(text: str) -> tuple[str, str] | None:
 
 
 def _cause(error: aiomqtt.MqttError, origin: OSError | None, failure: str) -> tuple[str, str] | None:
-    match origin:
-        case ConnectionRefusedError():
-            return "nobody listens there", "is the hub running?"
-        case ConnectionResetError():
-            return "the broker reset the connection", "it may be taking on many devices; try again after a random pause"
-        case socket.gaierror():
-            return "the name cannot be resolved", "check the name and the DNS"
-        case TimeoutError():
-            return "no answer", "check the address, the network and the firewall"
-        case _ if isinstance(error, _HungUpError) and not failure:
-            # asyncio's TLS servers, our embedded broker too, refuse a certificate without saying so (no alert is sent).
-            return str(error), "our certificate may have expired or be another hub's; if so, enrol again"
-        case _ if isinstance(error, MqttConnectError):
-            return f"refused us: {error.rc}", "was the device deleted from the hub?"
+    known = next(((cause, hint) for kind, cause, hint in _SOCKET_CAUSES if isinstance(origin, kind)), None)
+    if known is not None:
+        return known
+    if isinstance(error, _HungUpError) and not failure:
+        # asyncio's TLS servers, our embedded broker too, refuse a certificate without saying so (no alert is sent).
+        return str(error), "our certificate may have expired or be another hub's; if so, enrol again"
+    if isinstance(error, MqttConnectError):
+        return f"refused us: {error.rc}", "was the device deleted from the hub?"
     return None

@@ -21,9 +21,10 @@ import msgspec
 
 from skerry.agent import compare, inference, observe, probes
 from skerry.agent.admission import RefusedError
-from skerry.agent.disk import GOLDEN_FILE, Disk
+from skerry.agent.disk import GOLDEN_FILE, Disk, Freed
 from skerry.agent.loopback import LoopbackClient
 from skerry.agent.policy import POLL_SECONDS, Policy, Wait
+from skerry.agent.room import Promise, Room
 from skerry.agent.servers import Server, Servers
 from skerry.api.errors import (
     IntegrityError,
@@ -93,8 +94,9 @@ class Tools:
     """How many artifacts may be on their way at a time."""
     blob_locks: WeakValueDictionary[str, asyncio.Lock]
     """One for each digest being fetched: two workloads may want the same blob."""
-    prune: Callable[[], Coroutine[Any, Any, None]]
-    """Remove cached blobs that no workload names."""
+    prune: Callable[[], Coroutine[Any, Any, Freed]]
+    """Remove what no workload names, and return what that was."""
+    room: Room
     probe_samples: int
     probe_seconds: float
     probe_timeout_seconds: float
@@ -264,7 +266,7 @@ class Installer:
         self._servers = {serial: one for serial, one in self._servers.items() if serial in action.running}
         if running:
             await asyncio.wait(running)
-        leaving = await self._tools.servers.retire(name, keep=action.running)
+        leaving = await self._tools.servers.retire(name, keep=action.running, leaving=self._leaving)
         for attempt in range(STOP_ATTEMPTS):
             try:
                 await self._tools.servers.stop_all(
@@ -334,17 +336,21 @@ class Installer:
                 hint="install it, or deploy a variant for another engine",
             )
         await self._cleared(slot, lane, lambda: tools.policy.may_begin_to_fetch(self._newest(slot)))
-        came = 0
+        came, promise = 0, Promise(0)
 
         def progress(count: int) -> None:
             nonlocal came
             came += count
+            promise.came(count)
 
         try:
-            for blob in (desired.blob, desired.golden):
-                if blob is not None:
-                    lock = tools.blob_locks.setdefault(blob.digest, asyncio.Lock())
-                    async with lock, tools.fetching:
+            await self._cleared(slot, lane, lambda: self._may_fetch(slot))
+            needed, freed = await asyncio.to_thread(tools.room.needed, desired), None
+            if not tools.room.fits(needed):
+                freed = await tools.prune()
+            with tools.room.kept(needed, _element(slot), freed=freed) as promise:
+                for blob in (desired.blob, desired.golden):
+                    if blob is not None:
                         await self._fetch_blob(slot, lane, blob, progress)
         except SkerryError as error:
             self._say(lane, replace(_fault(slot, "the registry", error), network_bytes=came))
@@ -352,27 +358,26 @@ class Installer:
         self._say(lane, Fetched(serial=slot.serial, network_bytes=came))
 
     async def _fetch_blob(self, slot: Slot, lane: _Lane, blob: Blob, progress: Callable[[int], None]) -> None:
-        tools = self._tools
-        if await asyncio.to_thread(tools.disk.has_blob, blob):
-            return
-        missing = blob.size - tools.disk.partial_size(blob)
-        try:
-            tools.disk.check_room(missing, blob.digest)
-        except StorageFullError:
-            await tools.prune()
-            tools.disk.check_room(missing, blob.digest)
-        target, done = tools.disk.blob(blob), False
+        """Fetch when it is allowed and somebody's turn; whoever has to wait for the link keeps nobody else waiting."""
+        tools, done = self._tools, False
+        lock = tools.blob_locks.setdefault(blob.digest, asyncio.Lock())
         while not done:
             await self._cleared(slot, lane, lambda: self._may_fetch(slot))
-            fetching = asyncio.ensure_future(
-                tools.source.fetch(slot.desired.repository, blob, target, progress=progress)
-            )
-            try:
-                done = await self._ends_while_allowed(fetching, slot)
-            finally:
-                if not fetching.done():
-                    fetching.cancel()
-                    await asyncio.wait({fetching})
+            async with lock, tools.fetching:
+                if await asyncio.to_thread(tools.disk.has_blob, blob):
+                    return
+                if self._may_fetch(slot) is not None:
+                    continue
+                target = tools.disk.blob(blob)
+                fetching = asyncio.ensure_future(
+                    tools.source.fetch(slot.desired.repository, blob, target, progress=progress)
+                )
+                try:
+                    done = await self._ends_while_allowed(fetching, slot)
+                finally:
+                    if not fetching.done():
+                        fetching.cancel()
+                        await asyncio.wait({fetching})
 
     async def _ends_while_allowed(self, fetching: asyncio.Future[None], slot: Slot) -> bool:
         """Return whether a fetch has ended; False as soon as the link must not be used for it any more."""

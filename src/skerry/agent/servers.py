@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -29,8 +29,6 @@ from skerry.core.ports import Instance, Launch, Runtime
 
 log = logging.getLogger(__name__)
 
-_RETIRE_SECONDS = 2.0
-"""How long a server may take to say that it will see its callers off; one that does not is stopped at once."""
 _SEE_OFF_SECONDS = 75.0
 """A server that sees its callers off gives up before (`core.control.Retire`)."""
 _READY_POLL_SECONDS = (0.02, 0.2)
@@ -146,24 +144,26 @@ class Servers:
         """Stop one server, so that it is not adopted again. Raises UnavailableError."""
         await self._runtime.stop(server.instance, grace_seconds=self._grace_seconds)
 
-    async def retire(self, workload: str, *, keep: frozenset[int]) -> list[Instance]:
+    async def retire(self, workload: str, *, keep: frozenset[int], leaving: Collection[str] = ()) -> list[Instance]:
         """Let every server of a workload but those of these slots see its callers off; return those that will end.
 
-        Only where another one stays, to which new callers go.
+        Only where another one stays, to which new callers go. `leaving` are ids of instances that were told already;
+        their slots' directories, and with them their control sockets, may be gone.
         """
-        leaving: list[Instance] = []
         going = [(serial, one) for serial, one in await self._of(workload) if serial not in keep]
         if not keep or not going:
-            return leaving
+            return []
         if not self._listeners.holds(workload):  # the agent was killed: it may be that only these still hold it
             await self._listeners.recover(workload, await self._lenders(workload))
+        told = []
         for serial, instance in going:
             try:
-                await ServerControl(self._disk.slot(workload, serial), timeout_seconds=_RETIRE_SECONDS).retire()
-                leaving.append(instance)
+                if instance.id not in leaving:
+                    await self.control(workload, serial).retire()
+                told.append(instance)
             except SkerryError as error:
                 log.info("server.not_retired name=%s error=%s", instance.name, error)
-        return leaving
+        return told
 
     async def see_off(self, instance: Instance) -> None:
         """Wait for the end of a server that retires, and see to it. Raises UnavailableError."""

@@ -30,6 +30,7 @@ _COLOURS = {
         "Fetching",
         "Starting",
         "Probing",
+        "Shadowing",
         "RollingBack",
         "Superseded",
     },

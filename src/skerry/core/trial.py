@@ -132,6 +132,5 @@ def refusal(asked: ShadowDesired, report: ShadowReport) -> str:
     if agreement >= asked.min_agreement:
         return ""
     failed = f", it failed {report.errors}" if report.errors else ""
-    return (
-        f"agreed with {report.beside} on {agreement:.4g} of {count} requests, below {asked.min_agreement:.4g}{failed}"
-    )
+    share = f"{agreement:.4g} of {count} requests"
+    return f"it agreed with {report.beside} on {share}, below {asked.min_agreement:.4g}{failed}"

@@ -475,7 +475,7 @@ def _answers(state: State, event: Ready, now: Moment) -> Outcome:
 
 
 def _observed(state: State, event: Observed, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
-    about = state.observation is not None and _current(state).desired == state.desired
+    about = state.up and state.observation is not None and _current(state).desired == state.desired
     return (_replace(state, observation=event.observation) if about else state), []
 
 
@@ -487,7 +487,7 @@ def _went_down(state: State, event: Faulted | Exited, now: Moment) -> Outcome:  
     message = sentence(phase, fault)
     down = _replace(state, up=False, crashes=crashes, restarts=state.restarts + 1)
     again = _serve(down, current, delay_ceiling=_backoff(0.5, crashes, RESTART_CEILING_SECONDS))
-    if state.phase == "Shadowing" and state.shadow is None and crashes >= MAX_CRASHES:
+    if state.phase == "Shadowing" and state.candidate and state.shadow is None and crashes >= MAX_CRASHES:
         # What it is compared with does not work any more: better the one that has answered its golden samples.
         down, switch = _switching(_replace(down, shadow=ShadowReport(beside=current.desired.model_version)))
         return down, [again, *switch]

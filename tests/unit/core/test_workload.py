@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skerry.api.kinds.device import Measurement
+from skerry.api.kinds.device import Measurement, Observation, ShadowReport
 from skerry.api.kinds.tensors import ModelSignature, TensorSpec
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.core import journal, workload
@@ -25,11 +25,15 @@ from skerry.core.journal import (
     Laid,
     Launched,
     Moment,
+    Observe,
+    Observed,
     Probe,
     Probed,
     Ready,
     Resumed,
     Serve,
+    ShadowBeside,
+    Shadowed,
     State,
     Switch,
     Switched,
@@ -38,7 +42,7 @@ from skerry.core.journal import (
     Unwanted,
     Wanted,
 )
-from skerry.core.messages import ServingDesired, WorkloadDesired
+from skerry.core.messages import ObserveDesired, ServingDesired, ShadowDesired, WorkloadDesired
 
 MEASURED = Measurement(
     samples=4,
@@ -49,6 +53,11 @@ MEASURED = Measurement(
     latency_p95_ms=2.0,
     peak_memory_bytes=1,
 )
+
+
+SHADOWED = ShadowReport(beside="digits-v1", seconds=600, requests=20, answered=20, agreed=20)
+DISAGREES = ShadowReport(beside="digits-v1", seconds=600, requests=20, answered=20, agreed=3)
+OBSERVED = Observation(seconds=60, requests=100, checks=20)
 
 
 def wish(version: str, *, rollout: str = "", port: int = 0) -> WorkloadDesired:
@@ -68,6 +77,14 @@ def wish(version: str, *, rollout: str = "", port: int = 0) -> WorkloadDesired:
         repository="default/digits",
         blob=Blob(digest=f"sha256:{number:064x}", size=10),
         serving=ServingDesired(port=port),
+    )
+
+
+def tried(version: str, *, rollout: str = "") -> WorkloadDesired:
+    """A version that is tried in the shadow first, and watched afterwards."""
+    shadow = ShadowDesired(seconds=600, min_requests=10, min_agreement=0.9, missing="fail")
+    return msgspec.structs.replace(
+        wish(version, rollout=rollout), compare=True, observe=ObserveDesired(seconds=60), shadow=shadow
     )
 
 
@@ -96,6 +113,8 @@ class World:
     unprobeable: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
     """Versions the registry does not have."""
+    disagreeing: frozenset[str] = frozenset()
+    """Versions that answer otherwise than the one they run beside."""
     instruction: int = 0
     seconds: float = 0.0
     must_serve: bool = False
@@ -172,7 +191,7 @@ class Agent:
             self.carry_out(action)
             self.world.tick()
 
-    def carry_out(self, action: journal.Action) -> None:
+    def carry_out(self, action: journal.Action) -> None:  # noqa: C901 - one branch for each action
         world = self.world
         match action:
             case Tidy():
@@ -200,12 +219,10 @@ class Agent:
                 self.queue.append(Laid(serial=slot.serial))
             case Serve():
                 self.serve(action)
-            case Switch(slot=slot, endpoint=endpoint):
-                assert slot.serial in world.servers
-                assert slot.admitted
-                assert world.journal is not None
-                assert world.journal.candidate == slot, "admitted before it was written down"
-                self.queue.append(Switched(serial=slot.serial, endpoint=world.accept(slot.serial, endpoint)))
+            case ShadowBeside() | Observe():
+                self.try_out(action)
+            case Switch():
+                self.switch(action)
             case Probe(slot=slot):
                 assert slot.serial in world.servers
                 if slot.desired.version in world.unprobeable:
@@ -214,6 +231,28 @@ class Agent:
                     )
                 else:
                     self.queue.append(Probed(serial=slot.serial, measurement=MEASURED))
+
+    def try_out(self, action: ShadowBeside | Observe) -> None:
+        world, slot = self.world, action.slot
+        if isinstance(action, Observe):
+            assert slot.serial in world.accepting
+            self.queue.append(Observed(serial=slot.serial, observation=OBSERVED))
+            return
+        assert {slot.serial, action.beside.serial} <= set(world.servers)
+        assert world.accepting == {action.beside.serial}, "what runs in the shadow answers nobody"
+        world.tick()
+        disagrees = slot.desired.version in world.disagreeing
+        self.queue.append(Shadowed(serial=slot.serial, report=DISAGREES if disagrees else SHADOWED))
+
+    def switch(self, action: Switch) -> None:
+        world, slot = self.world, action.slot
+        if slot.desired.shadow is not None and self.state.current is not None:
+            assert self.state.shadow == SHADOWED, "admitted before it was tried"
+        assert slot.serial in world.servers
+        assert slot.admitted
+        assert world.journal is not None
+        assert world.journal.candidate == slot, "admitted before it was written down"
+        self.queue.append(Switched(serial=slot.serial, endpoint=world.accept(slot.serial, action.endpoint)))
 
     def serve(self, action: Serve) -> None:
         world, slot = self.world, action.slot
@@ -280,6 +319,10 @@ SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, dict[str, fr
     "rollback: fetch": (("v1",), wish("v2"), {"missing": frozenset({"v2"})}, "Running", "v1"),
     "first fails": ((), wish("v1"), {"broken": frozenset({"v1"})}, "Failed", ""),
     "removal": (("v1", "v2"), None, {}, "", ""),
+    "shadow": (("v1",), tried("v2"), {}, "Running", "v2"),
+    "shadow: disagrees": (("v1",), tried("v2"), {"disagreeing": frozenset({"v2"})}, "Running", "v1"),
+    "shadow: nothing to replace": ((), tried("v1"), {}, "Running", "v1"),
+    "shadow: the same again": (("v1",), tried("v1", rollout="digits-9"), {}, "Running", "v1"),
 }
 
 
@@ -323,9 +366,13 @@ def check_rest(world: World, agent: Agent, desired: WorkloadDesired | None, phas
     if desired.serving.port:
         assert status.running.port == desired.serving.port
     if version == desired.version:
-        assert status.measurement == MEASURED
         assert status.message == ""
         assert status.install_seconds is not None
+        assert status.measurement is not None
+        assert status.measurement.accuracy == MEASURED.accuracy
+        assert status.observation == (None if desired.observe is None else OBSERVED)
+        if desired.shadow is not None:
+            assert status.shadow in (SHADOWED, ShadowReport())
     else:
         assert status.message.startswith("While ")
         assert status.measurement is None
@@ -556,7 +603,7 @@ def test_install_seconds_need_the_same_boot() -> None:
 
 
 EVENTS = st.one_of(
-    st.builds(Wanted, st.sampled_from([wish("v1"), wish("v2"), wish("v2", port=8080)])),
+    st.builds(Wanted, st.sampled_from([wish("v1"), wish("v2"), wish("v2", port=8080), tried("v1"), tried("v3")])),
     st.just(Unwanted()),
     st.just(Resumed()),
     st.just(Tidied()),
@@ -576,6 +623,8 @@ EVENTS = st.one_of(
         damaged=st.booleans(),
     ),
     st.builds(Exited, serial=st.integers(1, 4), cause=st.just("x"), uptime_seconds=st.sampled_from([0.0, 100.0])),
+    st.builds(Shadowed, serial=st.integers(1, 4), report=st.sampled_from([SHADOWED, DISAGREES, ShadowReport()])),
+    st.builds(Observed, serial=st.integers(1, 4), observation=st.just(OBSERVED)),
 )
 
 

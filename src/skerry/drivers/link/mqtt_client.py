@@ -257,13 +257,10 @@ class _LastError(logging.Handler):
         self.text = record.getMessage()
 
 
+_BUSY = "it may be taking on many devices; try again after a random pause"
 _SOCKET_CAUSES: tuple[tuple[type[OSError], str, str], ...] = (
     (ConnectionRefusedError, "nobody listens there", "is the hub running?"),
-    (
-        ConnectionResetError,
-        "the broker reset the connection",
-        "it may be taking on many devices; try again after a random pause",
-    ),
+    (ConnectionError, "the broker cut the connection", _BUSY),
     (socket.gaierror, "the name cannot be resolved", "check the name and the DNS"),
     (TimeoutError, "no answer", "check the address, the network and the firewall"),
 )
@@ -283,6 +280,7 @@ _TLS_CAUSES: tuple[tuple[str, str, str], ...] = (
     ("handshake failure", "the broker refused our certificate or our TLS version", "enrol at this hub; need TLS 1.2"),
     ("bad certificate", "the broker refused our certificate", "enrol at this hub"),
     ("certificate unknown", "the broker refused our certificate", "enrol at this hub"),
+    ("unexpected eof", "the broker cut the connection in the handshake", _BUSY),
     ("wrong version number", "this port does not speak TLS", "check the port"),
 )
 

@@ -114,14 +114,16 @@ def withdraw(record: DesiredRecord, deployment: str) -> DesiredRecord:
 
 def request_benchmarks(record: DesiredRecord, requests: Sequence[BenchmarkRequest]) -> DesiredRecord:
     """Add what is to be measured, up to the bound; what is asked for already stays as it is."""
-    known = {(b.deployment, b.workload.name) for b in record.benchmarks}
-    new = [b for b in requests if (b.deployment, b.workload.name) not in known]
+    known = {(b.deployment_uid, b.rollout, b.workload.name) for b in record.benchmarks}
+    new = [b for b in requests if (b.deployment_uid, b.rollout, b.workload.name) not in known]
     return _changed(record, record.assignments, [*record.benchmarks, *new][:MAX_BENCHMARKS])
 
 
-def withdraw_benchmarks(record: DesiredRecord, deployment: str, *, keep: str = "") -> DesiredRecord:
-    """Ask for nothing any more for a deployment, but for the rollout `keep`."""
-    kept = [b for b in record.benchmarks if b.deployment != deployment or (keep and b.rollout == keep)]
+def withdraw_benchmarks(
+    record: DesiredRecord, deployment: str, *, keep: tuple[str, str] | None = None
+) -> DesiredRecord:
+    """Ask for nothing any more for a deployment, but for the rollout `keep` (the deployment's uid, its own name)."""
+    kept = [b for b in record.benchmarks if b.deployment != deployment or (b.deployment_uid, b.rollout) == keep]
     return _changed(record, record.assignments, kept)
 
 

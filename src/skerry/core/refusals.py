@@ -68,17 +68,12 @@ def next_best(
         )
     if found.variant is None or target.model is None:
         return desired.assign(record, msgspec.structs.replace(held, refusals=noted[-MAX_REFUSALS:]))
+    made = placement.build_assignment(
+        target.rollout, target.model, found, wave=held.wave, now=now, returned_from=held.returned_from, refusals=noted
+    )
+    windows = held.workload.windows
     return desired.assign(
-        record,
-        placement.build_assignment(
-            target.rollout,
-            target.model,
-            found,
-            wave=held.wave,
-            now=now,
-            returned_from=held.returned_from,
-            refusals=noted,
-        ),
+        record, msgspec.structs.replace(made, workload=msgspec.structs.replace(made.workload, windows=windows))
     )
 
 

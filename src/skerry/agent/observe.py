@@ -87,8 +87,9 @@ class Windows:
         last = self._last
         if last is not None:
             known = last.boot == seen.boot and last.requests <= seen.requests and last.errors <= seen.errors
-            self._requests += seen.requests - (last.requests if known else 0)
-            self._errors += seen.errors - (last.errors if known else 0)
+            requests = seen.requests - (last.requests if known else 0)
+            self._requests += requests
+            self._errors += min(seen.errors - (last.errors if known else 0), requests)
         self._last = seen
 
     def _worth(self, window: Observation, more: bool) -> bool:

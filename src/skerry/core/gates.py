@@ -181,7 +181,8 @@ class _Found:
     """Device, and the sentence on it."""
     foreign: int = 0
     """Devices that the gate is not about."""
-    lie: str = ""
+    lie: tuple[str, str] | None = None
+    """The same."""
 
 
 def _worst(bound: _Bound, samples: Sequence[Sample], expected: int, *, final: bool) -> GateResult:
@@ -195,7 +196,7 @@ def _worst(bound: _Bound, samples: Sequence[Sample], expected: int, *, final: bo
     elif found.foreign and not found.gaps:
         message = f"there was nothing to compare with on {_count(found.foreign)}"
     if found.lie:
-        verdict, message = "Failed", found.lie
+        verdict, (device, message) = "Failed", found.lie
     elif missed:
         verdict = "Failed"
     elif found.gaps and bound.rule.missing == "fail":
@@ -225,7 +226,7 @@ def _gather(bound: _Bound, samples: Sequence[Sample]) -> _Found:
             continue
         match bound.read(sample):
             case Lie(why):
-                found.lie = found.lie or f"{sample.device} {why}"
+                found.lie = found.lie or (sample.device, f"{sample.device} {why}")
             case Gap(why):
                 found.gaps.append((sample.device, f"{sample.device} {why}"))
             case Value(number, behind):

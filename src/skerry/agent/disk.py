@@ -20,8 +20,9 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -38,6 +39,23 @@ MODEL_FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "executorch": "mo
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """Of the agent's own files (journals, desired state, identity)."""
 _CHUNK = 256 * 1024
+_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What was removed to make room."""
+
+    files: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Freed) -> Freed:
+        return Freed(self.files + other.files, self.bytes + other.bytes)
+
+    @property
+    def sentence(self) -> str:
+        """As people read it."""
+        return f"{self.files} unused file{'' if self.files == 1 else 's'} ({human_bytes(self.bytes)}) were removed"
 
 
 class AcceptedDesired(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +72,7 @@ class Disk:
         self.root = root
         self._reserve = reserve_bytes
         self._limit = limit_bytes
+        self._links: bool | None = None
         try:
             files.private_directory(root)
             files.private_directory(self._blobs)
@@ -240,12 +259,57 @@ class Disk:
 
     def prune_blobs(self, *, keep: Iterable[str]) -> int:
         """Remove every blob, whole or partial, whose digest is not named; return how many."""
-        kept, removed = {digest.removeprefix("sha256:") for digest in keep}, 0
-        for path in self._blobs.iterdir():
-            if path.name.lstrip(".")[:64] not in kept:
-                path.unlink(missing_ok=True)
-                removed += 1
-        return removed
+        return self.free_blobs(keep=keep).files
+
+    def free_blobs(self, *, keep: Iterable[str]) -> Freed:
+        """Remove what `prune_blobs` does, and return what that was."""
+        kept = {digest.removeprefix("sha256:") for digest in keep}
+        return _remove(path for path in self._blobs.iterdir() if path.name.lstrip(".")[:64] not in kept)
+
+    def free_slots(self, named: Mapping[str, Iterable[int]]) -> Freed:
+        """Remove every slot, also half-made, that is not among those named for its workload; others stay."""
+        found = []
+        for name, serials in named.items():
+            kept = {str(serial) for serial in serials}
+            directory = self._workloads / name / "slots"
+            slots = directory.iterdir() if directory.is_dir() else ()
+            found += [path for path in slots if path.name.removeprefix(".").removesuffix(".building") not in kept]
+        freed = _remove(file for path in found for file in path.rglob("*") if not file.is_dir())
+        for path in found:
+            shutil.rmtree(path, ignore_errors=True)
+        return freed
+
+    def free_copies(self, slots: Iterable[Slot]) -> Freed:
+        """Remove cached blobs of which a slot has its own complete copy; with links there are none."""
+        if self.links():
+            return Freed()
+        found = []
+        for slot in slots:
+            pairs = [(slot.desired.blob, self.model(slot))]
+            if slot.desired.golden is not None:
+                pairs.append((slot.desired.golden, self.slot(slot.desired.name, slot.serial) / GOLDEN_FILE))
+            found += [self.blob(blob) for blob, own in pairs if own.is_file() and own.stat().st_size == blob.size]
+        return _remove(found)
+
+    def free_logs(self) -> Freed:
+        """Remove logs that were moved aside, and journals that were found damaged."""
+        return _remove([*self._workloads.glob("*/server.log.1"), *self._workloads.glob("*/journal.damaged")])
+
+    def links(self) -> bool:
+        """Return whether files of this file system can have several names, so that a slot needs no copy of a blob."""
+        if self._links is None:
+            probe, link = self._blobs / ".probe", self._blobs / ".probe-link"
+            try:
+                probe.touch(mode=0o600)
+                link.unlink(missing_ok=True)
+                os.link(probe, link)
+                self._links = True
+            except OSError as error:
+                self._links = False if error.errno in _NO_LINKS else None
+            finally:
+                for path in (probe, link):
+                    path.unlink(missing_ok=True)
+        return self._links is not False
 
     def check_room(self, size: int, element: str) -> None:
         """Refuse early what would not fit. Raises StorageFullError with the amounts."""
@@ -273,8 +337,7 @@ class Disk:
         """Return how much of these blobs is not in the cache; their content is not looked at."""
         missing = 0
         for blob in blobs:
-            there = self.blob(blob).is_file() or self.blob(blob).exists()
-            missing += 0 if there else max(blob.size - self.partial_size(blob), 0)
+            missing += 0 if self.blob(blob).exists() else max(blob.size - self.partial_size(blob), 0)
         return missing
 
     def partial_size(self, blob: Blob) -> int:
@@ -287,7 +350,7 @@ class Disk:
         try:
             os.link(source, target)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP):
+            if error.errno not in _NO_LINKS:
                 raise
             with source.open("rb") as reader, target.open("xb") as writer:  # a file system without hard links
                 shutil.copyfileobj(reader, writer, _CHUNK)
@@ -321,6 +384,19 @@ def _verify(path: Path, blob: Blob) -> None:
         raise IntegrityError(f"cannot be read: {error.strerror}", element=str(path)) from None
     if f"sha256:{hasher.hexdigest()}" != blob.digest:
         raise IntegrityError(f"is not {blob.digest} of {blob.size} bytes any more", element=str(path))
+
+
+def _remove(paths: Iterable[Path]) -> Freed:
+    """Remove files; one that has another name frees nothing, and is counted so."""
+    freed = Freed()
+    for path in paths:
+        try:
+            found = path.lstat()
+            path.unlink()
+        except OSError:
+            continue
+        freed += Freed(1, found.st_blocks * 512 if found.st_nlink == 1 else 0)
+    return freed
 
 
 def _full_or(error: OSError, element: str) -> Exception:

@@ -14,22 +14,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from skerry.agent import commands, facts
+from skerry.agent import commands, facts, room
 from skerry.agent import settings as configured
 from skerry.agent.admission import Admission
 from skerry.agent.benchmark import Benchmarks, ordinary
-from skerry.agent.disk import AcceptedDesired, Disk
+from skerry.agent.disk import AcceptedDesired, Disk, Freed
 from skerry.agent.hold import Holds
 from skerry.agent.installer import Installer, Tools
 from skerry.agent.local import LocalSocket
 from skerry.agent.policy import Policy
+from skerry.agent.room import Room
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
 from skerry.api import duration
 from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooLargeError, UnavailableError
 from skerry.api.kinds.device import DeviceFacts, Network, WorkloadStatus
 from skerry.core import workload
-from skerry.core.journal import Resumed, State, Unwanted, Wanted
+from skerry.core.journal import Resumed, Slot, State, Unwanted, Wanted
 from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
 from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink
 from skerry.core.session import Session
@@ -96,6 +97,7 @@ class Engine:
         self._local = LocalSocket(self._holds, parts.settings.hold, parts.disk.root)
         self._tools = Tools(
             policy=self._policy,
+            room=Room(parts.disk),
             disk=parts.disk,
             source=parts.source,
             servers=parts.servers,
@@ -105,6 +107,7 @@ class Engine:
             fetching=asyncio.Semaphore(MAX_FETCHES),
             blob_locks=WeakValueDictionary(),
             prune=self._prune,
+            free=self._free,
             probe_samples=parts.settings.probes.samples,
             probe_seconds=duration.to_seconds(parts.settings.probes.max_time),
             probe_timeout_seconds=duration.to_seconds(parts.settings.probes.request_timeout),
@@ -239,11 +242,14 @@ class Engine:
     def _engines(self) -> Iterable[str]:
         return [engine.name for engine in self._facts.engines]
 
-    async def _prune(self) -> None:
-        named = [slot.desired for one in self._installers.values() for slot in workload.slots(one.state)]
-        digests = {blob.digest for one in named for blob in (one.blob, one.golden) if blob is not None}
-        digests |= self._benchmarks.digests()
-        await asyncio.to_thread(self._parts.disk.prune_blobs, keep=digests)
+    async def _prune(self) -> Freed:
+        return await asyncio.to_thread(room.prune, self._parts.disk, self._named(), others=self._benchmarks.digests())
+
+    async def _free(self) -> Freed:
+        return await asyncio.to_thread(room.free, self._parts.disk, self._named(), others=self._benchmarks.digests())
+
+    def _named(self) -> dict[str, list[Slot]]:
+        return {name: workload.slots(one.state) for name, one in self._installers.items()}
 
     # --- the connection -------------------------------------------------------------------------------------------
 

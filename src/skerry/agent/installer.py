@@ -96,6 +96,8 @@ class Tools:
     """One for each digest being fetched: two workloads may want the same blob."""
     prune: Callable[[], Coroutine[Any, Any, Freed]]
     """Remove what no workload names, and return what that was."""
+    free: Callable[[], Coroutine[Any, Any, Freed]]
+    """The same when there is no room: also what can be done without."""
     room: Room
     probe_samples: int
     probe_seconds: float
@@ -191,7 +193,7 @@ class Installer:
                 await asyncio.to_thread(self._tools.disk.write_journal, state)
             except (StorageFullError, OSError) as error:
                 log.error("journal.not_written workload=%s error=%s", state.name, error)
-                await self._tools.prune()
+                await self._tools.free()
                 if not workload.must_be_durable(self.state, state):
                     return  # what is installed is served, full disk or not
                 await asyncio.sleep(JOURNAL_RETRY_SECONDS)
@@ -347,7 +349,7 @@ class Installer:
             await self._cleared(slot, lane, lambda: self._may_fetch(slot))
             needed, freed = await asyncio.to_thread(tools.room.needed, desired), None
             if not tools.room.fits(needed):
-                freed = await tools.prune()
+                freed = await tools.free()
             with tools.room.kept(needed, _element(slot), freed=freed) as promise:
                 for blob in (desired.blob, desired.golden):
                     if blob is not None:

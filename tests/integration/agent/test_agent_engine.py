@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from skerry.api.kinds.device import WorkloadStatus
+from skerry.api.quantity import human_bytes
 from skerry.core.messages import Reported
 
 
@@ -155,7 +156,8 @@ async def test_a_full_disk_is_a_sentence_and_the_old_version_stays(world: Any, m
         )
         await world.hub.want(big)
         status = await world.hub.status(lambda one: one.rollout == "digits-v2" and one.phase == "Running")
-        assert "97.7 KiB do not fit: " in status.message
+        assert f"{human_bytes(100_000 + big.golden.size)} do not fit: " in status.message, "model and golden samples"
+        assert "there was nothing left to remove" in status.message
         assert "of the limit of 6.0 KiB are in use" in status.message
         assert status.running is not None
         assert status.running.rollout == "digits-v1"

@@ -326,7 +326,7 @@ def _judge(fleet: _Fleet, wave: WaveStatus, index: int, listed: int) -> _Found:
     waits = gates.pending(results)
     if baked and waits:
         waiting = msgspec.structs.replace(wave, phase="Baking", settled_at=wave.settled_at or now)
-        message = f"{progress}, waiting at gate {steps.verdicts(waits)}"
+        message = f"{progress}, waiting at gate {steps.sentences(waits)}"
         return _Found(wave=waiting, event="Baking", message=message, wake_at=last if now < last else None)
     return _bake(wave, bake, now, progress)
 

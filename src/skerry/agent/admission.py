@@ -65,8 +65,9 @@ class Admission:
 
     def _check_memory(self, desired: WorkloadDesired, element: str) -> None:
         needs, memory = desired.needs.memory_bytes, self._memory_bytes()
-        left = memory - self._taken(desired.name)
-        text = f"it needs {quantity.human_bytes(needs)}"
+        shadows = desired.shadow is not None  # the version that serves goes on meanwhile
+        left = memory - self._taken("" if shadows else desired.name)
+        text = f"it needs {quantity.human_bytes(needs)}" + (" beside the version it shadows" if shadows else "")
         if memory and needs > left:
             raise RefusedError(
                 "Memory",

@@ -2,7 +2,8 @@
 
 A rollout that failed, and one that has rolled back, converge on the previous rollout: what a wave moved returns, what a
 superseded rollout left behind follows, late devices join. Where there is no previous rollout, or none of its variants
-fits, what failed is withdrawn: it does not keep running. What this rollout has not touched is not taken away. A
+fits, what failed is withdrawn: it does not keep running; also from a device on which the previous one no longer works
+and that fell back to what failed. What this rollout has not touched is not taken away. A
 cordoned device is brought back too, for returning is no new placement. Done when every device that is online says it is
 back, or one device timeout after the failure; the others are named.
 
@@ -60,7 +61,10 @@ def converge(view: View, now: datetime) -> tuple[tuple[Action, ...], datetime | 
     actions: list[Action] = [*withdrawals(view)]
     joining: list[Member] = []
     for member in view.members:
-        if not member.selected or (view.previous and member.rollout == view.previous and not _stranger(member, view)):
+        if not member.selected:
+            continue
+        if view.previous and member.rollout == view.previous and not _stranger(member, view):
+            actions += [Withdraw(uid=member.uid)] if _clings(member, view) else []
             continue
         moved = waves.belongs(member, view.rollout)
         if not moved and not member.cordoned and _is_idle(member, view):
@@ -85,7 +89,7 @@ def join_previous(view: View, members: Iterable[Member], now: datetime) -> tuple
     later: list[datetime] = []
     wanted = view.spec.strategy.windows
     for member in members:
-        if not _is_idle(member, view) or member.previous_unfit:
+        if not _is_idle(member, view) or member.previous_unfit or _still_runs(member, view.rollout.metadata.name):
             continue
         opens = pace.opens_at(wanted, member, now)
         if opens is not None and opens <= now:
@@ -98,6 +102,16 @@ def join_previous(view: View, members: Iterable[Member], now: datetime) -> tuple
 
 def _is_idle(member: Member, view: View) -> bool:
     return member.assignment is None or _stranger(member, view)
+
+
+def _clings(member: Member, view: View) -> bool:
+    """The previous version does not work on the device (any more), and so it fell back to the one that failed."""
+    report, failed = member.current_report, view.rollout.metadata.name
+    return report is not None and report.phase == "Running" and _still_runs(member, failed)
+
+
+def _still_runs(member: Member, name: str) -> bool:
+    return member.report is not None and member.report.running is not None and member.report.running.rollout == name
 
 
 def withdrawals(view: View) -> list[Action]:

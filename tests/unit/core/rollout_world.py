@@ -18,6 +18,7 @@ from skerry.api.kinds.device import (
     Hardware,
     Measurement,
     RunningRevision,
+    WorkloadPhase,
     WorkloadStatus,
 )
 from skerry.api.kinds.gates import AccuracyGate, Gates
@@ -28,13 +29,15 @@ from skerry.api.kinds.model_deployment import (
     Wave,
 )
 from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec, ModelVersionStatus
+from skerry.api.kinds.pacing import UpdateWindows
 from skerry.api.kinds.rollout import Rollout, RolloutSpec, RolloutStatus
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Evaluation, Golden, NumericalError, Profile, Requirements, Variant
 from skerry.api.meta import LabelSelector, ObjectMeta, find_condition
-from skerry.core import assignment, deployment, placement, rollout, waves
+from skerry.core import assignment, deployment, placement, promotion, rollout, waves, windows
 from skerry.core.assignment import Target
 from skerry.core.desired import DesiredRecord
+from skerry.core.messages import WindowDesired, WindowsDesired, WorkloadDesired
 from skerry.core.steps import Assign, Hold, Return, SetStatus, View, Withdraw
 from skerry.core.waves import Member
 
@@ -95,6 +98,8 @@ class Sim:
     selected: bool = True
     memory: int = 100 * MIB
     delay: float = 1.0
+    site: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
     broken: frozenset[str] = frozenset()
     """Model versions whose server never starts here: it falls back."""
     silent: frozenset[str] = frozenset()
@@ -107,39 +112,53 @@ class Sim:
     """What it said when it last became Running."""
     running: RunningRevision | None = None
     versions: list[int] = field(default_factory=list)
+    ready_at: datetime | None = None
+    """When it began to fetch what it accepted last."""
+    waited: float = 0.0
+    wakes_at: datetime | None = None
+    switched: list[tuple[datetime, WorkloadDesired]] = field(default_factory=list)
 
     def tick(self, record: DesiredRecord | None, now: datetime) -> None:
         """Do what an agent does: accept, install for a while, report."""
         if not self.online or record is None:
             return
-        if self.accepted is None or record.manifest_version > self.accepted.manifest_version:
-            self.accepted, self.accepted_at = record, now
-            self.versions.append(record.manifest_version)
-        wanted = self.accepted.find(NAME)
+        self.accept(record, now)
+        wanted = self.accepted.find(NAME) if self.accepted is not None else None
         if wanted is None:
             self.report, self.running = None, None
+        elif wanted.workload.model_version in self.silent:
             return
-        workload = wanted.workload
-        if workload.model_version in self.silent:
-            return
-        if self.running is not None and self.running.rollout == workload.rollout:
-            if self.report is not None and self.report.rollout != workload.rollout:
+        elif self.running is not None and self.running.rollout == wanted.workload.rollout:
+            if self.report is not None and self.report.rollout != wanted.workload.rollout:
                 self.report = self.proven
+        elif self.installs(wanted.workload, now):
+            self.switch(wanted.workload, now)
+
+    def accept(self, record: DesiredRecord, now: datetime) -> None:
+        if self.accepted is not None and record.manifest_version <= self.accepted.manifest_version:
             return
-        fresh = WorkloadStatus(
-            name=NAME,
-            rollout=workload.rollout,
-            revision=workload.revision,
-            variant=workload.variant,
-            phase="Fetching",
-            running=self.running,
-        )
-        if (now - self.accepted_at).total_seconds() < self.delay:
-            self.report = fresh
-            return
+        before, self.accepted, self.accepted_at = self.accepted, record, now
+        self.versions.append(record.manifest_version)
+        if before is None or not _same_wish(before, record):
+            self.ready_at, self.waited = None, 0.0
+
+    def installs(self, workload: WorkloadDesired, now: datetime) -> bool:
+        """Fetch and lay it, each in its window; true when it may be switched to."""
+        told = workload.windows or WindowsDesired()
+        fetching = self.about(workload, "Fetching")
+        if self.ready_at is None and self.waits(fetching, told.download, told.issued_at, now):
+            return False
+        self.ready_at = self.ready_at or now
+        if (now - self.ready_at).total_seconds() < self.delay:
+            self.report = fetching
+            return False
+        return not self.waits(self.about(workload, "Installed"), told.switch_over, told.issued_at, now)
+
+    def switch(self, workload: WorkloadDesired, now: datetime) -> None:
+        self.switched.append((now, workload))
         if workload.model_version in self.broken:
-            fallen = "Running" if self.running else "Failed"
-            self.report = msgspec.structs.replace(fresh, phase=fallen, message="the server died")
+            fallen = self.about(workload, "Running" if self.running else "Failed")
+            self.report = msgspec.structs.replace(fallen, message="the server died")
             return
         self.running = RunningRevision(
             rollout=workload.rollout,
@@ -158,8 +177,35 @@ class Sim:
             latency_p95_ms=2,
             peak_memory_bytes=MIB,
         )
-        self.report = msgspec.structs.replace(fresh, phase="Running", running=self.running, measurement=measurement)
+        self.report = msgspec.structs.replace(self.about(workload, "Running"), measurement=measurement)
         self.proven = self.report
+
+    def about(self, workload: WorkloadDesired, phase: WorkloadPhase) -> WorkloadStatus:
+        return WorkloadStatus(
+            name=NAME,
+            rollout=workload.rollout,
+            revision=workload.revision,
+            variant=workload.variant,
+            phase=phase,
+            running=self.running,
+            waited_seconds=self.waited,
+        )
+
+    def waits(
+        self, fresh: WorkloadStatus, listed: list[WindowDesired], issued_at: datetime | None, now: datetime
+    ) -> bool:
+        """Report that it waits for a window, if it has to."""
+        closed = windows.closed(listed, now, issued_at=issued_at, what="update")
+        self.wakes_at = closed.until if closed is not None else None
+        if closed is not None:
+            self.waited = (now - self.accepted_at).total_seconds()
+            self.report = msgspec.structs.replace(fresh, waiting_for="Window", message=closed.message)
+        return closed is not None
+
+
+def _same_wish(one: DesiredRecord, other: DesiredRecord) -> bool:
+    old, new = one.find(NAME), other.find(NAME)
+    return old is not None and new is not None and old.workload.rollout == new.workload.rollout
 
 
 class HubDiedError(Exception):
@@ -182,6 +228,9 @@ class World:
         self.writes = 0
         self.wake_at: datetime | None = None
         self.given: dict[tuple[str, str], set[bytes]] = {}
+        self.approvals: dict[str, set[str]] = {}
+        self.fits: dict[tuple[int, str, int], str] = {}
+        """All that tells the fleet's machines apart is their memory."""
 
     # -- what the controller does ---------------------------------------------------------------------------------
 
@@ -202,7 +251,12 @@ class World:
             workloads=[sim.report] if sim.report else [],
         )
         return Device(
-            metadata=ObjectMeta(name=sim.name, namespace="default", uid=f"u-{sim.name}"),
+            metadata=ObjectMeta(
+                name=sim.name,
+                namespace="default",
+                uid=f"u-{sim.name}",
+                labels={**sim.labels, **({"site": sim.site} if sim.site else {})},
+            ),
             spec=DeviceSpec(cordoned=sim.cordoned),
             status=status,
         )
@@ -211,9 +265,12 @@ class World:
         model = self.models.get(target.spec.template.model_version) if target else None
         if target is None or model is None:
             return "the model version is missing"
-        machine = placement.machine_of(device.status, self.records.get(device.metadata.uid), NAME)
-        found = placement.place(machine, model.status.variants, target.spec.template)
-        return "" if found.variant else found.reason
+        key = (device.status.hardware.memory_bytes, target.metadata.name, model.status.variants[0].needs.memory_bytes)
+        if key not in self.fits:
+            machine = placement.machine_of(device.status, self.records.get(device.metadata.uid), NAME)
+            found = placement.place(machine, model.status.variants, target.spec.template)
+            self.fits[key] = "" if found.variant else found.reason
+        return self.fits[key]
 
     def view(self, of: Rollout) -> View:
         previous = self.rollouts.get(of.spec.previous)
@@ -262,6 +319,7 @@ class World:
             if after == before:
                 continue
             self.write()
+            self.check_pace(of, action, before, after)
             assert (after.manifest_version > before.manifest_version) == (
                 [a.workload for a in after.assignments] != [a.workload for a in before.assignments]
             )
@@ -269,7 +327,7 @@ class World:
             held = after.find(NAME)
             if held is not None:
                 contents = self.given.setdefault((action.uid, held.workload.rollout), set())
-                contents.add(msgspec.json.encode(held.workload))
+                contents.add(msgspec.json.encode(msgspec.structs.replace(held.workload, windows=None)))
                 assert len(contents) == 1, "one rollout gave one device two different workloads"
             self.check_targets()
 
@@ -317,6 +375,79 @@ class World:
                 allowed = max((w.target for w in item.status.waves if w.phase != "Pending"), default=0)
                 assert self.count(item.metadata.name) <= allowed
 
+    def check_pace(
+        self, of: Rollout, action: Assign | Return | Withdraw, before: DesiredRecord, after: DesiredRecord
+    ) -> None:
+        """Nothing new is assigned outside of the windows, beyond the rate or the budget, or before an approval."""
+        strategy, held, old = self.deployment.spec.strategy, after.find(NAME), before.find(NAME)
+        moved = held is not None and (old is None or old.workload.rollout != held.workload.rollout)
+        if isinstance(action, Withdraw) or held is None or not moved:
+            return
+        if isinstance(action, Return) and (action.returned_from or old is not None):
+            assert held.workload.windows is None, "the way back waits for no window"
+            return
+        for window in strategy.windows.download:
+            told = windows.desired_of(UpdateWindows(download=[window]), action.uid)
+            assert told is not None
+            if windows.opening(told.download, self.now) == self.now:
+                break
+        else:
+            assert not strategy.windows.download, "assigned outside of the download windows"
+        if isinstance(action, Assign):
+            self.check_rate(of, action.wave, strategy)
+            self.check_budget(self.sims[action.uid.removeprefix("u-")], strategy, before)
+            self.check_promotion(of, action.wave, strategy)
+
+    def check_rate(self, of: Rollout, wave: int, strategy: Strategy) -> None:
+        name, rate = of.metadata.name, strategy.rate
+        if rate is None or self.rollouts[name].status.phase == "Succeeded":
+            return
+        held = {uid: record.find(NAME) for uid, record in self.records.items()}
+        own = {uid: a for uid, a in held.items() if a is not None and a.workload.rollout == name}
+        recent = sum(abs(self.now - a.assigned_at).total_seconds() < 60 for a in own.values()) + 1
+        running = [self.sims[uid.removeprefix("u-")].running for uid, a in own.items() if a.wave == wave]
+        successes = sum(one is not None and one.rollout == name for one in running)
+        allowed = float(rate.base)
+        for _ in range(successes // rate.base):
+            allowed = min(allowed * rate.factor, rate.max_per_minute)
+        assert recent <= allowed + 1e-6, "the rate was exceeded"
+
+    def check_budget(self, taken: Sim, strategy: Strategy, before: DesiredRecord) -> None:
+        budget = strategy.disruption
+        if budget is None or not self.undisturbed(taken, before):
+            return
+        group = [sim for sim in self.sims.values() if sim.selected and (not budget.group_by or sim.site == taken.site)]
+        down = sum(not self.undisturbed(sim, self.records.get(f"u-{sim.name}")) for sim in group) + 1
+        if budget.max_unavailable is not None:
+            share = budget.max_unavailable.endswith("%")
+            number = int(budget.max_unavailable.rstrip("%"))
+            assert down <= (max(number * len(group) // 100, 1) if share else number), "the budget was exceeded"
+        if budget.min_available is not None:
+            share = budget.min_available.endswith("%")
+            number = int(budget.min_available.rstrip("%"))
+            assert len(group) - down >= (number * len(group) / 100 if share else number), "the budget was exceeded"
+
+    @staticmethod
+    def undisturbed(sim: Sim, record: DesiredRecord | None) -> bool:
+        if not sim.online or sim.running is None or sim.report is None or sim.report.running is None:
+            return False
+        held = record.find(NAME) if record is not None else None
+        if held is None:
+            return True
+        accepted = sim.accepted.manifest_version if sim.accepted is not None else 0
+        current = accepted >= held.manifest_version and sim.report.rollout == held.workload.rollout
+        return current and sim.report.phase in ("Running", "Failed")
+
+    def check_promotion(self, of: Rollout, wave: int, strategy: Strategy) -> None:
+        item = self.rollouts[of.metadata.name]
+        if wave == 0 or item.status.phase == "Succeeded":
+            return
+        asked = strategy.waves[wave - 1].promotion if wave - 1 < len(strategy.waves) else None
+        if (asked or strategy.promotion) == "manual" and item.status.waves[wave].phase == "Progressing":
+            names = [row.name for row in item.status.waves][wave - 1 :]
+            started = self.approvals.get(item.metadata.name, set())
+            assert started & set(names), "a wave did not wait for its approval"
+
     @staticmethod
     def check_status(item: Rollout) -> None:
         raw = msgspec.json.encode(item.status)
@@ -333,15 +464,30 @@ class World:
             spec=msgspec.structs.replace(self.deployment.spec, **fields),
         )
 
+    def annotate(self, key: str, value: str, *, on: str = "") -> None:
+        """Say something to a rollout, as `kubectl annotate` does."""
+        item = self.rollouts[on] if on else self.newest
+        annotations = {**item.metadata.annotations, key: value}
+        self.rollouts[item.metadata.name] = msgspec.structs.replace(
+            item, metadata=msgspec.structs.replace(item.metadata, annotations=annotations)
+        )
+        if key == promotion.APPROVED:
+            self.approvals.setdefault(item.metadata.name, set()).add(value)
+
     def run(self, seconds: float = 600, *, tick: float = 1.0) -> Rollout:
         end = self.now + timedelta(seconds=seconds)
         while True:
             self.reconcile()
             if self.now >= end:
                 return self.newest
-            self.now += timedelta(seconds=tick)
+            self.now = self.next_moment(min(self.now + timedelta(seconds=tick), end))
             for sim in self.sims.values():
                 sim.tick(self.records.get(f"u-{sim.name}"), self.now)
+
+    def next_moment(self, latest: datetime) -> datetime:
+        """When the hub or a device asked to be woken, at the latest then."""
+        asked = [self.wake_at, *(sim.wakes_at for sim in self.sims.values() if sim.online)]
+        return min([moment for moment in asked if moment is not None and moment > self.now] + [latest])
 
     @property
     def newest(self) -> Rollout:

@@ -19,6 +19,7 @@ from skerry.api.kinds.device import Comparison
 from skerry.api.kinds.tensors import ModelSignature
 
 _MAX_REASON = 300
+_MAX_NAME = 253
 
 
 @dataclass(kw_only=True)
@@ -74,12 +75,12 @@ async def run(
                     old.latencies_ms.clear()
                 agrees, difference = _hold(*await _ask(new, old, request, number), outputs)
             except _OldError as error:
-                return Comparison(replaced=replaced, reason=str(error.__cause__)[:_MAX_REASON])
+                return Comparison(replaced=replaced[:_MAX_NAME], reason=str(error.__cause__)[:_MAX_REASON])
             agreeing += agrees
             worst = max(worst, difference)
     count = len(new.latencies_ms)
     return Comparison(
-        replaced=replaced,
+        replaced=replaced[:_MAX_NAME],
         samples=count,
         agreement=agreeing / count,
         max_abs_difference=worst,

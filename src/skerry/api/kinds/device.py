@@ -148,7 +148,7 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
 class Comparison(Struct, frozen=True, kw_only=True):
     """The golden inputs answered by the new version and by the one it replaces, both asked in turn while both ran."""
 
-    replaced: str = ""
+    replaced: Annotated[str, msgspec.Meta(max_length=253)] = ""
     """The model version that served until then; empty when there was none, and nothing to compare with."""
     samples: int = 0
     """Inputs that both answered; 0 with `reason` when they could not be compared."""
@@ -158,7 +158,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
     latency_p95_ms: float | None = msgspec.field(default=None, name="latencyP95Ms")
     """Of the new version, asked in turn with the other."""
     replaced_latency_p95_ms: float | None = msgspec.field(default=None, name="replacedLatencyP95Ms")
-    reason: str = ""
+    reason: Annotated[str, msgspec.Meta(max_length=300)] = ""
     """Why they could not be compared."""
 
 
@@ -184,7 +184,7 @@ class Observation(Struct, frozen=True, kw_only=True):
 class ShadowReport(Struct, frozen=True, kw_only=True):
     """What shadow mode showed: the same real requests answered by the version that served and by the new one."""
 
-    beside: str = ""
+    beside: Annotated[str, msgspec.Meta(max_length=253)] = ""
     """The model version that served meanwhile; empty when there was none, and the new one served at once."""
     seconds: float = 0.0
     requests: int = 0

@@ -37,7 +37,8 @@ _JOIN_BYTES = 64 * 1024
 _FOREVER = float("inf")
 BACKLOG = 512
 _TURNS_OF_ACCEPT = 3
-"""Turns of the event loop between a connection's accept and its `connection_made`, and one to spare."""
+"""Turns of the event loop between a connection's accept and its `connection_made`, and one to spare. asyncio drops,
+with a reset, what was accepted but not made when its server is closed (CPython's `Server._attach`)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,10 +104,12 @@ class Server:
         listener = await loop.create_server(lambda: Connection(self, loop), sock=bound, backlog=BACKLOG)
         self._listeners[bound.fileno()] = listener
 
-    def withdraw(self, bound: socket.socket) -> None:
+    async def withdraw(self, bound: socket.socket) -> None:
         """Accept nothing more on this socket and close this process's descriptor of it; its connections stay."""
         listener = self._listeners.pop(bound.fileno(), None)
         if listener is not None:
+            _accept_no_more(listener)
+            await _turn_over()
             listener.close()
 
     def retire(self, idle_seconds: float) -> None:
@@ -117,7 +120,8 @@ class Server:
         if self.retiring or self.stopping:
             return
         self.retiring_until = time.monotonic() + idle_seconds
-        self._close_listeners()
+        for listener in self._listeners.values():
+            _accept_no_more(listener)
         for connection in self.connections:
             connection.retire()
 
@@ -125,19 +129,22 @@ class Server:
         """Wait until a retiring server's connections are gone; False when they are not, after so long."""
         try:
             async with asyncio.timeout(seconds):
-                for _ in range(_TURNS_OF_ACCEPT):  # what was accepted a moment ago is about to become a connection
-                    await asyncio.sleep(0)
+                await self._close_listeners()
                 await self._empty.wait()
         except TimeoutError:
             return False
         return True
 
     async def stop(self, grace_seconds: float) -> bool:
-        """Accept nothing more and wait for the requests under way; say whether all were answered in time."""
+        """Accept nothing more and wait for the requests under way; say whether all were answered in time.
+
+        Idle connections are closed at once, those of a retiring server when it has promised.
+        """
+        await self._close_listeners()
         self.stopping = True
-        self._close_listeners()
         for connection in list(self.connections):
-            connection.finish()
+            if not self.retiring:
+                connection.finish()
         try:
             async with asyncio.timeout(grace_seconds):
                 await self._empty.wait()
@@ -153,7 +160,7 @@ class Server:
 
     def opened(self, connection: Connection) -> bool:
         """Take a connection in; False when there are too many."""
-        if len(self.connections) >= self.limits.connections or self.stopping:
+        if len(self.connections) >= self.limits.connections or (self.stopping and not self.retiring):
             return False
         self.connections.add(connection)
         self._empty.clear()
@@ -185,7 +192,10 @@ class Server:
             self._date = (now, time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now)).encode())
         return self._date[1]
 
-    def _close_listeners(self) -> None:
+    async def _close_listeners(self) -> None:
+        for listener in self._listeners.values():
+            _accept_no_more(listener)
+        await _turn_over()  # what was accepted a moment ago is about to become a connection
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
@@ -196,6 +206,17 @@ class Server:
             connection.sweep(now)
         again = bool(self.connections)  # an idle server without connections does not wake up
         self._sweeper = asyncio.get_running_loop().call_later(self.limits.sweep_seconds, self._sweep) if again else None
+
+
+def _accept_no_more(listener: asyncio.Server) -> None:
+    loop = asyncio.get_running_loop()
+    for one in listener.sockets:
+        loop.remove_reader(one.fileno())
+
+
+async def _turn_over() -> None:
+    for _ in range(_TURNS_OF_ACCEPT):
+        await asyncio.sleep(0)
 
 
 class Connection(asyncio.Protocol):

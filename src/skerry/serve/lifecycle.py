@@ -80,7 +80,7 @@ class Lifecycle:
             raise
         before, self._endpoint = self._endpoint, received
         if before is not None:
-            self._server.withdraw(before)
+            await self._server.withdraw(before)
         log.info("serve.accepting endpoint=%s:%s", *received.getsockname()[:2])
 
     def _begin_retirement(self, idle_seconds: float, seconds: float) -> None:

@@ -28,7 +28,7 @@ from skerry.cli.demo.programs import Programs, run
 from skerry.drivers.client.api import HubClient
 from skerry.kit import files, logs
 from skerry.sim import profiles, sample
-from skerry.sim.fleet import Census, Fleet, FleetSettings, allow_files
+from skerry.sim.fleet import Census, Fleet, FleetSettings, allow_files, check_size
 
 SITES = 8
 """An own hub's devices are spread over labels `site=site-1` to `site=site-8`."""
@@ -62,6 +62,7 @@ class Wish:
 def simulate(wish: Wish) -> bool:
     """Simulate until told to stop, or until the trial is over; returns whether it succeeded."""
     profile = profiles.find(wish.profile)
+    check_size(wish.devices)
     allow_files(wish.devices)
     logs.configure()
     with ExitStack() as stack:

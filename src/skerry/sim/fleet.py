@@ -50,8 +50,7 @@ class FleetSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be simulated. Raises InvalidError."""
-        if not 1 <= self.devices <= MAX_DEVICES:
-            raise InvalidError(f"{self.devices} is not between 1 and {MAX_DEVICES}", element="--devices")
+        check_size(self.devices)
         if not self.tokens:
             raise InvalidError("a join token is needed", element="--token")
 
@@ -189,6 +188,12 @@ def verifying_keys(pems: Mapping[str, str]) -> dict[str, trust.VerifyingKey]:
             raise InvalidError("is not an Ed25519 key", element=f"signing key {keyid[:64]}")
         keys[keyid] = key
     return keys
+
+
+def check_size(devices: int) -> None:
+    """Refuse a fleet that is none, or too large for one process. Raises InvalidError."""
+    if not 1 <= devices <= MAX_DEVICES:
+        raise InvalidError(f"{devices} is not between 1 and {MAX_DEVICES}", element="--devices")
 
 
 def allow_files(devices: int) -> None:

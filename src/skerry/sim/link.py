@@ -141,7 +141,7 @@ class SimulatedConnection:
         self._real = real
         self._link = link
 
-    async def send(self, message: messages.Reported | messages.CommandResult) -> None:
+    async def send(self, message: messages.Reported | messages.CommandResult | messages.Telemetry) -> None:
         """Send and wait until the broker has it, perhaps twice. Raises UnavailableError, TooLargeError."""
         twice = await self._link.travel()
         await self._real.send(message)

@@ -548,7 +548,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     sims=st.lists(SIMS, min_size=1, max_size=7, unique_by=lambda sim: sim.name),
     strategies=st.lists(STRATEGIES, min_size=1, max_size=2),

@@ -5,8 +5,6 @@ in its queue, as long as any process holds it: the agent and the servers pass it
 killed takes it back from a server that lives (`lent`).
 Lives here: one exchange over a server's control socket, bounded in time and size. Must not live here: which server, and
 when (`core.workload`), or the messages (`core.control`).
-
-Source: unix(7), SCM_RIGHTS.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from pathlib import Path
 from skerry.api.errors import InvalidError, TimedOutError, UnavailableError
 from skerry.core import control
 from skerry.core.control import Observation, Question, Reply
+from skerry.kit import packets
 
 EXCHANGE_SECONDS = 10.0
 
@@ -115,33 +114,16 @@ def _connected(directory: Path) -> socket.socket:
 async def _exchange(
     channel: socket.socket, packet: bytes, descriptor: socket.socket | None
 ) -> tuple[Reply, socket.socket | None]:
-    socket.send_fds(channel, [packet], [] if descriptor is None else [descriptor.fileno()])
-    await _readable(channel)
-    flags = socket.MSG_CMSG_CLOEXEC
-    answer, descriptors, _, _ = socket.recv_fds(channel, control.MAX_PACKET_BYTES, 1, flags)
-    received = [socket.socket(fileno=number) for number in descriptors]
+    packets.send(channel, packet, descriptor)
+    answer, received = await packets.receive(channel, control.MAX_PACKET_BYTES)
     try:
         if not answer:
             raise UnavailableError("it closed the connection without an answer", element="server")
-        return control.decode_reply(answer), received.pop() if received else None
-    finally:
-        for one in received:
-            one.close()
-
-
-async def _readable(channel: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    there: asyncio.Future[None] = loop.create_future()
-
-    def on_readable() -> None:
-        if not there.done():
-            there.set_result(None)
-
-    loop.add_reader(channel.fileno(), on_readable)
-    try:
-        await there
-    finally:
-        loop.remove_reader(channel.fileno())
+        return control.decode_reply(answer), received
+    except BaseException:
+        if received is not None:
+            received.close()
+        raise
 
 
 def _require_done(reply: Reply, element: str = "server") -> None:

@@ -3,7 +3,7 @@
 Lives here: the socket, who may ask, and passing descriptors. Must not live here: what a question does (`app` answers),
 or the messages (`core.control`).
 
-Source: unix(7): SO_PEERCRED, SCM_RIGHTS.
+Source: unix(7), SO_PEERCRED.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from skerry.api.errors import InvalidError, SkerryError, UnavailableError
 from skerry.core import control
 from skerry.core.control import Question, Reply
+from skerry.kit import packets
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +89,8 @@ def _bound(path: Path) -> socket.socket:
 
 
 async def _converse(channel: socket.socket, answer: Answerer) -> None:
-    await _readable(channel)
-    flags = socket.MSG_CMSG_CLOEXEC
-    packet, descriptors, _, _ = socket.recv_fds(channel, control.MAX_PACKET_BYTES, 1, flags)
-    received = socket.socket(fileno=descriptors[0]) if descriptors else None
+    channel.setblocking(False)
+    packet, received = await packets.receive(channel, control.MAX_PACKET_BYTES)
     if not packet and received is None:
         return
     lent = None
@@ -108,25 +107,10 @@ async def _converse(channel: socket.socket, answer: Answerer) -> None:
             reply, lent = await answer(question, received)
         except SkerryError as error:
             reply = control.Refused(error=error.sentence[:1000])
-    socket.send_fds(channel, [control.encode(reply)], [] if lent is None else [lent.fileno()])
+    packets.send(channel, control.encode(reply), lent)
 
 
 def _may_ask(channel: socket.socket) -> bool:
     raw = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(raw)
     return user in (0, os.geteuid())
-
-
-async def _readable(channel: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    there: asyncio.Future[None] = loop.create_future()
-
-    def on_readable() -> None:
-        if not there.done():
-            there.set_result(None)
-
-    loop.add_reader(channel.fileno(), on_readable)
-    try:
-        await there
-    finally:
-        loop.remove_reader(channel.fileno())

@@ -17,7 +17,7 @@ from skerry.api.kinds.device import LinkPolicy, UpdateHold, WorkloadStatus
 from skerry.api.kinds.model_deployment import ResourceList, Resources
 from skerry.core import deployment, placement, waves, workload
 from skerry.core.desired import Assignment, DesiredRecord, render, tell_device
-from skerry.core.journal import Fetched, Moment, Resumed, State, Unwanted, Waits, Wanted
+from skerry.core.journal import Exited, Fetched, Moment, Resumed, State, Unwanted, Waits, Wanted
 from skerry.core.waves import Member
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -67,7 +67,7 @@ def test_across_a_reboot_the_wall_clock_counts_and_never_backwards() -> None:
 
 def test_what_serves_may_fall_and_rise_while_the_next_one_waits() -> None:
     state, _ = drive(running("v1"), Wanted(wish("v2")), Waits(serial=2, waiting_for="Hold", message="held"))
-    fallen = workload.Exited(serial=1, cause="it died", uptime_seconds=1)
+    fallen = Exited(serial=1, cause="it died", uptime_seconds=1)
     after, actions = drive(state, fallen)
     assert after.waiting_for == "Hold"
     assert [type(action).__name__ for action in actions] == ["Serve"]

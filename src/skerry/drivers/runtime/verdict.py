@@ -42,7 +42,7 @@ def describe(
     if own.killed and status != 0:
         limit = f"it needed more than its memory limit of {memory_limit_bytes // (1024 * 1024)} MiB"
         return f"{name} {how}: {limit if own.own_limit and memory_limit_bytes else 'the machine ran out of memory'}"
-    if status == -signal.SIGKILL and oom_kills > 0:
+    if status == -signal.SIGKILL and oom_kills > 0 and not memory_limit_bytes:
         return f"{name} {how}: the machine ran out of memory"
     if memory_limit_bytes > 0 and status != 0 and (_NO_MEMORY.search(last_line) or status == -signal.SIGKILL):
         how = f"{how}, most likely at its memory limit of {memory_limit_bytes // (1024 * 1024)} MiB"

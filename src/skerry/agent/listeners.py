@@ -47,15 +47,16 @@ class Listeners:
 
     async def recover(self, workload: str, lenders: Iterable[ServerControl]) -> None:
         """Take back what these servers hold; one that does not answer has nothing to lend."""
-        held = self._held.setdefault(workload, {})
         for lender in lenders:
             try:
                 lent = await lender.lent()
             except SkerryError as error:
-                log.debug("endpoint.not_lent workload=%s error=%s", workload, error)
+                log.info("endpoint.not_lent workload=%s error=%s", workload, error)
                 continue
-            if lent is not None and held.setdefault(_port(lent), lent) is not lent:
-                lent.close()
+            if lent is not None:
+                held = self._held.setdefault(workload, {})  # as it is now: others may have let go of it meanwhile
+                if held.setdefault(_port(lent), lent) is not lent:
+                    lent.close()
 
     def holds(self, workload: str) -> bool:
         """Return whether there is any for this workload."""

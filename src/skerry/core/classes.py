@@ -113,7 +113,8 @@ class Finding:
 def learn(status: DeviceClassStatus, findings: Iterable[Finding], now: datetime) -> DeviceClassStatus:
     """Return the status with what the findings add to it; the very same when that is nothing.
 
-    A device's newer finding replaces its older one. A failure replaces no measurement. Learning twice is learning once.
+    A device's newer finding replaces its older one; but an install's no benchmark's, for those of one device were
+    measured alike and can be compared, and a failure no measurement. Learning twice is learning once.
     """
     known = {_key(cost): cost for cost in status.variants}
     changed = False
@@ -165,7 +166,10 @@ def _is_news(known: Sequence[ClassObservation], seen: ClassObservation) -> bool:
     own = next((one for one in known if one.uid == seen.uid), None)
     if own is not None:
         same = (own.measurement, own.failure) == (seen.measurement, seen.failure)
-        return not same and not (seen.measurement is None and own.measurement is not None)
+        lesser = own.measurement is not None and (
+            seen.measurement is None or (own.source, seen.source) == ("benchmark", "install")
+        )
+        return not same and not lesser
     if seen.measurement is None and any(one.measurement is not None for one in known):
         return False
     return len(known) < MAX_OBSERVATIONS or seen.at - known[0].at >= REFRESH

@@ -50,7 +50,7 @@ def begun(hub: Hub, phase: str, reason: str) -> Path:
     return hub.kubeconfig
 
 
-def annotations(hub: Hub) -> dict[str, str]:
+def said(hub: Hub) -> dict[str, str]:
     return hub.call(hub.objects.get(Rollout, "default", f"{NAME}-1")).metadata.annotations
 
 
@@ -64,7 +64,7 @@ def clean(hub: Hub) -> None:
 def test_approve_names_the_wave_that_waits(hub: Hub) -> None:
     path = begun(hub, "Paused", "AwaitingApproval")
     verbs.approve(f"deployment/{NAME}", wave="", namespace="", kubeconfig=path)
-    assert annotations(hub) == {promotion.APPROVED: "canary"}
+    assert said(hub) == {promotion.APPROVED: "canary"}
 
 
 def test_approve_ahead_of_time_needs_a_wave_that_there_is(hub: Hub) -> None:
@@ -73,15 +73,15 @@ def test_approve_ahead_of_time_needs_a_wave_that_there_is(hub: Hub) -> None:
         verbs.approve(NAME, wave="", namespace="", kubeconfig=path)
     with pytest.raises(NotFoundError, match='has no wave "al"; its waves are: canary, all'):
         verbs.approve(NAME, wave="al", namespace="", kubeconfig=path)
-    assert annotations(hub) == {}
+    assert said(hub) == {}
     verbs.approve(NAME, wave="all", namespace="", kubeconfig=path)
-    assert annotations(hub) == {promotion.APPROVED: "all"}
+    assert said(hub) == {promotion.APPROVED: "all"}
 
 
 def test_abort_says_why_and_comes_too_late_after_the_end(hub: Hub) -> None:
     path = begun(hub, "Progressing", "RollingOut")
     verbs.abort(NAME, reason="customers complain", namespace="", kubeconfig=path)
-    assert annotations(hub) == {promotion.ABORT: "customers complain"}
+    assert said(hub) == {promotion.ABORT: "customers complain"}
     hub.call(
         hub.objects.update_status(
             Rollout,
@@ -103,4 +103,4 @@ def test_any_client_says_the_same_with_an_annotation(hub: Hub) -> None:
             headers={"Content-Type": "application/merge-patch+json"},
         )
     assert answer.status_code == 200
-    assert annotations(hub) == {promotion.APPROVED: "canary"}
+    assert said(hub) == {promotion.APPROVED: "canary"}

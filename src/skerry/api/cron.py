@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, tzinfo
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
@@ -98,8 +98,10 @@ def parse(text: str) -> Schedule:
 
 
 @functools.lru_cache(maxsize=256)
-def zone(name: str) -> ZoneInfo:
-    """Return the time zone, from the machine's own tables. Raises InvalidError where it is not known."""
+def zone(name: str) -> tzinfo:
+    """Return the time zone, from the machine's own tables; UTC needs none. Raises InvalidError for an unknown one."""
+    if name == "UTC":
+        return UTC
     unknown = InvalidError(
         f'"{name[:64]}" is not a time zone known here', hint="write an IANA name such as UTC or Europe/Berlin"
     )

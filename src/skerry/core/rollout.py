@@ -189,14 +189,15 @@ def _assign(view: View, chosen: Sequence[Member], index: int) -> list[Assign]:
 
 
 def _reschedule(fleet: _Fleet) -> list[Assign]:
-    """Devices that do not run it yet are told of windows that were changed since; assigning again does no more."""
+    """Devices on their way to it are told of windows that were changed since; assigning again does no more."""
     wanted, told = fleet.view.spec.strategy.windows, []
     for member in fleet.on:
         held = member.assignment
-        if held is None or member.serves_assigned:
+        if held is None or (held.workload.windows is None and not wanted.download and not wanted.switch_over):
             continue
-        if held.workload.windows is None and not wanted.download and not wanted.switch_over:
-            continue
+        report = member.current_report
+        if report is not None and report.phase in ("Running", "RollingBack", "Failed"):
+            continue  # it arrived, or failed: another wish would make it try again
         now = windows.desired_of(wanted, member.uid)
         known = held.workload.windows
         if now != (None if known is None else msgspec.structs.replace(known, issued_at=None)):

@@ -14,9 +14,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from hashlib import sha256
-from zoneinfo import ZoneInfo
 
 from skerry.api import cron, duration
 from skerry.api.errors import InvalidError
@@ -202,7 +201,7 @@ def _starts_on(schedule: str, time_zone: str, day: date) -> tuple[datetime, ...]
     return tuple(sorted(found))
 
 
-def _instants(local: datetime, zone: ZoneInfo) -> tuple[datetime, ...]:
+def _instants(local: datetime, zone: tzinfo) -> tuple[datetime, ...]:
     """When a clock in that zone shows this: once, twice where it is set back, at the gap's end where it skips it."""
     early = local.replace(tzinfo=zone, fold=0).astimezone(UTC)
     late = local.replace(tzinfo=zone, fold=1).astimezone(UTC)

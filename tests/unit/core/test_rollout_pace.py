@@ -230,6 +230,22 @@ def test_windows_that_change_reach_those_who_wait() -> None:
     assert all(at(12, 30) <= sim.switched[-1][0] < at(12, 40) for sim in world.sims.values())
 
 
+def test_a_device_that_failed_is_not_made_to_try_again_by_other_windows() -> None:
+    sims = fleet(3)
+    sims[0].broken = frozenset({"v2"})
+    world = World(sims, make_spec(waves=ALL))
+    world.run(30)
+    lenient = Gates(success_ratio=SuccessGate(min=0.5))
+    world.change(model_version="v2", strategy=make_spec(waves=ALL, gates=lenient, bakeTime="1h").strategy)
+    world.run(30)
+    before = list(sims[0].versions)
+    later = UpdateWindows(switch_over=[TEATIME])
+    world.change(strategy=make_spec(waves=ALL, gates=lenient, bakeTime="1h", windows=later).strategy)
+    world.run(30)
+    assert sims[0].versions == before
+    assert world.serving("digits-2") == ["till-1", "till-2"]
+
+
 def test_the_way_back_waits_for_no_window() -> None:
     world = World([Sim(name=f"till-{i}", accuracy={"v2": 0.1}) for i in range(3)], make_spec(waves=ALL, gates=ACCURACY))
     world.run(30)

@@ -173,6 +173,13 @@ def test_no_text_breaks_the_parsers(text: str) -> None:
             assert error.cause  # noqa: PT017 - anything else is the failure
 
 
+def test_utc_needs_no_tables() -> None:
+    assert cron.zone("UTC") is UTC
+    assert windows.next_start("0 2 * * *", "UTC", datetime(2026, 1, 1, 3, tzinfo=UTC)) == datetime(
+        2026, 1, 2, 2, tzinfo=UTC
+    )
+
+
 def test_names_are_read_in_any_case_and_sunday_has_two_numbers() -> None:
     assert cron.parse("0 2 * JAN-mar Sun") == cron.parse("0 2 * 1-3 7") == cron.parse("0 2 * 1,2,3 0")
 

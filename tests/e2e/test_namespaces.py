@@ -1,7 +1,6 @@
 """A namespace is a tenant: a device of one enrols, renews and shows there and nowhere else."""
 
 import pytest
-
 from tests.e2e.site import Site
 
 pytestmark = pytest.mark.e2e

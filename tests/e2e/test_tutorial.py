@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def test_every_command_of_the_tutorial_works(tmp_path: Path) -> None:
         script = tmp_path / "bin" / name
         script.write_text(f'#!/bin/sh\nexec {sys.executable} {module}"$@"\n')
         script.chmod(0o755)
-    text = "set -e\n" + "".join(f"echo {'+ ' + line!r}\n{line}\n" for line in lines)
+    text = "set -e\n" + "".join(f"echo {shlex.quote('+ ' + line)}\n{line}\n" for line in lines)
     shell = subprocess.Popen(
         ["bash", "-c", text],
         cwd=tmp_path,

@@ -193,6 +193,7 @@ class Bench:
             variant=workload.variant,
             phase="Running",
             running=running,
+            served=True,
             measurement=Measurement(
                 samples=64,
                 accuracy=self.accuracy.get(workload.model_version, 0.97),
@@ -323,6 +324,24 @@ async def test_a_model_goes_to_the_whole_fleet_and_a_worse_one_comes_back(bench:
         assert versions == [1, 1, 1, 3], "only the canary was touched"
 
 
+async def test_a_fleet_that_measures_but_never_serves_is_no_success(bench: Bench) -> None:
+    serving = bench.report_of
+
+    def portless(workload: Any) -> WorkloadStatus:
+        return msgspec.structs.replace(serving(workload), phase="Starting", running=None, served=False)
+
+    bench.report_of = portless  # type: ignore[method-assign]
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={**STRATEGY, "deviceTimeout": "2s"})
+        failed = await bench.until(
+            Rollout, "digits-1", lambda item: item.status.phase not in ("Pending", "Progressing")
+        )
+        assert failed.status.phase in ("RollingBack", "RolledBack")
+        assert "it was not Running within 2 s" in failed.status.message
+
+
 async def test_a_deployment_waits_for_its_model_version_and_goes_on_when_it_comes(bench: Bench) -> None:
     async with running(bench):
         await bench.add_device("till-0")
@@ -333,6 +352,24 @@ async def test_a_deployment_waits_for_its_model_version_and_goes_on_when_it_come
         assert 'model version "v1" does not exist' in found.message
         await bench.push("v1")
         await bench.until(ModelDeployment, "digits", reason("Complete"))
+
+
+async def test_a_model_version_made_again_under_its_name_does_not_slip_past_the_canary(bench: Bench) -> None:
+    async with running(bench):
+        for number in range(3):
+            await bench.add_device(f"till-{number}")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={**STRATEGY, "bakeTime": "1h"})
+        await bench.until(Rollout, "digits-1", lambda item: [w.phase for w in item.status.waves[:1]] == ["Baking"])
+        await bench.objects.delete(ModelVersion, NS, "v1")
+        await bench.push("v1", memory=20 * MIB)
+        await bench.until(ModelVersion, "v1", phase("Ready"))
+        await bench.until(ModelDeployment, "digits", reason("ModelVersionReplaced"))
+        await bench.apply(modelVersion="v1", strategy=STRATEGY)  # the bake time ends, yet nothing goes on
+        waiting = await bench.until(ModelDeployment, "digits", reason("ModelVersionReplaced"))
+        assert waiting.status.selected == 3
+        rollout = await bench.objects.get(Rollout, NS, "digits-1")
+        assert [wave.assigned for wave in rollout.status.waves if wave.assigned] == [1], "the canary, and nobody else"
 
 
 async def test_a_model_version_with_missing_artifacts_is_broken_until_they_come(bench: Bench) -> None:

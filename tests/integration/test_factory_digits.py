@@ -205,4 +205,4 @@ def test_the_deployment_is_a_valid_one() -> None:
     assert [wave.name for wave in wanted.spec.strategy.waves] == ["canary", "half", "all"]
     gates = wanted.spec.strategy.gates
     assert gates.accuracy is not None
-    assert (gates.accuracy.min, gates.accuracy.min_samples) == (0.95, 32)
+    assert (gates.accuracy.min, gates.accuracy.min_samples) == (0.9, 32)

@@ -66,7 +66,9 @@ def _enroll(disk: Disk, settings: AgentSettings, options: argparse.Namespace) ->
     from skerry.agent import enroll  # noqa: PLC0415 - X.509 is for this moment only; the agent stays small
 
     with disk.lock():
-        found = enroll.enroll(disk, settings, hub_url=options.hub, token=options.token, name=options.name)
+        found = enroll.enroll(
+            disk, settings, hub_url=options.hub, token=options.token, name=options.name, again=options.again
+        )
     print(f'enrolled as "{found.name}" ({found.uid}) at {found.endpoints.hub_url}')
     print(f"next: skerry agent run --state-dir {disk.root}")
     return 0
@@ -188,6 +190,9 @@ def _read_accepted(
         kept = disk.read_desired()
         if kept is None:
             return 0, None
+        if kept.uid not in ("", known.uid):
+            log.info("desired.of_another_uid uid=%s", kept.uid)  # this directory was enrolled again since
+            return 0, None
         return kept.manifest_version, trust.open_envelope(
             kept.envelope, messages.DesiredState, uid=known.uid, keys=keys
         )
@@ -226,7 +231,8 @@ def _parser() -> argparse.ArgumentParser:
     enroll.add_argument(
         "--token", default=token, required=not token, help=f"from `skerry hub token create`; or in {TOKEN_VARIABLE}"
     )
-    enroll.add_argument("--name", default="", help="name asked for (default: the host's)")
+    enroll.add_argument("--name", default="", help="name asked for (default: its present one, else the host's)")
+    enroll.add_argument("--again", action="store_true", help="also where this device is enrolled already")
     add("run", _run, "Run the agent in the foreground.")
     add("stop", _stop, "Stop the inference servers that an agent left running.")
     add("renew", _renew, "Renew this device's certificate now.")

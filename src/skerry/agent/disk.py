@@ -19,9 +19,10 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import msgspec
 
 from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, StorageFullError, UnavailableError
 from skerry.api.kinds.variants import Blob
+from skerry.api.meta import NAME_PATTERN
 from skerry.api.quantity import human_bytes
 from skerry.core.journal import Slot, State
 from skerry.kit import files
@@ -63,6 +65,8 @@ class AcceptedDesired(msgspec.Struct, frozen=True, kw_only=True):
 
     manifest_version: int
     envelope: bytes
+    uid: str = ""
+    """The device that accepted it, which alone it binds; empty: whoever is on this disk."""
 
 
 class Disk:
@@ -151,21 +155,21 @@ class Disk:
     # --- journals -------------------------------------------------------------------------------------------------
 
     def read_journals(self) -> tuple[list[State], list[str]]:
-        """Return every workload's journal, and the names of those that are damaged (set aside)."""
+        """Return every workload's journal, and the names of those that are damaged or cannot be read (set aside)."""
         states, damaged = [], []
-        for directory in sorted(self._workloads.iterdir()):
-            journal = directory / "journal.json"
+        for name in self.workloads():
             try:
-                state = msgspec.json.decode(self.read(str(journal.relative_to(self.root))), type=State)
+                state = msgspec.json.decode(self.read(f"workloads/{name}/journal.json"), type=State)
             except NotFoundError:
                 continue
-            except (msgspec.DecodeError, UnicodeDecodeError, InvalidError):
+            except (msgspec.DecodeError, UnicodeDecodeError, InvalidError, OSError):  # OSError: a dying SD card
                 state = State(name="")
-            if state.name == directory.name:
+            if state.name == name:
                 states.append(state)
             else:
-                os.replace(journal, directory / "journal.damaged")
-                damaged.append(directory.name)
+                damaged.append(name)
+                with suppress(OSError):  # then it is met again at the next start
+                    os.replace(self._workloads / name / "journal.json", self._workloads / name / "journal.damaged")
         return states, damaged
 
     def write_journal(self, state: State) -> None:
@@ -182,8 +186,12 @@ class Disk:
             files.sync_directory(self._workloads)
 
     def workloads(self) -> list[str]:
-        """Return the names of all workloads of which anything is on the disk."""
-        return sorted(path.name for path in self._workloads.iterdir())
+        """Return the names of all workloads of which anything is on the disk; whatever else lies there is let lie."""
+        return sorted(
+            path.name
+            for path in self._workloads.iterdir()
+            if re.match(NAME_PATTERN, path.name) and os.path.isdir(path)  # Path.is_dir raises EIO
+        )
 
     def log(self, name: str) -> Path:
         """Return the path of a workload's log."""

@@ -168,7 +168,10 @@ class Engine:
         """A removal that a power cut interrupted has left a directory without a journal."""
         for name in set(self._parts.disk.workloads()) - set(known):
             log.warning("workload.leftover workload=%s", name)
-            self._parts.disk.delete_workload(name)
+            try:
+                self._parts.disk.delete_workload(name)
+            except OSError as error:  # it waits for the next start; the others do not wait for it
+                log.error("workload.leftover_stays workload=%s error=%s", name, error)
 
     def _apply(self, desired: DesiredState) -> None:
         self._policy.accept(desired)
@@ -315,7 +318,9 @@ class Engine:
         try:
             offer = self._session.offer(raw)
             if offer is not None:
-                kept = AcceptedDesired(manifest_version=offer.desired.manifest_version, envelope=offer.raw)
+                kept = AcceptedDesired(
+                    manifest_version=offer.desired.manifest_version, envelope=offer.raw, uid=self._session.uid
+                )
                 self._keep(kept)  # on the loop: it is rare, short, and must not be cancelled half-way
                 accepted = self._session.accept(offer)
                 log.info("desired.accepted version=%d", accepted.manifest_version)

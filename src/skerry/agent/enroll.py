@@ -17,6 +17,7 @@ import socket
 import ssl
 import urllib.parse
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -59,18 +60,22 @@ class _Hub:
     port: int
 
 
-def enroll(disk: Disk, settings: AgentSettings, *, hub_url: str, token: str, name: str = "") -> Identity:
+def enroll(
+    disk: Disk, settings: AgentSettings, *, hub_url: str, token: str, name: str = "", again: bool = False
+) -> Identity:
     """Make this device a member of a hub's fleet and return who it is now.
 
+    One that was a member comes back with the key it has, when its certificate has expired or with `again`; a hub that
+    still knows the key takes it for the same device.
     Raises AlreadyExistsError when it is one already, InvalidError, UnauthorizedError, ForbiddenError (the token),
     IntegrityError (another hub answered than the token is for), UnavailableError, TimedOutError.
     """
-    if identity.is_enrolled(disk):
-        known = identity.load(disk)
+    known = _known(disk, again=again)
+    if known is not None and not again and datetime.now(UTC) < known.not_after:
         raise AlreadyExistsError(
             f'is enrolled already, as "{known.name}" at {known.endpoints.hub_url}',
             element=f"state directory {disk.root}",
-            hint="run the agent, or enrol another device with another --state-dir",
+            hint="run the agent; or enrol this device --again, or another one with another --state-dir",
         )
     match = _TOKEN.fullmatch(token.strip())
     if match is None:
@@ -79,9 +84,11 @@ def enroll(disk: Disk, settings: AgentSettings, *, hub_url: str, token: str, nam
         )
     hub = _parse_url(hub_url)
     ca = _pin(hub, match["fingerprint"].lower())
-    key = _pending_key(disk)
+    key = _present_key(disk) or _pending_key(disk)
     asked = EnrollmentSpec(
-        device_name=name or _default_name(), csr=_request(key), facts=facts.collect(settings, disk.root)
+        device_name=name or (known.name if known else _default_name()),
+        csr=_request(key),
+        facts=facts.collect(settings, disk.root),
     )
     status = _ask(hub, identity.hub_context(ca), asked, token=token.strip())
     found = _accept(status, key, ca, hub)
@@ -103,12 +110,33 @@ def renew(disk: Disk, settings: AgentSettings) -> Identity:
     return found
 
 
+def _known(disk: Disk, *, again: bool) -> Identity | None:
+    """Return who this device was. Raises InvalidError for a damaged identity, unless it is to be enrolled `again`."""
+    try:
+        return identity.load(disk)
+    except NotFoundError:
+        return None
+    except InvalidError:
+        if again:
+            return None
+        raise
+
+
 def _keep(disk: Disk, found: Identity, key: ec.EllipticCurvePrivateKey, status: EnrollmentStatus) -> None:
     identity.save(disk, found, pem=_private_pem(key) + status.certificate.strip().encode() + b"\n")
     disk.delete(PENDING_KEY)
 
 
 # --- the device's key ---------------------------------------------------------------------------------------------
+
+
+def _present_key(disk: Disk) -> ec.EllipticCurvePrivateKey | None:
+    """Return the key of the present certificate; None when there is none or it is damaged."""
+    try:
+        key = serialization.load_pem_private_key(disk.read(identity.PEM_FILE), password=None)
+    except (NotFoundError, InvalidError, ValueError):
+        return None
+    return key if isinstance(key, ec.EllipticCurvePrivateKey) else None
 
 
 def _pending_key(disk: Disk) -> ec.EllipticCurvePrivateKey:

@@ -41,9 +41,6 @@ GOARCH = {
 }
 ENGINE_DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
-    "litert": ("ai-edge-litert", "tflite-runtime"),
-    "executorch": ("executorch",),
-    "torchscript": ("torch",),
 }
 _SIOCGIFADDR = 0x8915
 _READ_LIMIT = 1024 * 1024
@@ -93,8 +90,8 @@ def read_os(root: Path = Path("/")) -> OperatingSystem:
     """Return the Linux it runs (os-release(5))."""
     release = _os_release(root)
     return OperatingSystem(
-        family=release.get("ID", "").lower(),
-        version=release.get("VERSION_ID", ""),
+        family=release.get("ID", "").lower()[:256],
+        version=release.get("VERSION_ID", "")[:256],
         kernel=os.uname().release,
         libc=_libc(),
         init=_init(root),

@@ -15,7 +15,7 @@ import msgspec
 from skerry.api import duration, quantity
 from skerry.api.duration import Duration
 from skerry.api.errors import InvalidError
-from skerry.api.kinds.device import MAX_HOLD, EngineFacts, Hardware, Network
+from skerry.api.kinds.device import MAX_HOLD, EngineFacts, Hardware, Network, Word
 from skerry.api.quantity import Quantity
 
 FILE = "agent.toml"
@@ -29,22 +29,22 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class HardwareSettings(Section, frozen=True, kw_only=True):
     """What the hub is told of the machine instead of what was measured; empty or 0 means as measured."""
 
-    arch: str = ""
-    cpu_model: str = ""
+    arch: Word = ""
+    cpu_model: Word = ""
     cores: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
     memory: Quantity | None = None
     """Memory that workloads may use."""
     storage: Quantity | None = None
-    accelerators: list[str] | None = None
+    accelerators: Annotated[list[Word], msgspec.Meta(max_length=64)] | None = None
 
 
 class NetworkSettings(Section, frozen=True, kw_only=True):
     """What the hub is told of the connection instead of what was found, and how downloads may use it."""
 
-    kind: str = ""
+    kind: Word = ""
     """ethernet, wifi, cellular, loopback or unknown."""
-    interface: str = ""
-    address: str = ""
+    interface: Word = ""
+    address: Word = ""
     metered: bool | None = None
     """Whether bytes cost money; unset: a cellular network is metered, others are not."""
     max_bandwidth: Quantity | None = None
@@ -56,10 +56,10 @@ class NetworkSettings(Section, frozen=True, kw_only=True):
 class EngineSettings(Section, frozen=True, kw_only=True):
     """One engine of this device, instead of those found installed."""
 
-    name: str
-    version: str = ""
+    name: Word
+    version: Word = ""
     """Empty: as installed."""
-    precisions: list[str] = []
+    precisions: Annotated[list[Word], msgspec.Meta(max_length=32)] = []
     """Empty: all."""
 
 

@@ -19,13 +19,18 @@ def enroll(
     token: Annotated[
         str, typer.Option(help="A join token from `skerry hub token create`.", envvar="SKERRY_JOIN_TOKEN")
     ],
-    name: Annotated[str, typer.Option(help="The device's name; the hostname unless given.")] = "",
+    name: Annotated[str, typer.Option(help="The device's name; its present one, else the hostname.")] = "",
+    again: Annotated[
+        bool, typer.Option("--again", help="Enrol a device that is enrolled already, as after the hub deleted it.")
+    ] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Make a key on this device, have the hub certify it, and remember the hub."""
     arguments = ["enroll", "--hub", hub, "--token", token]
     if name:
         arguments += ["--name", name]
+    if again:
+        arguments += ["--again"]
     _become_agent(arguments, state_dir)
 
 

@@ -28,7 +28,7 @@ def apply(
             outcome = client.apply(raw)
             info = find_kind(str(raw["kind"]))
             kind = info.singular if info else raw["kind"]
-            output.out.print(f"{kind}/{raw['metadata']['name']} {outcome}", markup=False)
+            output.say(f"{kind}/{raw['metadata']['name']} {outcome}")
             del element
 
 
@@ -54,7 +54,7 @@ def delete(
     with options.connect(kubeconfig, namespace) as client:
         for target in targets:
             client.delete(target.info.type, target.name)
-            output.out.print(f"{target.info.singular}/{target.name} deleted", markup=False)
+            output.say(f"{target.info.singular}/{target.name} deleted")
 
 
 def read_documents(path: Path) -> list[tuple[str, dict[str, Any]]]:

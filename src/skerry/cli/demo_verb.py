@@ -38,8 +38,7 @@ def demo(
     directory.mkdir(parents=True)
     (directory / MARKER).touch()
     story.tell(directory, keep=keep)
-    output.out.print(
+    output.say(
         f"\nEverything is in {directory}: report.json, logs/, devices/, packages/.\n"
-        "To look around in a running fleet: skerry demo --keep",
-        markup=False,
+        "To look around in a running fleet: skerry demo --keep"
     )

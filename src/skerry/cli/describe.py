@@ -33,7 +33,7 @@ def describe(
     _print_fields({"kind": raw["kind"], "created": raw["metadata"].get("creationTimestamp")}, 0)
     for part in ("spec", "status"):
         if raw.get(part):
-            output.out.print(f"{_title(part)}:", markup=False)
+            output.say(f"{_title(part)}:")
             _print_fields(raw[part], 2)
 
 
@@ -56,14 +56,12 @@ def _describe_rollout(rollout: Rollout) -> None:
     for wave in status.waves:
         print_wave(wave)
     for name, reason in status.unplaced.items():
-        output.out.print(f"  no variant for {name}: {reason}", markup=False)
+        output.say(f"  no variant for {name}: {reason}")
 
 
 def print_wave(wave: WaveStatus) -> None:
     """Print a wave with its gates and devices."""
-    output.out.print(
-        f"\nWave {wave.name}: {wave.phase}, {wave.running} of {wave.assigned} running, {wave.failed} failed"
-    )
+    output.say(f"\nWave {wave.name}: {wave.phase}, {wave.running} of {wave.assigned} running, {wave.failed} failed")
     if wave.gates:
         output.print_table(
             ("  GATE", "VERDICT", "MEASURED", "THRESHOLD", "DEVICES", "MESSAGE"),
@@ -97,12 +95,12 @@ def _print_fields(value: Any, indent: int, *, verbatim: bool = False) -> None:
         if isinstance(item, dict | list):
             simple = isinstance(item, list) and all(not isinstance(entry, dict | list) for entry in item)
             if simple:
-                output.out.print(f"{margin}{label} {', '.join(map(str, item))}", markup=False)
+                output.say(f"{margin}{label} {', '.join(map(str, item))}")
             else:
-                output.out.print(f"{margin}{label}", markup=False)
+                output.say(f"{margin}{label}")
                 _print_fields(item, indent + 2, verbatim=key in _VERBATIM and isinstance(item, dict))
         else:
-            output.out.print(f"{margin}{label} {item}", markup=False)
+            output.say(f"{margin}{label} {item}")
 
 
 def _title(key: str) -> str:

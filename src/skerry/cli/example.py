@@ -18,7 +18,7 @@ def example(
 ) -> None:
     """Copy an example's files into a directory."""
     written = copy_out(name, directory)
-    output.out.print(f"{directory}: {' '.join(written)}", markup=False)
+    output.say(f"{directory}: {' '.join(written)}")
 
 
 def copy_out(name: str, directory: Path) -> list[str]:

@@ -48,7 +48,7 @@ def _print_candidates(answer: dict[str, Any]) -> None:
     ]
     output.print_table(("VARIANT", "TAKEN", "P95", "MEMORY", "METRIC", "MEASURED", "WHY"), rows)
     if answer.get("reason") and not any(candidate["taken"] for candidate in candidates):
-        output.out.print(answer["reason"], markup=False)
+        output.say(answer["reason"])
 
 
 def _print_class(answer: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def show(
         table = client.table(info.type, name=name, labels=selector)
         if form == "name":
             for row in table["rows"]:
-                output.out.print(f"{info.singular}/{row['object']['metadata']['name']}", markup=False)
+                output.say(f"{info.singular}/{row['object']['metadata']['name']}")
         else:
             _print_rows(table, wide=form == "wide", nothing=f"No {info.plural} found.")
         if watch:

@@ -63,7 +63,7 @@ def wait(
             cause = error.sentence
             time.sleep(0.1)  # there is no event to wait on before the hub listens
             continue
-        output.out.print(f"hub at {client.server} is ready", markup=False)
+        output.say(f"hub at {client.server} is ready")
         return
     raise TimedOutError(f"is not ready after {timeout} ({cause})", element=f"hub in {directory}")
 
@@ -72,7 +72,7 @@ def wait(
 def url(state_dir: options.StateDir = None) -> None:
     """Print the URL that devices enrol at."""
     with options.connect((state_dir or options.default_hub_dir()) / "kubeconfig") as client:
-        output.out.print(client.server, markup=False)
+        output.say(client.server)
 
 
 @tokens.command("create")

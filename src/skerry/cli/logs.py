@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from skerry.cli import options
+from skerry.cli import options, output
 
 
 def logs(
@@ -22,4 +22,6 @@ def logs(
     workload = options.reference(deployment, expected="deployment")
     with options.connect(kubeconfig, namespace) as client:
         text = client.log(where.name, workload.name, tail_lines=tail)
+    if sys.stdout.isatty():
+        text = output.plain(text)  # a pipe gets the bytes as they are
     sys.stdout.write(text if text.endswith("\n") or not text else text + "\n")

@@ -91,12 +91,11 @@ def push(
             ),
         )
         outcome = client.apply(msgspec.to_builtins(wanted))
-    output.out.print(
+    output.say(
         f"{repository}:{card.version}@{pushed.index[:19]} pushed, {quantity.human_bytes(pushed.sent)} sent, "
-        f"{quantity.human_bytes(pushed.skipped)} already there",
-        markup=False,
+        f"{quantity.human_bytes(pushed.skipped)} already there"
     )
-    output.out.print(f"modelversion/{wanted.metadata.name} {outcome}", markup=False)
+    output.say(f"modelversion/{wanted.metadata.name} {outcome}")
 
 
 @app.command("list")
@@ -134,11 +133,10 @@ def print_card(card: cards.EvaluationCard) -> None:
         ("VARIANT", "SIZE", metric.upper(), "CHANGE", "P50", "P95", "PEAK MEMORY", "MAX ERROR", "RECIPE"), rows
     )
     for rejected in card.rejected:
-        output.out.print(f"rejected {rejected.name}: {rejected.reason}", markup=False)
-    output.out.print(
+        output.say(f"rejected {rejected.name}: {rejected.reason}")
+    output.say(
         f"{card.model} {card.version}: source {metric} {card.evaluation.baseline:.4f} on {card.evaluation.samples} "
-        f"test samples, {card.golden.samples} golden samples",
-        markup=False,
+        f"test samples, {card.golden.samples} golden samples"
     )
 
 

@@ -5,6 +5,7 @@ Lives here: presentation without knowledge of any verb. Output that goes to a pi
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,8 +18,16 @@ from rich.text import Text
 from skerry.api import codec
 from skerry.api.errors import SkerryError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """End in silence: the reader (head, less) has what it wanted."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
+
+
+out = _Output(highlight=False, soft_wrap=True)
+err = _Output(stderr=True, highlight=False, soft_wrap=True)
 
 _COLOURS = {
     "green": {"Online", "Running", "Ready", "Succeeded", "Passed", "Approved", "Complete", "True"},
@@ -39,13 +48,26 @@ _COLOURS = {
 _STYLES = {word: colour for colour, words in _COLOURS.items() for word in words}
 
 
+def plain(text: str) -> str:
+    """Return text from elsewhere with what could steer the terminal made visible.
+
+    Devices name things and write logs; nobody's name may move the cursor or turn the direction of writing.
+    """
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def say(text: str) -> None:
+    """Print one line of plain text, whatever is in it."""
+    out.print(plain(text), markup=False)
+
+
 def cell(value: Any) -> str:
     """Return one cell's text; nothing is printed as `<none>`, as kubectl does."""
     if value is None or value == "":
         return "<none>"
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value)
+    return plain(str(value)).replace("\n", " ")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, header: bool = True) -> None:
@@ -79,6 +101,6 @@ def print_yaml(value: Any) -> None:
 def print_error(error: SkerryError) -> None:
     """Print an error as people read it: the sentence, then the hint on a line of its own."""
     text = f"{error.element}: {error.cause}" if error.element else error.cause
-    err.print(Text.assemble(("error: ", "bold red"), text))
+    err.print(Text.assemble(("error: ", "bold red"), plain(text)))
     if error.hint:
-        err.print(Text.assemble(("hint: ", "bold"), error.hint))
+        err.print(Text.assemble(("hint: ", "bold"), plain(error.hint)))

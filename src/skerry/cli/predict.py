@@ -107,8 +107,8 @@ def _read(path: Path) -> bytes:
 def _print_tensor(tensor: dict[str, Any]) -> None:
     data, shape = tensor["data"], tensor["shape"]
     shown = ", ".join(output.cell(value) for value in data[:20]) + (", ..." if len(data) > 20 else "")
-    output.out.print(f"{tensor['name']} {tensor['datatype']} {shape}: {shown}", markup=False)
+    output.say(f"{tensor['name']} {tensor['datatype']} {shape}: {shown}")
     if len(shape) == 2 and shape[1] > 1 and shape[0] <= 100:
         rows = [data[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
         highest = [str(max(range(len(row)), key=row.__getitem__)) for row in rows]
-        output.out.print(f"highest: {', '.join(highest)}", markup=False)
+        output.say(f"highest: {', '.join(highest)}")

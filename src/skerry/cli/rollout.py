@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
+import msgspec
 import typer
 
 from skerry.api import duration
@@ -15,6 +16,7 @@ from skerry.api.meta import find_condition
 from skerry.cli import options, output
 from skerry.cli.describe import print_wave
 from skerry.core import promotion
+from skerry.core.deployment import TEMPLATE_FIELDS, same_template
 from skerry.drivers.client.api import HubClient
 
 app = typer.Typer(help="Follow a rollout, approve it, pause it, abort it, take it back.", no_args_is_help=True)
@@ -54,7 +56,7 @@ def status(
             element=f'rollout "{rollout.metadata.name}"',
             hint=f"see `skerry describe rollout {rollout.metadata.name}`",
         )
-    output.out.print(last, markup=False)
+    output.say(last)
 
 
 @app.command()
@@ -71,18 +73,10 @@ def undo(
         target = _to_return_to(client, current, to_revision)
         # What to run comes from the old revision; how to roll out stays as it is wished today.
         template = target.spec.template
-        patch = {
-            "modelVersion": template.model_version,
-            "constraints": template.constraints,
-            "resources": template.resources,
-            "runtime": template.runtime,
-            "serving": template.serving,
-            "link": template.link,
-        }
+        fields = {field.name: field.encode_name for field in msgspec.structs.fields(template)}
+        patch = {fields[field]: getattr(template, field) for field in TEMPLATE_FIELDS}
         client.merge_spec(ModelDeployment, name, patch)
-    output.out.print(
-        f"deployment/{name} returns to revision {target.spec.revision} ({template.model_version})", markup=False
-    )
+    output.say(f"deployment/{name} returns to revision {target.spec.revision} ({template.model_version})")
 
 
 @app.command()
@@ -149,7 +143,7 @@ def _follow(client: HubClient, deployment: str, revision: int, limit: float) -> 
         for line in _progress(rollout):
             if line not in printed:
                 printed.add(line)
-                output.out.print(f"{time.monotonic() - began:6.1f}s  {line}", markup=False)
+                output.say(f"{time.monotonic() - began:6.1f}s  {line}")
         if rollout.status.phase in _ENDED:
             return rollout
         _check_reaches_somebody(client, deployment, rollout)
@@ -244,7 +238,9 @@ def _to_return_to(client: HubClient, current: ModelDeployment, revision: int) ->
     earlier = [
         r
         for r in rollouts
-        if r.status.phase == "Succeeded" and r.spec.revision < current.metadata.generation and not _same(r, current)
+        if r.status.phase == "Succeeded"
+        and r.spec.revision < current.metadata.generation
+        and not same_template(r.spec.template, current.spec)
     ]
     if not earlier:
         raise ConflictError(
@@ -252,18 +248,6 @@ def _to_return_to(client: HubClient, current: ModelDeployment, revision: int) ->
             element=f'deployment "{current.metadata.name}"',
         )
     return earlier[-1]
-
-
-def _same(rollout: Rollout, deployment: ModelDeployment) -> bool:
-    old, new = rollout.spec.template, deployment.spec
-    return (old.model_version, old.constraints, old.resources, old.runtime, old.serving, old.link) == (
-        new.model_version,
-        new.constraints,
-        new.resources,
-        new.runtime,
-        new.serving,
-        new.link,
-    )
 
 
 def _find_underway(client: HubClient, deployment: str, verb: str) -> Rollout:
@@ -313,4 +297,4 @@ def _set_paused(deployment: str, *, paused: bool, namespace: str, kubeconfig: op
         raise InvalidError("no deployment was named")
     with options.connect(kubeconfig, namespace) as client:
         client.merge_spec(ModelDeployment, name, {"paused": paused})
-    output.out.print(f"deployment/{name} {'paused' if paused else 'resumed'}", markup=False)
+    output.say(f"deployment/{name} {'paused' if paused else 'resumed'}")

@@ -33,6 +33,6 @@ def wait(
             for item in client.watch(target.info.type, target.name, deadline=deadline):
                 current = str(getattr(item.status, "phase", "without a phase"))
                 if current == phase:
-                    output.out.print(f"{target.info.singular}/{target.name} is {phase}", markup=False)
+                    output.say(f"{target.info.singular}/{target.name} is {phase}")
                     return
     raise TimedOutError(f"is {current}, not {phase}, after {timeout}", element=f"{target.info.singular}/{target.name}")

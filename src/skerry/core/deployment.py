@@ -23,6 +23,8 @@ from skerry.core.steps import Hold
 from skerry.core.waves import Member
 
 TEMPLATE_FIELDS = ("model_version", "constraints", "resources", "runtime", "serving", "link")
+PENDING = "ModelVersionPending"
+"""Why a deployment waits whose model version has not been looked at yet."""
 KEPT_ROLLOUTS = 10
 """Ended rollouts that stay for `undo` and for people, besides those still needed."""
 _MAX_VARIANTS = 32  # counted; devices report these names
@@ -69,14 +71,19 @@ def summarize(
     *,
     hold: Hold | None = None,
 ) -> ModelDeploymentStatus:
-    """Return the deployment's status. `hold` says why its newest generation waits."""
+    """Return the deployment's status. `hold` says why its newest generation waits.
+
+    A generation counts as observed when its model version has been looked at: until then nobody can know whether it
+    leads to a new rollout, and whoever follows it must not take the old one for it.
+    """
     newest, stable, wanted = newest_of(rollouts), stable_of(rollouts), wanted_of(rollouts)
+    unknown = hold is not None and hold.reason == PENDING
     selected = [member for member in members if member.selected]
     serving = [m.report.running for m in selected if m.report is not None and m.report.running is not None]
     target = wanted.metadata.name if wanted else ""
     return msgspec.structs.replace(
         deployment.status,
-        observed_generation=deployment.metadata.generation,
+        observed_generation=deployment.status.observed_generation if unknown else deployment.metadata.generation,
         revision=wanted.spec.revision if wanted else 0,
         rollout=newest.metadata.name if newest else "",
         stable_rollout=stable.metadata.name if stable else "",

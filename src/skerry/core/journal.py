@@ -23,7 +23,7 @@ class Slot(Struct, frozen=True, kw_only=True):
     """Its server's private one on the loopback, where it is probed; 0 until it was launched."""
     measurement: Measurement | None = None
     since: datetime | None = None
-    """When it first served."""
+    """When it first served what `desired` says; None before."""
     admitted: bool = False
     """Its server may accept connections at the workload's endpoint."""
 

@@ -162,7 +162,7 @@ def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, meas
     """Say how a device that is on the rollout stands while wave `index` is under way.
 
     Failed: it says so (RollingBack, Failed, or Running another rollout), or its time is over. Running: it serves this
-    rollout and, if gates need it (`measured`), has measured it; or it did so before and is restarting. A policy that
+    rollout and, if gates need it (`measured`), has measured it; or it did both before and is restarting. A policy that
     holds it up stops its clock.
     """
     assignment = member.assignment
@@ -311,14 +311,15 @@ def _waited(report: WorkloadStatus | None, assignment: Assignment, now: datetime
 
 
 def _has_run(member: Member, *, measured: bool) -> bool:
-    """It serves and is measured; or it was measured and is restarting, with nothing else serving in its place."""
+    """It serves and is measured; or it was and is restarting, with nothing else serving in its place."""
     report = member.current_report
     if report is None:
         return False
     if member.serves_assigned:
         return report.measurement is not None or not measured
     elsewhere = report.running is not None and report.running.rollout != report.rollout
-    return report.measurement is not None and not elsewhere and report.phase not in _TRIED
+    tried = report.phase in _TRIED
+    return report.served and report.measurement is not None and not elsewhere and not tried
 
 
 def _late(member: Member, report: WorkloadStatus | None, timeout: timedelta) -> str:

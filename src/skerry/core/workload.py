@@ -14,9 +14,10 @@ Rules:
 5. A network that is away is waited for without end; damaged or missing content is final; a candidate's server gets
    `MAX_STARTS` starts. As current it is started again for ever, ever slower; after `MAX_CRASHES` in a row the
    previous version takes its place.
-6. Accuracy is measured here and judged by the hub. A server that does not answer as its signature says is a failure.
-7. An event about a slot that is no longer named is void.
-8. A policy (a hold, a window, the link) may keep the work in hand waiting. That is told (`Waits`), fails nothing,
+6. What serves and turns out damaged gives way to the previous version, if there is one, and is fetched again.
+7. Accuracy is measured here and judged by the hub. A server that does not answer as its signature says is a failure.
+8. An event about a slot that is no longer named is void.
+9. A policy (a hold, a window, the link) may keep the work in hand waiting. That is told (`Waits`), fails nothing,
    counts as no attempt, and changes no phase.
 
 Lives here: the tables and the rules. States, events and actions are in `core.journal`. Must not live here: time,
@@ -181,6 +182,7 @@ def report(state: State) -> WorkloadStatus:
         observation=state.observation,
         shadow=state.shadow,
         running=running,
+        served=slot is not None and slot.since is not None,
         restarts=state.restarts,
         fetched_bytes=state.fetched_bytes,
         install_seconds=state.install_seconds,
@@ -487,14 +489,14 @@ def _went_down(state: State, event: Faulted | Exited, now: Moment) -> Outcome:  
     message = sentence(phase, fault)
     down = _replace(state, up=False, crashes=crashes, restarts=state.restarts + 1)
     again = _serve(down, current, delay_ceiling=_backoff(0.5, crashes, RESTART_CEILING_SECONDS))
+    if fault.damaged and crashes < MAX_CRASHES and (state.previous is not None or state.candidate is None):
+        return _give_way(down, current)
     if state.phase == "Shadowing" and state.candidate and state.shadow is None and crashes >= MAX_CRASHES:
         # What it is compared with does not work any more: better the one that has answered its golden samples.
         down, switch = _switching(_replace(down, shadow=ShadowReport(beside=current.desired.model_version)))
         return down, [again, *switch]
     if state.candidate is not None:
         return down, [again]
-    if fault.damaged and crashes < MAX_CRASHES:
-        return _begin(_replace(down, current=None), current.desired)
     if crashes >= MAX_CRASHES and state.previous is not None:
         fallen = _replace(
             down, current=state.previous, previous=None, phase="RollingBack", crashes=0, message="", failure=message
@@ -504,6 +506,17 @@ def _went_down(state: State, event: Faulted | Exited, now: Moment) -> Outcome:  
     if state.phase == "RollingBack" and after != "Failed":
         after = "RollingBack"
     return _replace(down, phase=after, message=message), [again]
+
+
+def _give_way(down: State, damaged: Slot) -> Outcome:
+    """The version before a damaged one serves while that one is fetched again, or another is being installed."""
+    good = down.previous
+    given = _replace(down, current=good, previous=None, crashes=0)
+    work: list[Action] = []
+    if given.candidate is None:
+        given, [_, *work] = _begin(given, damaged.desired)
+    serving = [] if good is None else [_serve(given, good)]
+    return given, [_tidy(given), *serving, *work]
 
 
 # --- parts of rules -----------------------------------------------------------------------------------------------

@@ -51,6 +51,9 @@ MAX_CLAIMS = 256
 RENEWAL_INTERVAL = timedelta(hours=1)
 """A key whose certificate is younger gets the same one again: no device can make the hub write as often as it likes."""
 
+ROTATION_INTERVAL = timedelta(minutes=1)
+"""A device that has just changed its key by a renewal may not change it again sooner, for the same reason."""
+
 ENROLLMENT_ANNOTATION = "skerry.dev/enrollment"
 """On a Device: the Enrollment that its present certificate comes from."""
 
@@ -208,13 +211,28 @@ async def _renew(context: HubContext, asked: EnrollmentSpec, identity: Identity)
     existing = await context.objects.find(Enrollment, device.metadata.namespace, record)
     if existing is not None and existing.status.device_uid != identity.name:
         raise InvalidError("its key is another device's", element="spec.csr", hint="make a key for this device")
-    answer = await _record(context, asked, device, record)
     before = device.metadata.annotations.get(ENROLLMENT_ANNOTATION, "")
+    if existing is None:
+        await _check_rotation(context, device, before)
+    answer = await _record(context, asked, device, record)
     if before != record:
         await _point_to(context, device, record)
         await _forget_enrollment(context, device, before)
     log.info("enrollment.renewed device=%s uid=%s", device.metadata.name, identity.name)
     return answer
+
+
+async def _check_rotation(context: HubContext, device: Device, present: str) -> None:
+    """Refuse another new key while the present one is brand-new. Raises UnavailableError."""
+    held = await context.objects.find(Enrollment, device.metadata.namespace, present) if present else None
+    if held is None or held.spec.token_id or held.metadata.creation_timestamp is None:
+        return  # the first renewal may follow its enrolment at once
+    if context.clock.now() - held.metadata.creation_timestamp < ROTATION_INTERVAL:
+        raise UnavailableError(
+            "its key was changed less than a minute ago",
+            element=f"device {device.metadata.uid}",
+            hint="ask again later",
+        )
 
 
 async def _point_to(context: HubContext, device: Device, record: str) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
-from skerry.api.errors import SkerryError
+from skerry.api.errors import ConflictError, NotFoundError, SkerryError
+from skerry.api.kinds.device import Device
 from skerry.hub import join_tokens, kubeconfig
 from skerry.hub.context import HubContext
+from skerry.hub.objects import DESIRED_PREFIX
 from skerry.hub.state import StateDirectory
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ async def run(
         rounds += 1
         try:
             revision = await _forget_history(context, revision)
+            if rounds % DAILY_EVERY == 1:
+                await forget_orphans(context)  # soon after each start, too: it may follow a power cut
             if rounds % DAILY_EVERY == 0:
                 await join_tokens.forget_expired(context)
                 _renew(context, state, names)  # here: TLS contexts belong to the loop's thread
@@ -45,6 +50,26 @@ async def _forget_history(context: HubContext, seen: int) -> int:
     if seen:
         await context.objects.store.compact(seen)
     return newest
+
+
+async def forget_orphans(context: HubContext) -> int:
+    """Remove what is desired of devices that do not exist any more; returns how many.
+
+    A device may be deleted in the moment in which something is assigned to it, or a power cut may come between the two
+    removals.
+    """
+    store = context.objects.store
+    records = await store.list(DESIRED_PREFIX)
+    if not records.records:
+        return 0
+    # Devices are read afterwards, and never come into being after their records: who is missing is gone.
+    known = {device.metadata.uid for device in (await context.objects.list(Device)).items}
+    orphans = [r for r in records.records if r.key.removeprefix(DESIRED_PREFIX) not in known]
+    for record in orphans:
+        with suppress(NotFoundError, ConflictError):
+            await store.delete(record.key, expected=record.revision)
+            log.info("housekeeping.orphan_removed key=%s", record.key)
+    return len(orphans)
 
 
 def _renew(context: HubContext, state: StateDirectory, names: Sequence[str]) -> None:

@@ -129,13 +129,21 @@ class Objects:
 
     async def delete(self, kind: type[T], namespace: str, name: str, *, uid: str = "", resource_version: str = "") -> T:
         """Remove the object; the preconditions hold where given. Raises NotFoundError, ConflictError."""
-        current = await self.get(kind, namespace, name)
         element = f'{_INFOS[kind].plural} "{name}"'
-        if uid and uid != current.metadata.uid:
-            raise ConflictError(f"its uid is {current.metadata.uid}, not {uid}", element=element)
-        expected = int(resource_version) if resource_version else None
-        await self.store.delete(key_of(kind, namespace, name), expected=expected)
-        return current
+        for _ in range(_ATTEMPTS):
+            current = await self.get(kind, namespace, name)
+            if uid and uid != current.metadata.uid:
+                raise ConflictError(f"its uid is {current.metadata.uid}, not {uid}", element=element)
+            # What is removed is the very object that was looked at, not another one that has its name by now.
+            expected = int(resource_version or current.metadata.resource_version)
+            try:
+                await self.store.delete(key_of(kind, namespace, name), expected=expected)
+            except ConflictError:
+                if resource_version:
+                    raise
+                continue
+            return current
+        raise ConflictError(element=element)
 
     async def list(
         self,

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from skerry.api.errors import NotFoundError, SkerryError
+from skerry.api.errors import InvalidError, NotFoundError, SkerryError, TooLargeError
 from skerry.api.kinds.device import Device
 from skerry.core.messages import Online, Reported
 from skerry.core.ports import Clock
@@ -180,10 +180,15 @@ class Observer:
             device = await self._objects.update_status(Device, *place, change)
         except NotFoundError:
             return
+        except (TooLargeError, InvalidError) as error:
+            # It will not become smaller; the device's next report may be.
+            log.warning("gateway.report_dropped uid=%s cause=%s", uid, error)
+            if heard.report is news.report:
+                heard.report = None
+            return
         except SkerryError as error:
             log.warning("gateway.status_not_written uid=%s cause=%s", uid, error)
-            await asyncio.sleep(_RETRY_SECONDS)
-            self._queue.add(uid)
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._queue.add, uid)  # the writer goes on meanwhile
             return
         heard.written_seen = device.status.last_seen
         if heard.report is news.report:

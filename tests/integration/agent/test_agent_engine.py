@@ -260,6 +260,21 @@ async def test_servers_nobody_wants_are_stopped(world: Any, models: Any) -> None
         await world.until_servers(0)
 
 
+async def test_odd_entries_among_the_workloads_stop_nothing(world: Any, models: Any) -> None:
+    async with world.agent():
+        await world.hub.want(models["v1"].desired())
+        await world.hub.running("digits-v1")
+    workloads = world.directory / "workloads"
+    (workloads / ".DS_Store").write_text("x")
+    (workloads / "lost+found").mkdir()
+    (workloads / "odd" / "journal.json").mkdir(parents=True)
+    (workloads / "odd" / "journal.damaged").touch()
+    world.hub.carrier.down = True
+    async with world.agent() as engine:
+        await world.until_phase(engine, "Running")
+    assert (workloads / "lost+found").is_dir(), "what is nobody's is let lie"
+
+
 async def test_damaged_files_are_fetched_again(world: Any, models: Any) -> None:
     async with world.agent():
         await world.hub.want(models["v1"].desired())
@@ -271,6 +286,28 @@ async def test_damaged_files_are_fetched_again(world: Any, models: Any) -> None:
         await world.hub.status(lambda one: one.phase == "Running" and len(world.registry.requests) == 3)
         [healed] = world.directory.glob("workloads/digits/slots/*/model.onnx")
         assert healed.read_bytes() == raw
+
+
+async def test_damaged_without_a_network_the_previous_version_serves(world: Any, models: Any) -> None:
+    async with world.agent():
+        for version in ("v1", "v2"):
+            await world.hub.want(models[version].desired())
+            await world.hub.running(f"digits-{version}")
+        await world.until_servers(1)
+        [model] = [
+            found
+            for found in world.directory.glob("workloads/digits/slots/*/model.onnx")
+            if found.read_bytes() == models["v2"].model
+        ]
+        model.write_bytes(model.read_bytes()[::-1])
+        world.registry.down = True
+        await world.kill_server()
+        status = await world.hub.status(lambda one: one.running is not None and one.running.rollout == "digits-v1")
+        assert (status.phase, status.rollout) == ("Fetching", "digits-v2")
+        assert (await asyncio.to_thread(predict, port_of(status), [1, 0, 0, 0]))["model_version"] == "v1"
+        world.registry.down = False
+        healed = await world.hub.running("digits-v2")
+        assert (await asyncio.to_thread(predict, port_of(healed), [1, 0, 0, 0]))["model_version"] == "v2"
 
 
 async def test_a_fixed_port_is_kept_across_an_update(world: Any, models: Any, tmp_path: Path) -> None:
@@ -285,6 +322,26 @@ async def test_a_fixed_port_is_kept_across_an_update(world: Any, models: Any, tm
             status = await world.hub.running(f"digits-{version}")
             assert port_of(status) == port
             assert (await asyncio.to_thread(predict, port, [1, 0, 0, 0]))["model_version"] == version
+
+
+async def test_a_fixed_port_that_another_program_holds_replaces_nothing(world: Any, models: Any) -> None:
+    import socket
+
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        async with world.agent():
+            await world.hub.want(models["v1"].desired())
+            old = port_of(await world.hub.running("digits-v1"))
+            await world.hub.want(models["v2"].desired(port=port))
+            status = await world.hub.status(lambda one: one.rollout == "digits-v2" and one.phase == "Running")
+            assert f'"127.0.0.1:{port}": port {port} is taken: Address already in use' in status.message
+            assert port_of(status) == old
+            assert (await asyncio.to_thread(predict, old, [1, 0, 0, 0]))["model_version"] == "v1"
+    seen = [one for one in all_statuses(world) if one.rollout == "digits-v2"]
+    assert all(one.running is not None and one.measurement is None and not one.served for one in seen)
+    assert "RollingBack" in {one.phase for one in seen}
 
 
 async def test_logs_and_inference_by_command(world: Any, models: Any) -> None:

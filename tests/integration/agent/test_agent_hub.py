@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from skerry.agent.settings import AgentSettings
 from skerry.api.errors import AlreadyExistsError, ForbiddenError, IntegrityError, InvalidError, SkerryError
 from skerry.api.kinds.device import Device as DeviceKind
 from skerry.api.kinds.enrollment import JoinToken
+from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.kinds.variants import Evaluation, Golden, NumericalError, Profile, Variant
@@ -163,6 +165,71 @@ def test_enrolment_is_one_use_one_device_and_mistakes_are_sentences(site: Site, 
     assert not identity.is_enrolled(Disk(site.directory / "till-3"))
 
 
+def test_a_device_whose_certificate_ran_out_comes_back_as_itself(site: Site, client: HubClient) -> None:
+    first = join(site, client, make_token(client), "till-1")
+    disk = Disk(site.directory / "till-1")
+    before = disk.read("device.pem")
+    day = timedelta(days=1)
+    identity.save(disk, msgspec.structs.replace(first, not_after=first.not_before - day), pem=before)
+    enroll._pending_key(disk)  # as a renewal leaves it that failed in the handshake
+    back = join(site, client, make_token(client), "till-1")
+    assert (back.uid, back.name) == (first.uid, "till-1")
+    assert identity.load(disk).not_after > datetime.now(UTC)
+    assert not (disk.root / enroll.PENDING_KEY).exists()
+    site.start_agent("till-1")
+    until(lambda: device(client, "till-1").status.phase == "Online", "online")
+    assert len(client.list(DeviceKind)) == 1
+
+
+def test_a_deleted_device_enrols_again_and_obeys_under_its_new_uid(
+    site: Site, client: HubClient, models: dict[str, Any]
+) -> None:
+    first = join(site, client, make_token(client), "till-1")
+    site.start_agent("till-1")
+    until(lambda: device(client, "till-1").status.phase == "Online", "online")
+    push(client, site.directory, models["v1"])
+    disk = Disk(site.directory / "till-1")
+
+    def observes(version: int) -> Callable[[], bool]:
+        def holds() -> bool:
+            status = device(client, "till-1").status
+            return status.observed_manifest_version == version and bool(status.workloads) == (version % 2 == 1)
+
+        return holds
+
+    for version in (1, 3, 5):
+        client.apply(deployment("v1"))
+        until(observes(version), "deployed")
+        client.delete(ModelDeployment, "digits")
+        until(observes(version + 1), "withdrawn")
+    client.delete(DeviceKind, "till-1")
+    assert site.end("till-1") == 0
+    command = [
+        sys.executable,
+        "-m",
+        "skerry.cli",
+        "agent",
+        "enroll",
+        "--hub",
+        hub_url(site),
+        "--state-dir",
+        str(disk.root),
+    ]
+    refused = subprocess.run([*command, "--token", make_token(client)], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "is enrolled already" in refused.stderr
+    assert "--again" in refused.stderr
+    subprocess.run([*command, "--token", make_token(client), "--again"], check=True, capture_output=True)
+    again = identity.load(disk)
+    assert (again.uid != first.uid, again.name) == (True, "till-1")
+    site.start_agent("till-1")
+    client.apply(deployment("v1"))
+    until(lambda: runs_at(client, "v1"), "the new uid's first desired state is accepted")
+    kept = disk.read_desired()
+    assert kept is not None
+    assert (kept.uid, kept.manifest_version) == (again.uid, 1)
+
+
 def push(client: HubClient, directory: Path, model: Any) -> None:
     """Package a tiny model as the factory does, and push it as the command line does."""
     package = directory / f"package-{model.version}"
@@ -253,7 +320,8 @@ def test_a_rollout_reaches_the_device_and_a_bad_one_leaves_it(
 
 
 def runs_at(client: HubClient, version: str) -> bool:
-    running = device(client, "till-1").status.workloads[0].running
+    workloads = device(client, "till-1").status.workloads
+    running = workloads[0].running if workloads else None
     return running is not None and running.model_version == f"digits-{version}"
 
 

@@ -75,24 +75,83 @@ def alive(port: int) -> bool:
         return False
 
 
+GATED_SERVER = """#!{python}
+import pathlib, sys, time
+from skerry.serve import app, dataplane
+
+gate, infer = pathlib.Path({gate!r}), dataplane.DataPlane.infer
+
+
+def pass_gate():
+    gate.with_name("held").touch()
+    while not gate.exists():
+        time.sleep(0.01)
+
+
+def infer_later(*arguments):
+    pass_gate()
+    return infer(*arguments)
+
+
+if "--version=v2" in sys.argv:
+    if {phase!r} == "Starting":
+        pass_gate()
+    dataplane.DataPlane.infer = infer_later
+sys.exit(app.main(sys.argv[3:]))
+"""
+"""A server's interpreter: version v2 does not come up, or does not answer its samples, before the gate is opened."""
+
+
+class Held:
+    """The installation of v2, stopped in the middle of one phase until it is released."""
+
+    def __init__(self, device: Any, phase: str, directory: Path) -> None:
+        self._device, self._phase, self._gate = device, phase, directory / "open"
+        self._log = device.directory / "workloads" / "digits" / "server.log"
+        if phase == "Fetching":
+            device.registry.hold.clear()
+        elif phase == "Installed":  # who opens a pipe to write waits for a reader
+            self._log.unlink()
+            os.mkfifo(self._log, 0o600)
+        else:
+            python = directory / "python"
+            python.write_text(GATED_SERVER.format(python=sys.executable, gate=str(self._gate), phase=phase))
+            python.chmod(0o700)
+            (device.directory / "agent.toml").write_text(f'[servers]\npython = "{python}"\n')
+
+    def wait(self) -> None:
+        """Wait until it is in the middle of the phase, and can be nowhere else."""
+        self._device.wait(in_phase(self._phase))
+        if self._phase == "Fetching":
+            assert self._device.registry.holding.wait(20)
+        elif self._phase in ("Starting", "Probing"):
+            self._device.wait(lambda _: self._gate.with_name("held").exists())
+        journal = self._device.journal()
+        assert (journal["phase"], journal["candidate"]["desired"]["version"]) == (self._phase, "v2")
+
+    def release(self) -> None:
+        self._device.registry.hold.set()
+        self._gate.touch()
+        if self._phase == "Installed":
+            self._log.unlink()
+
+
 @pytest.mark.parametrize("phase", ["Fetching", "Installed", "Starting", "Probing"])
-def test_killed_in_mid_install_it_converges_and_the_old_version_serves_on(device: Any, models: Any, phase: str) -> None:
+def test_killed_in_mid_install_it_converges_and_the_old_version_serves_on(
+    device: Any, models: Any, phase: str, tmp_path: Path
+) -> None:
     device.accept(models["v1"].desired())
     device.start()
     old = device.wait(is_running("digits-v1"))["current"]["port"]
     assert device.end(signal.SIGTERM) == 0
     device.accept(models["v2"].desired())
-    if phase == "Fetching":
-        device.registry.hold.clear()
+    held = Held(device, phase, tmp_path)
     device.start()
-    reached = device.wait(lambda journal: journal.get("phase") == phase or is_running("digits-v2")(journal))
-    if phase == "Fetching":
-        assert device.registry.holding.wait(20)
-        assert reached["phase"] == "Fetching"
+    held.wait()
     assert device.end(signal.SIGKILL) == -9
-    if reached["phase"] == phase:
-        assert version_at(old) == "v1", "what served goes on serving"
-    device.registry.hold.set()
+    assert device.journal()["phase"] == phase
+    assert version_at(old) == "v1", "what served goes on serving"
+    held.release()
     device.start()
     port = device.wait(is_running("digits-v2"))["current"]["port"]
     assert version_at(port) == "v2"

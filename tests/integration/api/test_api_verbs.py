@@ -528,7 +528,9 @@ def test_strangers_get_nothing_else(hub: Hub, admin: HubClient) -> None:
         enrolling |= {"spec": {"deviceName": "x", "csr": "y"}}
         response = stranger.post(path(admin.namespace, "enrollments"), headers=forged, json=enrolling)
         assert response.status_code in (401, 403, 422)
-        dry = stranger.post(path(admin.namespace, "enrollments"), headers=forged, json=enrolling, params={"dryRun": "All"})
+        dry = stranger.post(
+            path(admin.namespace, "enrollments"), headers=forged, json=enrolling, params={"dryRun": "All"}
+        )
         status(dry, 400, "BadRequest")  # the token would not be asked, so nothing is told
         yaml = {**forged, "content-type": "application/yaml"}
         status(

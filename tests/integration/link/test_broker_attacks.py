@@ -336,6 +336,14 @@ class TestImpatient:
         async with hub_of(site) as hub, attach(site, "dev-a", will=("skerry/v1/d/dev-a/online", will), keepalive=1):
             assert not (await next_of(hub.incoming(), messages.Online, "dev-a")).online
 
+    async def test_subscribing_again_and_again_does_not_fill_the_memory(self, site: Any) -> None:
+        async with hub_of(site) as hub, attach(site, "dev-a") as raw:
+            await hub.publish_desired("dev-a", b"x" * 10_000)
+            for _ in range(20):  # what is kept comes each time, and is never acknowledged
+                await raw.say(subscribe(*(["skerry/v1/d/dev-a/desired"] * 16)))
+            heard = await raw.is_closed()
+            assert len(heard) < 10 * 10_100, "no more than the device's bound"
+
     async def test_a_device_that_does_not_acknowledge_is_put_out_alone(self, site: Any) -> None:
         async with hub_of(site) as hub, device_of(site, "dev-b").connect(boot_id="b") as other:
             async with attach(site, "dev-a") as raw:

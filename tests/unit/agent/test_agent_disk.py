@@ -115,6 +115,26 @@ def test_journals_come_back_and_damaged_ones_are_set_aside(disk: Disk) -> None:
     assert disk.read_journals() == (states, [])
 
 
+def test_what_is_no_workload_stops_none_and_is_let_lie(disk: Disk) -> None:
+    """A file manager's droppings, a file system's own directory, journals that cannot be read or be set aside."""
+    workloads = disk.root / "workloads"
+    disk.write_journal(State(name="good", phase="Running"))
+    (workloads / ".DS_Store").write_text("x")
+    (workloads / "stray").write_text("x")
+    (workloads / "lost+found").mkdir()
+    for name in ("dir", "loop", "stuck"):
+        (workloads / name).mkdir()
+    (workloads / "dir" / "journal.json").mkdir()
+    (workloads / "loop" / "journal.json").symlink_to("journal.json")  # open says ELOOP, whoever asks
+    (workloads / "stuck" / "journal.json").mkdir()
+    (workloads / "stuck" / "journal.damaged").write_text("x")
+    states, damaged = disk.read_journals()
+    assert [state.name for state in states] == ["good"]
+    assert damaged == ["dir", "loop", "stuck"]
+    assert disk.workloads() == ["dir", "good", "loop", "stuck"]
+    assert disk.read_journals() == (states, ["stuck"]), "the others are set aside"
+
+
 def test_an_accepted_state_comes_back(disk: Disk) -> None:
     assert disk.read_desired() is None
     accepted = AcceptedDesired(manifest_version=7, envelope=b"\x00raw")

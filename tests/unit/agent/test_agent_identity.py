@@ -14,12 +14,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerry.agent import identity, renewal
-from skerry.agent.disk import Disk
+from skerry.agent import app, identity, renewal
+from skerry.agent.disk import AcceptedDesired, Disk
 from skerry.agent.identity import Identity
 from skerry.agent.settings import HubSettings
 from skerry.api.errors import InvalidError, NotFoundError
 from skerry.api.kinds.enrollment import Endpoints
+from skerry.core import messages, trust
+from skerry.core.messages import DesiredState
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -82,3 +84,18 @@ def test_renewal_is_due_in_the_second_half_and_before_two_thirds(uid: str, days:
     life = timedelta(days=days)
     due = renewal.due_at(made(uid=uid, not_after=START + life))
     assert START + life * 0.5 <= due < START + life * 2 / 3
+
+
+def test_a_floor_binds_the_uid_that_accepted_it_and_no_other(tmp_path: Path) -> None:
+    disk, key = Disk(tmp_path), Ed25519PrivateKey.generate()
+    known = made(desired_keys={"k": pem(key.public_key())})
+    keys = identity.verifying_keys(known)
+    state = DesiredState(uid="d1", manifest_version=7, issued_at=START)
+    envelope = messages.encode(trust.sign(state, key, "k"))
+    disk.write_desired(AcceptedDesired(manifest_version=7, envelope=envelope, uid="d1"))
+    assert app._read_accepted(disk, known, keys) == (7, state)
+    assert app._read_accepted(disk, made(uid="d2"), keys) == (0, None)
+    disk.write_desired(AcceptedDesired(manifest_version=7, envelope=b"damaged", uid="d1"))
+    assert app._read_accepted(disk, known, keys) == (7, None)
+    disk.write_desired(AcceptedDesired(manifest_version=7, envelope=envelope))
+    assert app._read_accepted(disk, made(uid="d2"), keys) == (7, None), "nobody's: it binds"

@@ -104,6 +104,8 @@ class Sim:
     """Model versions whose server never starts here: it falls back."""
     silent: frozenset[str] = frozenset()
     """Model versions about which it never reports."""
+    portless: frozenset[str] = frozenset()
+    """Model versions that are measured here, and then cannot have the port they are to serve on."""
     accuracy: dict[str, float] = field(default_factory=dict)
     accepted: DesiredRecord | None = None
     accepted_at: datetime = START
@@ -160,7 +162,7 @@ class Sim:
             fallen = self.about(workload, "Running" if self.running else "Failed")
             self.report = msgspec.structs.replace(fallen, message="the server died")
             return
-        self.running = RunningRevision(
+        running = RunningRevision(
             rollout=workload.rollout,
             revision=workload.revision,
             model_version=workload.model_version,
@@ -177,8 +179,15 @@ class Sim:
             latency_p95_ms=2,
             peak_memory_bytes=MIB,
         )
-        self.report = msgspec.structs.replace(self.about(workload, "Running"), measurement=measurement)
-        self.proven = self.report
+        if workload.model_version in self.portless:
+            self.report = msgspec.structs.replace(
+                self.about(workload, "Starting"), measurement=measurement, running=None
+            )
+            return
+        self.running = running
+        self.report = self.proven = msgspec.structs.replace(
+            self.about(workload, "Running"), measurement=measurement, served=True
+        )
 
     def about(self, workload: WorkloadDesired, phase: WorkloadPhase) -> WorkloadStatus:
         return WorkloadStatus(

@@ -103,6 +103,17 @@ def test_a_restart_of_a_measured_device_is_no_failure() -> None:
     assert world.run(100).status.phase == "Succeeded"
 
 
+def test_measured_but_never_served_is_waited_for_and_then_failed() -> None:
+    """Probed on one port, it cannot be had on the port asked for: a whole fleet may be in this state at once."""
+    world = World(fleet(4, portless=frozenset({"v1"})), make_spec(waves=WAVES, gates=ACCURACY))
+    waiting = world.run(50)
+    assert (waiting.status.phase, waiting.status.current_wave) == ("Progressing", 0)
+    assert [(d.phase, d.measurement is not None) for d in waiting.status.waves[0].devices] == [("Starting", True)]
+    failed = world.run(100)
+    assert failed.status.phase == "RolledBack"
+    assert "it was not Running within 60 s" in failed.status.message
+
+
 def test_a_device_of_a_passed_wave_that_installs_again_is_no_failure() -> None:
     world = upgraded(fleet(4), deviceTimeout="30s", bakeTime="100s")
     world.run(103)

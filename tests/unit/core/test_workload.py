@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -115,6 +116,14 @@ class World:
     """Versions the registry does not have."""
     disagreeing: frozenset[str] = frozenset()
     """Versions that answer otherwise than the one they run beside."""
+    away: frozenset[str] = frozenset()
+    """Versions the registry cannot be reached for."""
+    rotten: frozenset[str] = frozenset()
+    """Versions whose installed files are damaged once everything is prepared."""
+    damaged: frozenset[int] = frozenset()
+    """Slots whose files are."""
+    lost: frozenset[str] = frozenset()
+    """Versions the registry does not have any more by then."""
     instruction: int = 0
     seconds: float = 0.0
     must_serve: bool = False
@@ -203,15 +212,7 @@ class Agent:
                     world.tick()
                 self.queue.append(Tidied())
             case Fetch(slot=slot):
-                if slot.desired.version in world.missing:
-                    self.queue.append(
-                        Faulted(serial=slot.serial, component="the registry", element="blob", cause="Not found")
-                    )
-                    return
-                new = slot.desired.blob.digest not in world.cache
-                world.tick()
-                world.cache.add(slot.desired.blob.digest)
-                self.queue.append(Fetched(serial=slot.serial, network_bytes=10 if new else 0))
+                self.fetch(slot)
             case Install(slot=slot):
                 assert slot.desired.blob.digest in world.cache
                 world.tick()
@@ -231,6 +232,16 @@ class Agent:
                     )
                 else:
                     self.queue.append(Probed(serial=slot.serial, measurement=MEASURED))
+
+    def fetch(self, slot: journal.Slot) -> None:
+        world, version = self.world, slot.desired.version
+        new = slot.desired.blob.digest not in world.cache
+        if version in world.missing:
+            self.queue.append(Faulted(serial=slot.serial, component="the registry", element="blob", cause="Not found"))
+        elif not new or version not in world.away:  # else it tries for ever
+            world.tick()
+            world.cache.add(slot.desired.blob.digest)
+            self.queue.append(Fetched(serial=slot.serial, network_bytes=10 if new else 0))
 
     def try_out(self, action: ShadowBeside | Observe) -> None:
         world, slot = self.world, action.slot
@@ -257,6 +268,18 @@ class Agent:
     def serve(self, action: Serve) -> None:
         world, slot = self.world, action.slot
         assert slot.serial in world.files, "started without its files"
+        if slot.serial in world.damaged and slot.serial not in world.servers:
+            self.queue.append(
+                Faulted(
+                    serial=slot.serial,
+                    component="the inference server",
+                    element="model",
+                    cause="digest",
+                    final=False,
+                    damaged=True,
+                )
+            )
+            return
         if slot.desired.version in world.broken:
             world.stop(slot.serial)
             self.queue.append(Launched(serial=slot.serial, port=1))
@@ -304,11 +327,24 @@ def prepared(*versions: str, **fields: object) -> World:
     world = World(**fields)  # type: ignore[arg-type]
     for version in versions:
         install(world, wish(version))
+    if world.rotten:
+        rot(world)
     world.instruction = 0
     return world
 
 
-SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, dict[str, frozenset[str]], str, str]] = {
+def rot(world: World) -> None:
+    """Damage what is installed of these versions, the cache's hard link included, and end its servers."""
+    assert world.journal is not None
+    slots = [slot for slot in workload.slots(world.journal) if slot.desired.version in world.rotten]
+    world.damaged, world.missing = frozenset(slot.serial for slot in slots), world.lost
+    assert world.damaged
+    world.cache -= {slot.desired.blob.digest for slot in slots}
+    for serial in world.damaged:
+        world.stop(serial)
+
+
+SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, Mapping[str, object], str, str]] = {
     # name: (installed before, wish, what is wrong, expected phase, expected running version)
     "install": ((), wish("v1"), {}, "Running", "v1"),
     "update": (("v1",), wish("v2"), {}, "Running", "v2"),
@@ -323,6 +359,16 @@ SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, dict[str, fr
     "shadow: disagrees": (("v1",), tried("v2"), {"disagreeing": frozenset({"v2"})}, "Running", "v1"),
     "shadow: nothing to replace": ((), tried("v1"), {}, "Running", "v1"),
     "shadow: the same again": (("v1",), tried("v1", rollout="digits-9"), {}, "Running", "v1"),
+    "damaged": (("v1", "v2"), wish("v2"), {"rotten": frozenset({"v2"})}, "Running", "v2"),
+    "damaged, and the previous": (("v1", "v2"), wish("v2"), {"rotten": frozenset({"v1", "v2"})}, "Running", "v2"),
+    "damaged, and another wanted": (("v1", "v2"), wish("v3"), {"rotten": frozenset({"v2"})}, "Running", "v3"),
+    "damaged, and gone from the registry": (
+        ("v1", "v2"),
+        wish("v2"),
+        {"rotten": frozenset({"v2"}), "lost": frozenset({"v2"})},
+        "Running",
+        "v1",
+    ),
 }
 
 
@@ -337,8 +383,33 @@ def test_a_kill_at_every_instruction_converges(name: str, power: bool) -> None:
         world = prepared(*before, **wrong)
         world.kill_at, world.power = kill_at, power
         world.must_serve = bool(before) and desired is not None and not power
+        world.must_serve = world.must_serve and not world.rotten
         agent = install(world, desired)
         check_rest(world, agent, desired, phase, version)
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["agent killed", "power cut"])
+@pytest.mark.parametrize("wanted", ["v2", "v3"])
+def test_damaged_without_a_network_the_previous_version_serves_through_every_kill(wanted: str, power: bool) -> None:
+    def damaged() -> World:
+        world = prepared("v1", "v2", rotten=frozenset({"v2"}))
+        world.away = frozenset({"v2", "v3"})
+        return world
+
+    whole = damaged()
+    install(whole, wish(wanted))
+    for kill_at in range(1, whole.instruction + 1):
+        world = damaged()
+        world.kill_at, world.power = kill_at, power
+        agent = install(world, wish(wanted))
+        status = workload.report(agent.state)
+        assert (status.phase, status.rollout) == ("Fetching", wish(wanted).rollout)
+        assert status.running is not None
+        assert status.running.model_version == "digits-v1"
+        assert world.accepting == set(world.servers)
+        assert status.running.port == world.endpoint
+        world.away, world.kill_at, world.must_serve = frozenset(), -1, True
+        check_rest(world, install(world, wish(wanted)), wish(wanted), "Running", wanted)
 
 
 def check_rest(world: World, agent: Agent, desired: WorkloadDesired | None, phase: str, version: str) -> None:
@@ -363,7 +434,7 @@ def check_rest(world: World, agent: Agent, desired: WorkloadDesired | None, phas
     assert world.servers == {state.current.serial: state.current.port}
     assert world.accepting == {state.current.serial}
     assert status.running.port == state.endpoint == world.endpoint
-    if desired.serving.port:
+    if desired.serving.port and version == desired.version:
         assert status.running.port == desired.serving.port
     if version == desired.version:
         assert status.message == ""
@@ -565,6 +636,30 @@ def test_damaged_files_are_fetched_again() -> None:
     assert state.candidate.desired == wish("v1")
 
 
+def test_damaged_files_of_the_previous_version_too_are_no_loop() -> None:
+    state, _ = drive(
+        running(),
+        Wanted(wish("v2")),
+        Fetched(serial=2, network_bytes=5),
+        Laid(serial=2),
+        Launched(serial=2, port=4002),
+        Ready(serial=2),
+        Probed(serial=2, measurement=None),
+    )
+    bad = Faulted(serial=2, component="the disk", element="model", cause="digest", final=False, damaged=True)
+    state, actions = drive(state, bad)
+    assert [type(a) for a in actions] == [Tidy, Serve, Fetch]
+    assert state.current is not None
+    assert (state.current.serial, state.previous) == (1, None)
+    ceilings = []
+    for _ in range(3):
+        state, [again] = drive(state, replace(bad, serial=1))
+        assert isinstance(again, Serve)
+        ceilings.append(again.delay_ceiling)
+    assert ceilings == [0.5, 1.0, 2.0]
+    assert state.phase == "Fetching"
+
+
 def test_an_agent_that_dies_with_every_start_gives_the_candidate_up() -> None:
     state, _ = drive(running(), Wanted(wish("v2")), Fetched(serial=2, network_bytes=5), Laid(serial=2))
     state, _ = drive(state, Launched(serial=2, port=4002))
@@ -576,6 +671,15 @@ def test_an_agent_that_dies_with_every_start_gives_the_candidate_up() -> None:
     assert "interrupted" in state.failure
     state, _ = drive(state, Tidied(), Launched(serial=1, port=4001), Ready(serial=1))
     assert state.phase == "Running"
+
+
+def test_the_same_content_on_a_server_that_is_down_has_not_served_for_the_new_rollout() -> None:
+    down, _ = drive(running(), Exited(serial=1, cause="it ended", uptime_seconds=1))
+    assert workload.report(down).served
+    state, _ = drive(down, Wanted(wish("v1", rollout="digits-9")))
+    assert (state.phase, workload.report(state).served) == ("Starting", False)
+    state, _ = drive(state, Launched(serial=1, port=4001), Ready(serial=1))
+    assert workload.report(state).served
 
 
 def test_install_seconds_need_the_same_boot() -> None:

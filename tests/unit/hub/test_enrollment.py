@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry.api.errors import AlreadyExistsError, ForbiddenError, InvalidError, UnauthorizedError
+from skerry.api.errors import AlreadyExistsError, ForbiddenError, InvalidError, UnauthorizedError, UnavailableError
 from skerry.api.kinds.device import Device, DeviceFacts, Hardware
 from skerry.api.kinds.enrollment import Enrollment, EnrollmentSpec, JoinToken, JoinTokenSpec
 from skerry.api.meta import ObjectMeta
@@ -312,6 +312,7 @@ async def test_a_device_renews_with_its_certificate_for_the_same_or_a_new_key(hu
     second = await hub.renew(uid, old)
     assert second.status.device_uid == uid
     assert second.status.certificate != first.status.certificate
+    hub.clock.offset += timedelta(minutes=2)
     third = await hub.renew(uid, new)
     certificate = x509.load_pem_x509_certificate(third.status.certificate.encode())
     assert certificate.public_key() == new.public_key()
@@ -319,6 +320,20 @@ async def test_a_device_renews_with_its_certificate_for_the_same_or_a_new_key(hu
     assert [d.metadata.uid for d in await hub.devices()] == [uid]
     assert [e.metadata.name for e in await hub.enrollments()] == [third.metadata.name]  # the old key's is forgotten
     assert (await hub.devices())[0].metadata.annotations == {enrollment.ENROLLMENT_ANNOTATION: third.metadata.name}
+
+
+async def test_a_device_cannot_make_the_hub_sign_as_often_as_it_likes(hub: Hub) -> None:
+    uid = (await hub.enroll(await hub.token(), new_key())).status.device_uid
+    changed = new_key()
+    renewed = await hub.renew(uid, changed)  # the first may follow at once
+    before = await hub.context.objects.store.revision()
+    for _ in range(5):
+        with pytest.raises(UnavailableError, match="less than a minute ago; ask again later"):
+            await hub.renew(uid, new_key())
+        assert (await hub.renew(uid, changed)).status.certificate == renewed.status.certificate  # a lost answer
+    assert await hub.context.objects.store.revision() == before
+    hub.clock.offset += timedelta(minutes=2)
+    assert (await hub.renew(uid, new_key())).status.certificate != renewed.status.certificate
 
 
 async def test_a_deleted_device_cannot_renew_and_its_key_needs_a_new_use(hub: Hub) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -72,3 +73,15 @@ async def test_old_history_goes_and_what_is_due_is_renewed(tmp_path: Path, monke
             assert authority.admin_certificate_file.read_bytes() != old
             with pytest.raises(NotFoundError):
                 await objects.get(JoinToken, "default", "old")
+
+
+async def test_what_is_desired_of_devices_that_are_gone_is_removed(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "hub.db") as store:
+        objects = Objects(store, SetClock())
+        await objects.create(Device(metadata=ObjectMeta(name="a", namespace="default", uid="uid-a")))
+        for uid in ("uid-a", "uid-gone"):
+            await store.create(f"desired/{uid}", b"{}")
+        context = cast("Any", SimpleNamespace(objects=objects))
+        assert await housekeeping.forget_orphans(context) == 1
+        assert [record.key for record in (await store.list("desired/")).records] == ["desired/uid-a"]
+        assert await housekeeping.forget_orphans(context) == 0

@@ -25,6 +25,10 @@ WorkloadPhase = Literal[
 ]
 
 
+Word = Annotated[str, msgspec.Meta(max_length=256)]
+"""What a device calls something; bounded, since a device may say anything."""
+Sentence = Annotated[str, msgspec.Meta(max_length=4096)]
+
 MAX_HOLD = timedelta(days=30)
 """A device bounds a hold by this, whatever it is told."""
 WaitReason = Literal["", "Hold", "Window", "Link"]
@@ -68,34 +72,34 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
 class Hardware(Struct, frozen=True, kw_only=True):
     """What the machine is made of, as the agent measured it."""
 
-    arch: str = ""
+    arch: Word = ""
     """GOARCH name: amd64, arm64, arm, riscv64."""
-    cpu_model: str = ""
+    cpu_model: Word = ""
     cores: int = 0
     memory_bytes: int = 0
     """Memory that workloads may use: the machine's, or less if the agent's settings or a cgroup say so."""
     storage_bytes: int = 0
     """Size of the file system that holds the agent's state."""
     storage_free_bytes: int = 0
-    accelerators: list[str] = []
+    accelerators: Annotated[list[Word], msgspec.Meta(max_length=64)] = []
 
 
 class OperatingSystem(Struct, frozen=True, kw_only=True):
     """The Linux it runs (`/etc/os-release`, kernel, init)."""
 
-    family: str = ""
-    version: str = ""
-    kernel: str = ""
-    libc: str = ""
-    init: str = ""
+    family: Word = ""
+    version: Word = ""
+    kernel: Word = ""
+    libc: Word = ""
+    init: Word = ""
 
 
 class EngineFacts(Struct, frozen=True, kw_only=True):
     """One inference engine installed on the device."""
 
-    name: str
-    version: str = ""
-    precisions: list[str] = []
+    name: Word
+    version: Word = ""
+    precisions: Annotated[list[Word], msgspec.Meta(max_length=32)] = []
     """Precisions it may run here; empty means all."""
 
 
@@ -103,8 +107,8 @@ class Network(Struct, frozen=True, kw_only=True):
     """How the device is connected."""
 
     kind: Literal["ethernet", "wifi", "cellular", "loopback", "unknown"] = "unknown"
-    interface: str = ""
-    address: str = ""
+    interface: Word = ""
+    address: Word = ""
     metered: bool = False
 
 
@@ -134,13 +138,13 @@ class HoldStatus(Struct, frozen=True, kw_only=True):
 class DeviceFacts(Struct, frozen=True, kw_only=True):
     """Everything a device says about itself; sent when it changes."""
 
-    hostname: str = ""
-    agent_version: str = ""
-    boot_id: str = ""
+    hostname: Word = ""
+    agent_version: Word = ""
+    boot_id: Word = ""
     hardware: Hardware = Hardware()
     os: OperatingSystem = OperatingSystem()
-    engines: list[EngineFacts] = []
-    runtimes: list[str] = []
+    engines: Annotated[list[EngineFacts], msgspec.Meta(max_length=32)] = []
+    runtimes: Annotated[list[Word], msgspec.Meta(max_length=32)] = []
     network: Network = Network()
     limits: LimitFacts = LimitFacts()
 
@@ -220,10 +224,10 @@ class Measurement(Struct, frozen=True, kw_only=True):
 class RunningRevision(Struct, frozen=True, kw_only=True):
     """Which revision is really serving."""
 
-    rollout: str
+    rollout: Word
     revision: int
-    model_version: str
-    variant: str
+    model_version: Word
+    variant: Word
     port: int
     """On the device's loopback."""
     since: datetime
@@ -232,14 +236,14 @@ class RunningRevision(Struct, frozen=True, kw_only=True):
 class WorkloadStatus(Struct, frozen=True, kw_only=True):
     """One workload on one device, as the device reported it."""
 
-    name: str
+    name: Word
     """The deployment's name."""
-    rollout: str
+    rollout: Word
     """The rollout this device was last told to be on."""
     revision: int
-    variant: str
+    variant: Word
     phase: WorkloadPhase
-    message: str = ""
+    message: Sentence = ""
     """One sentence: what is going on, or what failed and why."""
     refusal: Refusal = ""
     """Why the device would not take `variant`, where it refused; `message` says more. Empty: it did not refuse."""
@@ -254,6 +258,8 @@ class WorkloadStatus(Struct, frozen=True, kw_only=True):
     shadow: ShadowReport | None = None
     """What shadow mode showed of `rollout`, once it is over; None as above."""
     running: RunningRevision | None = None
+    served: bool = False
+    """`rollout` has served here since it was assigned, whether or not it does now."""
     restarts: int = 0
     fetched_bytes: int = 0
     """Bytes that came over the network for this revision; 0 when everything was cached."""

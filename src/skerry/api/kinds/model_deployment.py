@@ -70,7 +70,8 @@ class Wave(Struct, frozen=True, kw_only=True):
     A selector alone takes all devices that match it; with count or percent, so many of those that match it.
     """
 
-    name: str = ""
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]?([-_.A-Za-z0-9 ]{0,61}[A-Za-z0-9])?$", max_length=63)] = ""
+    """Letters, digits, and "-", "_", "." or spaces between them; `wave-<number>` unless given."""
     count: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Devices on the new version when this wave is done."""
     percent: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None

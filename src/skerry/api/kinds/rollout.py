@@ -20,6 +20,8 @@ class RolloutSpec(Struct, frozen=True, kw_only=True):
     revision: int
     """The deployment's generation that this carries out."""
     template: ModelDeploymentSpec
+    model_digest: str = ""
+    """Digest of the artifact that `template.modelVersion` stood for: the same name with another is another model."""
     previous: str = ""
     """The rollout that devices return to when this one fails; empty when there is none."""
 

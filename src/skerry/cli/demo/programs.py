@@ -81,7 +81,9 @@ def run(arguments: Sequence[str], environment: dict[str, str], *, show: bool = T
     Raises UnavailableError with the command's own words when it fails.
     """
     if show:
-        output.out.print(f"[bold cyan]$[/] [bold]skerry {' '.join(arguments)}[/]")
+        here = f"{Path.cwd()}/"
+        shown = " ".join(argument.replace(here, "") for argument in arguments)
+        output.out.print(f"[bold cyan]$[/] [bold]skerry {shown}[/]")
     process = subprocess.Popen(
         [*SKERRY, *arguments],
         stdout=subprocess.PIPE,

@@ -49,7 +49,8 @@ class Fault(msgspec.Struct, kw_only=True):
     device: str
     fault: str
     state_at_fault: str
-    converged: bool
+    runs: str
+    """The model version it serves in the end."""
     seconds: float
     """From the fault's end (restart, line mended) to running the wanted revision."""
 

@@ -358,18 +358,13 @@ def faults(stage: Stage) -> None:
         )
         output.out.print(f"  {cut_off}'s hub is unreachable")
         apply(stage, "v3")
-        catch_installing(client, victim)
-        stage.programs.kill(victim)
-        state = journaled_phase(stage, victim)
-        check(state in INSTALLING, f"{victim}'s agent was killed in mid-install ({state})")
+        state = kill_installing(stage, victim)
         output.out.print(f"  {victim}'s agent was killed with SIGKILL while {state}")
         start_agent(stage, victim)
         seconds = wait_until(
             lambda: running(client.get(Device, victim)) == "digits-v3", f"{victim} on v3", seconds=PATIENCE
         )
-        stage.report.faults.append(
-            reports.Fault(device=victim, fault="agent killed", state_at_fault=state, converged=True, seconds=seconds)
-        )
+        add_fault(stage, client, victim, "agent killed", state, seconds)
         others = [name for name, _ in FLEET if name != cut_off]
         wait_until(
             lambda: all(running(d) == "digits-v3" for d in client.list(Device) if d.metadata.name in others),
@@ -381,29 +376,40 @@ def faults(stage: Stage) -> None:
         seconds = wait_until(
             lambda: running(client.get(Device, cut_off)) == "digits-v3", f"{cut_off} on v3", seconds=PATIENCE
         )
-        stage.report.faults.append(
-            reports.Fault(
-                device=cut_off, fault="hub unreachable", state_at_fault="Running v1", converged=True, seconds=seconds
-            )
-        )
+        add_fault(stage, client, cut_off, "hub unreachable", "Running v1", seconds)
     stage.skerry("rollout", "status", f"deployment/{DEPLOYMENT}", "--watch")
     stage.skerry("get", "devices")
+    with stage.client() as client:
+        for fault in stage.report.faults:
+            fault.runs = running(client.get(Device, fault.device))
 
 
-def catch_installing(client: HubClient, name: str) -> None:
-    """Return as soon as a device says that it is on its way to v3."""
+def add_fault(stage: Stage, client: HubClient, device: str, fault: str, state: str, seconds: float) -> None:
+    """Note a fault and what the device serves after it."""
+    runs = running(client.get(Device, device))
+    stage.report.faults.append(
+        reports.Fault(device=device, fault=fault, state_at_fault=state, runs=runs, seconds=seconds)
+    )
+
+
+def kill_installing(stage: Stage, name: str) -> str:
+    """Kill an agent while it installs v3, and return where it had got to, as the journal on its disk says."""
 
     def installing() -> bool:
-        status = workload(client.get(Device, name))
-        return status.phase in INSTALLING and running_model(status) != "digits-v3"
+        state = read_journal(stage, name)
+        return state.phase in INSTALLING and state.desired is not None and state.desired.model_version == "digits-v3"
 
-    wait_until(installing, f"{name} installing v3", seconds=PATIENCE, every=0.01)
+    wait_until(installing, f"{name} installing v3", seconds=PATIENCE, every=0.002)
+    stage.programs.kill(name)
+    phase = read_journal(stage, name).phase
+    check(phase in INSTALLING, f"{name}'s agent was killed in mid-install ({phase})")
+    return phase
 
 
-def journaled_phase(stage: Stage, name: str) -> str:
-    """Return where an agent that is dead now had got to, as its journal on the disk says."""
+def read_journal(stage: Stage, name: str) -> State:
+    """Return a device's journal of the demo's workload, which is replaced atomically and so can be read any time."""
     journal = stage.directory / "devices" / name / "workloads" / DEPLOYMENT / "journal.json"
-    return msgspec.json.decode(journal.read_bytes(), type=State).phase
+    return msgspec.json.decode(journal.read_bytes(), type=State)
 
 
 def workload(device: Device) -> WorkloadStatus:

@@ -434,7 +434,7 @@ class EmbeddedBroker:
         session.write(packets.suback(packet.packet_id, codes))
         granted = [name for (name, _), code in zip(packet.filters, codes, strict=True) if code != packets.FAILURE]
         session.filters.update(granted)
-        for name in granted:
+        for name in dict.fromkeys(granted):
             self._send_kept(session, name)
         if granted:
             session.listening.set()
@@ -446,7 +446,8 @@ class EmbeddedBroker:
                 session.outbox.force(Message(topic=topics.topic(uid, "online"), payload=payload, qos=1, retain=True))
         elif name.endswith("/desired") and session.peer.name in self._desired:
             payload = self._desired[session.peer.name]
-            session.outbox.force(Message(topic=name, payload=payload, qos=1, retain=True))
+            if not session.outbox.offer(Message(topic=name, payload=payload, qos=1, retain=True)):
+                session.end("too slow for what it is sent")  # subscribing again and again must not fill the memory
 
     def _leave_will(self, session: _Session) -> None:
         """Announce an unexpected end; a deleted device leaves nothing behind."""

@@ -289,7 +289,10 @@ class ProcessRuntime:
                 await asyncio.sleep(POLL_SECONDS)
             return
         try:
-            if self._is_ours(instance):  # asked after the descriptor was opened: it stands for this very process
+            # Asked after the descriptor was opened: it stands for this very process. Not by the marker, because a
+            # process on its way out has no environment any more and no exit status yet.
+            stat = proc.read_stat(_pid(instance))
+            if stat is not None and stat.start_time == _parse_id(instance)[1]:
                 await _readable(descriptor)
             self._reap(instance)
         finally:

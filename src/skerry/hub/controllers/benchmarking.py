@@ -71,7 +71,7 @@ class Benchmarking:
         return changed
 
     async def _replace(self, rollout: Rollout, member: Member, device: Device, refusal: Refused) -> None:
-        model = self._fleet.model_of(rollout.metadata.namespace, rollout.spec.template.model_version)
+        model = self._fleet.model_of(rollout)
         target, costs = Target(rollout=rollout, model=model), self._fleet.costs_of(device, rollout)
         now = self._clock.now()
         stored = await self._objects.update_desired(
@@ -82,7 +82,7 @@ class Benchmarking:
 
     def _plan(self, rollout: Rollout, policy: PlacementPolicy, members: Members, now: datetime) -> Plan:
         namespace = rollout.metadata.namespace
-        model = self._fleet.model_of(namespace, rollout.spec.template.model_version)
+        model = self._fleet.model_of(rollout)
         if model is None:
             return Plan()
         candidates = [

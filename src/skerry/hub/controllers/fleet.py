@@ -19,6 +19,7 @@ from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.core import benchmarks, classes, placement, steps, waves
+from skerry.core import deployment as deployments
 from skerry.core.desired import DesiredRecord
 from skerry.core.placement import Cost, Machine
 from skerry.core.ports import Store
@@ -93,21 +94,33 @@ class Fleet:
 
     def costs_of(self, device: Device, rollout: Rollout) -> Mapping[str, Cost]:
         """Return what a device's class knows of the rollout's variants, by variant name."""
-        namespace, name = rollout.metadata.namespace, rollout.spec.template.model_version
-        model = self.model_of(namespace, name)
-        item = self.classes.get(f"{namespace}/{self.class_of(device)}") if model is not None else None
+        model = self.model_of(rollout)
+        item = self.classes.get(f"{rollout.metadata.namespace}/{self.class_of(device)}") if model else None
         if item is None or model is None:
             return {}
         return benchmarks.costs_for(item, rollout, model.status.variants)
 
-    def model_of(self, namespace: str, name: str) -> ModelVersion | None:
-        """Return a model version that can be rolled out, or None."""
-        model = self.models.get(f"{namespace}/{name}")
-        return model if model is not None and model.status.phase == "Ready" else None
+    def model_of(self, rollout: Rollout) -> ModelVersion | None:
+        """Return the model version that a rollout began with, if it is there and can be rolled out."""
+        model = self.models.get(f"{rollout.metadata.namespace}/{rollout.spec.template.model_version}")
+        if model is None or model.status.phase != "Ready":
+            return None
+        return model if rollout.spec.model_digest in ("", model.spec.artifact.digest) else None
 
-    def hold_of(self, namespace: str, name: str) -> Hold | None:
-        """Say why a model version cannot be rolled out; None when it can."""
+    def digest_of(self, namespace: str, model_version: str) -> str:
+        """Return the digest of the artifact that a model version of this name stands for; empty when there is none."""
+        model = self.models.get(f"{namespace}/{model_version}")
+        return model.spec.artifact.digest if model else ""
+
+    def hold_of(self, namespace: str, name: str, *, digest: str = "") -> Hold | None:
+        """Say why a model version, with `digest` that very artifact, cannot be rolled out; None when it can."""
         model = self.models.get(f"{namespace}/{name}")
+        if model is not None and digest not in ("", model.spec.artifact.digest):
+            text = (
+                f'model version "{name}" is another model than when this rollout began, and what was measured of the '
+                "old one says nothing of the new one; push it under a version of its own"
+            )
+            return Hold(reason="ModelVersionReplaced", message=text)
         if model is None:
             text = f'model version "{name}" does not exist in {namespace}; push it, or correct spec.modelVersion'
             return Hold(reason="ModelVersionMissing", message=text)
@@ -116,7 +129,7 @@ class Fleet:
         why = next((c.message for c in model.status.conditions if c.type == "Ready"), "its artifacts are being checked")
         broken = model.status.phase == "Broken"
         return Hold(
-            reason="ModelVersionBroken" if broken else "ModelVersionPending",
+            reason="ModelVersionBroken" if broken else deployments.PENDING,
             message=f'model version "{name}" is {"broken" if broken else "not ready yet"}: {why}',
         )
 
@@ -154,10 +167,9 @@ class Fleet:
         """
         if rollout is None:
             return "there is no rollout"
-        namespace, name = rollout.metadata.namespace, rollout.spec.template.model_version
-        model = self.model_of(namespace, name)
+        model = self.model_of(rollout)
         if model is None:
-            return f'model version "{name}" is not ready'
+            return f'model version "{rollout.spec.template.model_version}" is not ready'
         measured = {} if device is None else self.costs_of(device, rollout)
         key = (rollout.metadata.uid, model.metadata.resource_version, machine, tuple(sorted(measured.items())))
         if key not in self._fits:

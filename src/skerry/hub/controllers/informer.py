@@ -52,12 +52,15 @@ class Informer(Generic[V]):
         self._entries: dict[str, _Entry[V]] = {}
         self._unreadable: set[str] = set()
         self._synced = asyncio.Event()
+        self._reached = 0
+        """Revision up to which everything that happened under the prefix has been taken in."""
 
     async def run(self) -> None:
         """List, watch, and list again when the watch has fallen behind; for ever."""
         while True:
             try:
                 revision = await self._relist()
+                self._reached = max(self._reached, revision)
                 self._synced.set()
                 async with self._store.watch(self._prefix, after=revision) as changes:
                     async for change in changes:
@@ -88,8 +91,12 @@ class Informer(Generic[V]):
         return sorted(key[size:] for key in self._unreadable if key.startswith(self._prefix + below))
 
     def observe(self, key: str, value: V, revision: int) -> None:
-        """Take in what the caller has just written or read, unless something newer is known."""
-        self._put(self._prefix + key, value, revision)
+        """Take in what the caller has just written or read, unless something newer is known.
+
+        What the watch has passed is known, also where nothing is left of it: the object may have been deleted since.
+        """
+        if revision > self._reached:
+            self._put(self._prefix + key, value, revision)
 
     def forget(self, key: str) -> None:
         """Take out what the caller has just deleted."""
@@ -115,6 +122,7 @@ class Informer(Generic[V]):
         return revision
 
     def _apply(self, change: Change) -> None:
+        self._reached = max(self._reached, change.revision)
         if change.record is None:
             return
         if change.type != "DELETED":

@@ -82,6 +82,9 @@ class Rollouts:
         if waits and hold is None:
             newest, waits = await self._begin(found, rollouts), False
             rollouts = [*rollouts, newest]
+        elif newest is not None and not waits:
+            digest = newest.spec.model_digest
+            hold = self._fleet.hold_of(key[0], newest.spec.template.model_version, digest=digest)
         previous = self._previous_of(newest, rollouts)
         members = self._fleet.members_of(found, newest, previous)
         step = Step()
@@ -144,6 +147,7 @@ class Rollouts:
                 deployment_uid=meta.uid,
                 revision=meta.generation,
                 template=found.spec,
+                model_digest=self._fleet.digest_of(meta.namespace, found.spec.model_version),
                 previous=stable.metadata.name if stable else "",
             ),
         )
@@ -258,7 +262,7 @@ class Rollouts:
         member, device = members[action.uid]
         if target is None:
             return None
-        model = self._fleet.model_of(target.metadata.namespace, target.spec.template.model_version)
+        model = self._fleet.model_of(target)
         bound, now = Target(rollout=target, model=model), self._clock.now()
         empty = DesiredRecord(uid=member.uid, namespace=device.metadata.namespace, device=member.name)
         try:

@@ -8,12 +8,14 @@ import msgspec
 from starlette.responses import Response
 
 from skerry.api import codec
-from skerry.api.errors import BadRequestError, NotFoundError
+from skerry.api.errors import BadRequestError, ConflictError, NotFoundError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.device import Device
 from skerry.hub.objects import DESIRED_PREFIX
 from skerry.hub.server import answer, status
 from skerry.hub.server.call import Call, precondition
+
+_ATTEMPTS = 20
 
 
 async def delete(call: Call) -> Response:
@@ -22,15 +24,20 @@ async def delete(call: Call) -> Response:
     conditions = {"metadata": options.get("preconditions") or {}}
     uid, revision = precondition(conditions, "uid"), precondition(conditions, "resourceVersion")
     objects = call.context.objects
-    current = await objects.get(call.info.type, call.namespace, call.name)
-    call.check_preconditions(current, uid=uid, revision=revision)
-    if call.dry_run or "All" in (options.get("dryRun") or []):
+    for _ in range(_ATTEMPTS):
+        current = await objects.get(call.info.type, call.namespace, call.name)
+        call.check_preconditions(current, uid=uid, revision=revision)
+        if call.dry_run or "All" in (options.get("dryRun") or []):
+            return _gone(call, current)
+        if current.metadata.finalizers:
+            marked = await objects.update_status(call.info.type, call.namespace, call.name, _marker(call))
+            return answer.respond(call, marked)
+        try:
+            await _remove(call, uid=current.metadata.uid, revision=current.metadata.resource_version)
+        except ConflictError:
+            continue  # somebody wrote meanwhile, a finalizer perhaps: look again
         return _gone(call, current)
-    if current.metadata.finalizers:
-        marked = await objects.update_status(call.info.type, call.namespace, call.name, _marker(call))
-        return answer.respond(call, marked)
-    await _remove(call, uid=uid, revision=revision)
-    return _gone(call, current)
+    raise ConflictError(element=f'{call.info.plural} "{call.name}"')
 
 
 async def finish(call: Call, item: Resource) -> Resource:

@@ -260,7 +260,8 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
             fresh, candidate=_replace(fresh.candidate, desired=desired), fetched_bytes=state.fetched_bytes
         ), []
     if fresh.current is not None and same_content(fresh.current.desired, desired):
-        slot = _replace(fresh.current, desired=desired)
+        # One that is down has not served for this wish yet.
+        slot = _replace(fresh.current, desired=desired, since=fresh.current.since if fresh.up else None)
         kept = _replace(
             fresh,
             current=trial.replacing_nothing(slot) if anew else slot,

@@ -645,6 +645,8 @@ def test_damaged_files_of_the_previous_version_too_are_no_loop() -> None:
         Launched(serial=2, port=4002),
         Ready(serial=2),
         Probed(serial=2, measurement=None),
+        Switched(serial=2, endpoint=30000),
+        Tidied(),
     )
     bad = Faulted(serial=2, component="the disk", element="model", cause="digest", final=False, damaged=True)
     state, actions = drive(state, bad)

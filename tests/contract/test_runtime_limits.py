@@ -337,3 +337,23 @@ def test_the_verdict_tells_the_limit_from_the_machine(own: Kills, sentence: str)
         name="a", status=-9, stopped=False, oom_kills=0, memory_limit_bytes=64 * MIB, last_line="", own=own
     )
     assert said == sentence
+
+
+async def test_what_an_earlier_server_left_in_its_group_is_ended_before_the_next_one(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    fled = "import os, time; os.setsid(); open('fled', 'w').write(str(os.getpid())); time.sleep(600)"
+    code = f"""
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {fled!r}], env={{}})
+while not (os.path.exists("fled") and os.path.getsize("fled")):
+    time.sleep(0.005)
+"""
+    async with asyncio.timeout(WAIT_SECONDS):
+        first = await runtime.start(launch(tmp_path, code, memory_limit_bytes=256 * MIB))
+        assert await runtime.wait(first) == "digits-1 exited with status 0"
+    left = int((tmp_path / "fled").read_text())
+    assert Path(f"/proc/{left}").exists()
+    second = await started(runtime, launch(tmp_path, memory_limit_bytes=256 * MIB))
+    assert await runtime.alive(second)
+    await until(lambda: not Path(f"/proc/{left}").exists() or "Z" in Path(f"/proc/{left}/stat").read_text().split()[2])

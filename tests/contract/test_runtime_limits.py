@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from skerry.api.errors import UnavailableError
 from skerry.core.ports import Instance, Launch
-from skerry.drivers.runtime import cgroups, limits, verdict
+from skerry.drivers.runtime import cgroups, limits, proc, verdict
 from skerry.drivers.runtime.cgroups import Kills, Place, UnusableError
 from skerry.drivers.runtime.limits import Way
 from skerry.drivers.runtime.process import ProcessRuntime
@@ -78,6 +78,11 @@ def launch(tmp_path: Path, code: str = IDLE, **amounts: int) -> Launch:
 
 def pid_of(instance: Instance) -> int:
     return int(instance.id.split(":")[0])
+
+
+def runs(pid: int) -> bool:
+    stat = proc.read_stat(pid)
+    return stat is not None and not stat.ended
 
 
 async def until(condition: object) -> None:
@@ -148,7 +153,7 @@ time.sleep(600)
     await until(lambda: (tmp_path / "fled").exists() and (tmp_path / "fled").read_text())
     pid = int((tmp_path / "fled").read_text())
     await runtime.stop(instance, grace_seconds=5)
-    await until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+    await until(lambda: not runs(pid))
 
 
 async def test_a_program_that_is_not_there_is_said_at_once(
@@ -337,3 +342,23 @@ def test_the_verdict_tells_the_limit_from_the_machine(own: Kills, sentence: str)
         name="a", status=-9, stopped=False, oom_kills=0, memory_limit_bytes=64 * MIB, last_line="", own=own
     )
     assert said == sentence
+
+
+async def test_what_an_earlier_server_left_in_its_group_is_ended_before_the_next_one(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    fled = "import os, time; os.setsid(); open('fled', 'w').write(str(os.getpid())); time.sleep(600)"
+    code = f"""
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {fled!r}], env={{}})
+while not (os.path.exists("fled") and os.path.getsize("fled")):
+    time.sleep(0.005)
+"""
+    async with asyncio.timeout(WAIT_SECONDS):
+        first = await runtime.start(launch(tmp_path, code, memory_limit_bytes=256 * MIB))
+        assert await runtime.wait(first) == "digits-1 exited with status 0"
+    left = int((tmp_path / "fled").read_text())
+    assert runs(left)
+    second = await started(runtime, launch(tmp_path, memory_limit_bytes=256 * MIB))
+    assert await runtime.alive(second)
+    await until(lambda: not runs(left))

@@ -54,7 +54,7 @@ class Benchmarks:
     def __init__(self, disk: Disk, tools: Tools, settings: BenchmarkSettings, busy: Callable[[], bool]) -> None:
         self._disk, self._tools, self._settings, self._busy = disk, tools, settings, busy
         self._max_seconds = duration.to_seconds(settings.max_time)
-        self._wanted: dict[str, WorkloadDesired] = {}
+        self._wanted: dict[str, WorkloadDesired] | None = None
         self._kept = self._read()
         self._running = ""
         self._news = asyncio.Event()
@@ -71,17 +71,20 @@ class Benchmarks:
     def statuses(self) -> list[BenchmarkStatus]:
         """Return every benchmark that is wanted, as the hub is told of it."""
         done = {one.name: one for one in self._kept.results}
-        return [done.get(name) or self._pending(one) for name, one in sorted(self._wanted.items())]
+        return [done.get(name) or self._pending(one) for name, one in sorted(self._known().items())]
 
     def digests(self) -> set[str]:
         """Return the blobs to keep: those of the one that runs; the others' too, while there is plenty of room."""
-        running = [one for name, one in self._wanted.items() if name == self._running]
-        blobs = {blob.digest: blob for one in self._wanted.values() for blob in (one.blob, one.golden) if blob}
+        running = [one for name, one in self._known().items() if name == self._running]
+        blobs = {blob.digest: blob for one in self._known().values() for blob in (one.blob, one.golden) if blob}
         try:
             self._disk.check_room(sum(blob.size for blob in blobs.values()), "benchmarks")
         except StorageFullError:
             return {blob.digest for one in running for blob in (one.blob, one.golden) if blob is not None}
         return set(blobs)
+
+    def _known(self) -> dict[str, WorkloadDesired]:
+        return self._wanted or {}
 
     async def run(self) -> None:
         """Measure what is wanted, for ever."""
@@ -98,7 +101,7 @@ class Benchmarks:
     async def _measure_next(self) -> None:
         self._forget_unwanted()
         done = {one.name for one in self._kept.results}
-        waiting = [one for name, one in sorted(self._wanted.items()) if name not in done]
+        waiting = [one for name, one in sorted(self._known().items()) if name not in done]
         if not waiting or self._busy():
             return
         desired = waiting[0]
@@ -157,7 +160,7 @@ class Benchmarks:
             status = installer.status()
             if status.phase in ("Running", "Failed"):
                 return status
-            if name not in self._wanted or self._busy():
+            if name not in self._known() or self._busy():
                 return None
             await self._news.wait()
 
@@ -229,6 +232,8 @@ class Benchmarks:
             self._kept = kept
 
     def _forget_unwanted(self) -> None:
+        if self._wanted is None:
+            return  # it is not known yet, since the agent started
         results = [one for one in self._kept.results if one.name in self._wanted]
         begun = {name: count for name, count in self._kept.begun.items() if name in self._wanted}
         self._write(_Kept(results=results, begun=begun))

@@ -133,7 +133,6 @@ class Holds:
 
     async def run(self) -> None:
         """Tell when holds end, and note what is left of them; for ever."""
-        noted = self._clock.monotonic()
         while True:
             self._wake.clear()
             remaining = [left for one in self._leases.values() if (left := leases.left(one, self._now())) > 0]
@@ -142,10 +141,9 @@ class Holds:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
             except TimeoutError:
-                if self._clock.monotonic() - noted >= NOTE_SECONDS:
-                    noted, now = self._clock.monotonic(), self._now()
-                    self._leases = {holder: leases.note(one, now) for holder, one in self._leases.items()}
-                    self._save_if_possible()
+                now = self._now()  # also at an end: one that is over stays over, whatever the clock says later
+                self._leases = {holder: leases.note(one, now) for holder, one in self._leases.items()}
+                self._save_if_possible()
                 log.info("hold.noted left=%s", self.why() or "-")
                 self._changed()
 

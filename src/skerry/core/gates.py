@@ -204,7 +204,7 @@ def _worst(bound: _Bound, samples: Sequence[Sample], expected: int, *, final: bo
     elif found.gaps and bound.rule.missing == "wait":
         message = f"waiting: {found.gaps[0][1]}"
     elif final:
-        lack = _lack(bound.rule, samples, expected, found)
+        lack = _lack(bound, samples, expected, found)
         verdict, message = ("Failed", lack or message) if lack is not None else ("Passed", message)
     return GateResult(
         gate=bound.gate,
@@ -236,14 +236,14 @@ def _gather(bound: _Bound, samples: Sequence[Sample]) -> _Found:
     return found
 
 
-def _lack(rule: _Rule, samples: Sequence[Sample], expected: int, found: _Found) -> str | None:
+def _lack(bound: _Bound, samples: Sequence[Sample], expected: int, found: _Found) -> str | None:
     """Say that too few devices answered (empty: none at all), or None when there are enough.
 
     The excused alone are enough: their measurements passed before.
     """
     fallen = sum(sample.state == "Failed" for sample in samples)
-    excused = sum(sample.state != "Failed" and _waived(sample) for sample in samples)
-    least = min(rule.min_devices, max(expected - fallen - found.foreign, 0 if found.foreign else 1))
+    excused = sum(sample.state != "Failed" and sample.excused and not bound.counts(sample) for sample in samples)
+    least = min(bound.rule.min_devices, max(expected - fallen - found.foreign, 0 if found.foreign else 1))
     have = len(found.values) + excused
     if have >= least:
         return None

@@ -69,7 +69,7 @@ class Lifecycle:
         try:
             if self._server.retiring or self._server.stopping:
                 raise UnavailableError("it is retiring", element="server")
-            if received.type != socket.SOCK_STREAM or not received.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            if not _is_listening(received):
                 raise InvalidError("brings something that is no listening socket", element="control message accept")
             if self._endpoint is not None and _same(self._endpoint, received):
                 received.close()
@@ -107,6 +107,14 @@ class Lifecycle:
             retiring=self._server.retiring,
             shadow=self._shadow.counts(),
         )
+
+
+def _is_listening(found: socket.socket) -> bool:
+    return (
+        found.family in (socket.AF_INET, socket.AF_INET6)
+        and found.type == socket.SOCK_STREAM
+        and bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    )
 
 
 def _same(one: socket.socket, other: socket.socket) -> bool:

@@ -253,6 +253,11 @@ def test_a_device_that_gave_up_in_the_shadow_shows_why_at_the_gate() -> None:
     assert "on b, the worst device" in found["shadowAgreement"].message
 
 
+def test_devices_of_passed_waves_need_no_shadow_any_more() -> None:
+    proven = device("a", shadow=None, excused=True)
+    assert judge(Gates(shadow_agreement=ShadowGate(min=0.9)), proven)["shadowAgreement"].verdict == "Passed"
+
+
 def test_too_few_requests_in_the_shadow_are_no_answer() -> None:
     few = device("a", shadow=ShadowReport(beside="digits-v1", answered=9, agreed=9))
     assert judge(everything(), few)["shadowAgreement"].message == (

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.core.rollout_world import NAME, Sim, World, make_spec
+from tests.unit.core.rollout_world import MIB, NAME, Sim, World, make_spec
 
 from skerry.api.kinds.device import Observation, ShadowReport
 from skerry.api.kinds.gates import ErrorRateGate, Gates, HealthGate, Shadow, ShadowGate, SuccessGate
@@ -253,3 +253,15 @@ def test_nobody_gets_a_version_that_was_not_tried_as_the_gates_say(
             assert len(watched) == len(sims)
         if shadow:
             assert all(sim.agreed == 50 for sim in sims if isinstance(sim, Tried) and sim.observes)
+
+
+def test_a_device_without_memory_for_both_is_not_taken_and_the_reason_says_so() -> None:
+    world = trying(fleet(2, memory=15 * MIB), AGREES, shadow=SHADOW)
+    world.run(100)
+    assert world.newest.status.phase == "Pending"
+    assert world.newest.status.unplaced["d0"] == (
+        "no variant fits: onnx-fp32 needs 10.0 MiB beside v1's 10.0 MiB in shadow mode, "
+        "the device gives workloads 15.0 MiB"
+    )
+    world.change(strategy=make_spec(waves=PLAN).strategy, model_version="v3")
+    assert world.run(100).status.phase == "Succeeded", "without a shadow there is room"

@@ -12,31 +12,35 @@ from hypothesis.extra import numpy as arrays
 
 from skerry.serve.agreement import compare
 
-F = np.float32
+
+def f32(values: object) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
 NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "agrees", "difference"),
     [
-        (F([[1, 2, 3]]), F([[0, 0, 9]]), True, 6.0),  # scores: the same choice
-        (F([[1, 2, 3], [3, 2, 1]]), F([[1, 2, 3], [1, 2, 3]]), False, 2.0),  # one row chooses otherwise
-        (F([[1], [2]]), F([[1.005], [2]]), True, 0.005),  # one column is no score
-        (F([[1], [2]]), F([[1.02], [2]]), False, 0.02),
-        (F([100.0]), F([100.9]), True, 0.9),
-        (F([100.0]), F([101.1]), False, 1.1),
-        (np.int64([[1, 2]]), np.int64([[1, 2]]), True, 0.0),
-        (np.int64([[1, 20]]), np.int64([[2, 20]]), False, 1.0),  # class numbers are values
-        (F([NAN, INF, -INF]), F([NAN, INF, -INF]), True, 0.0),
-        (F([NAN]), F([1.0]), False, sys.float_info.max),
-        (F([INF]), F([-INF]), False, sys.float_info.max),
-        (F([INF]), F([1.0]), False, sys.float_info.max),
-        (F([[1, 2]]), F([[1, 2, 3]]), False, 0.0),
-        (F([1.0]), np.int64([1]), False, 0.0),
+        (f32([[1, 2, 3]]), f32([[0, 0, 9]]), True, 6.0),  # scores: the same choice
+        (f32([[1, 2, 3], [3, 2, 1]]), f32([[1, 2, 3], [1, 2, 3]]), False, 2.0),  # one row chooses otherwise
+        (f32([[1], [2]]), f32([[1.005], [2]]), True, 0.005),  # one column is no score
+        (f32([[1], [2]]), f32([[1.02], [2]]), False, 0.02),
+        (f32([100.0]), f32([100.9]), True, 0.9),
+        (f32([100.0]), f32([101.1]), False, 1.1),
+        (np.array([[1, 2]], np.int64), np.array([[1, 2]], np.int64), True, 0.0),
+        (np.array([[1, 20]], np.int64), np.array([[2, 20]], np.int64), False, 1.0),  # class numbers are values
+        (f32([NAN, INF, -INF]), f32([NAN, INF, -INF]), True, 0.0),
+        (f32([NAN]), f32([1.0]), False, sys.float_info.max),
+        (f32([INF]), f32([-INF]), False, sys.float_info.max),
+        (f32([INF]), f32([1.0]), False, sys.float_info.max),
+        (f32([[1, 2]]), f32([[1, 2, 3]]), False, 0.0),
+        (f32([1.0]), np.array([1], np.int64), False, 0.0),
         (np.array(["a", "b"], object), np.array(["a", "b"], object), True, 0.0),
         (np.array(["a", "b"], object), np.array(["a", "c"], object), False, 0.0),
         (np.array([True]), np.array([False]), False, 0.0),
-        (np.zeros((0, 3), F), np.zeros((0, 3), F), True, 0.0),
+        (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), True, 0.0),
     ],
 )
 def test_the_rule(ours: np.ndarray, theirs: np.ndarray, agrees: bool, difference: float) -> None:
@@ -46,7 +50,7 @@ def test_the_rule(ours: np.ndarray, theirs: np.ndarray, agrees: bool, difference
 
 
 def test_all_outputs_must_agree_and_the_worst_counts() -> None:
-    same, other = F([1.0]), F([5.0])
+    same, other = f32([1.0]), f32([5.0])
     assert compare([same, same], [same, other]) == (False, 4.0)
     assert compare([same], [same, same]) == (False, 0.0)
     assert compare([], []) == (True, 0.0)

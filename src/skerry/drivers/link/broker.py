@@ -219,26 +219,40 @@ class EmbeddedBroker:
 
     async def _greet(self, transport: asyncio.Transport, address: str) -> None:
         """Do the TLS handshake, then live the connection."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
-            secure = await loop.start_tls(
-                transport,
-                protocol,
-                self._tls,
-                server_side=True,
-                ssl_handshake_timeout=self._settings.connect_timeout_seconds,
-                ssl_shutdown_timeout=_CLOSE_SECONDS,
-            )
+            streams = await self._secure(transport)
         except OSError as error:  # SSLError is one
             transport.abort()
             _log.debug("broker.handshake_failed address=%s cause=%s", address, error)
             return
-        if secure is None:  # it was lost in the moment of its success
-            return
-        protocol.connection_made(secure)
-        await self._live(reader, asyncio.StreamWriter(secure, protocol, reader, loop))
+        if streams is not None:
+            await self._live(*streams)
+
+    async def _secure(self, transport: asyncio.Transport) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Do what `loop.start_tls` does, with our own buffer; None when it was lost in the moment of its success."""
+        loop = asyncio.get_running_loop()
+        opened: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, lambda *streams: opened.append(streams), loop=loop)
+        done: asyncio.Future[None] = loop.create_future()
+        tls = _SmallTls(
+            loop,
+            protocol,
+            self._tls,
+            done,
+            server_side=True,
+            ssl_handshake_timeout=self._settings.connect_timeout_seconds,  # type: ignore[arg-type] # seconds
+            ssl_shutdown_timeout=_CLOSE_SECONDS,
+        )
+        transport.set_protocol(tls)
+        tls.connection_made(transport)
+        transport.resume_reading()
+        try:
+            await done
+        except BaseException:
+            transport.abort()
+            raise
+        return opened[0] if opened else None
 
     async def _live(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Live one connection's life; nothing it does reaches the others."""

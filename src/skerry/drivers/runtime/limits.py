@@ -137,6 +137,7 @@ class Limiter:
         if self.way.place is None:
             raise AssertionError("the ways through groups have a place for them")
         group = self.group(launch.name)
+        cgroups.remove(group, kill=True)  # whatever an earlier server of that name has left in it
         try:
             cgroups.create(self.way.place, group, launch)
         except OSError as error:

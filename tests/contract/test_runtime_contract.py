@@ -155,6 +155,7 @@ time.sleep(600)
 """
     launch = server(tmp_path, code)
     instance = await started(runtime, launch)
+    await until(lambda: "child " in launch.log.read_text() and launch.log.read_text().endswith("\n"))
     pid = int(launch.log.read_text().split("child ")[1].split()[0])
     assert list(await runtime.list()) == [instance]  # one server, whatever it consists of
     await runtime.stop(instance, grace_seconds=0.1)

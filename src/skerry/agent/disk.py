@@ -8,6 +8,7 @@
     workloads/<name>/slots/<serial>/      model, signature.json, golden.npz: complete or not there
     workloads/<name>/server.log
     runtime/                              the runtime driver's own
+    spool/                                samples that wait for the hub; see `spool`
 
 Every write is atomic and fsynced; the directory is its owner's alone (0700). Methods block; call what reads whole
 models in a thread. Lives here: paths, bytes, room. Must not live here: what any of it means.

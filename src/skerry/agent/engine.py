@@ -26,6 +26,7 @@ from skerry.agent.policy import Policy
 from skerry.agent.room import Room
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
+from skerry.agent.telemetry import Telemetry, open_spool
 from skerry.api import duration
 from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooLargeError, UnavailableError
 from skerry.api.kinds.device import DeviceFacts, Network, WorkloadStatus
@@ -114,6 +115,13 @@ class Engine:
             changed=self._note_change,
             admit=Admission(parts.settings.policy, self._memory_bytes, self._taken_bytes).check,
         )
+        self._telemetry = Telemetry(
+            open_spool(parts.disk.root, parts.settings.telemetry),
+            parts.settings.telemetry,
+            parts.clock,
+            self._ports,
+            boot_id=parts.session.boot_id,
+        )
         self._benchmarks = Benchmarks(parts.disk, self._tools, parts.settings.benchmarks, self._installing)
 
     async def run(self) -> None:
@@ -124,10 +132,14 @@ class Engine:
                 self._tasks.create_task(self._holds.run(), name="holds")
                 self._tasks.create_task(self._local.run(), name="local socket")
                 await self._bring_back()
+                self._tasks.create_task(self._telemetry.run(), name="telemetry")
                 self._tasks.create_task(self._benchmarks.run(), name="benchmarks")
                 await self._stay_connected()
         finally:
             self._parts.servers.close()
+
+    def _ports(self) -> dict[str, int]:
+        return {name: one.server_port for name, one in self._installers.items() if one.server_port}
 
     async def stop_servers(self) -> None:
         """Stop all servers of this agent; their workloads come back at the next start."""
@@ -278,12 +290,19 @@ class Engine:
             self._session.connected()
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._report(connection))
+                    told = asyncio.Event()
+                    tasks.create_task(self._report(connection, told))
+                    tasks.create_task(self._forward(connection, told))
                     tasks.create_task(self._listen(connection, tasks))
             finally:
                 self._session.disconnected()
 
-    async def _report(self, connection: DeviceConnection) -> None:
+    async def _forward(self, connection: DeviceConnection, told: asyncio.Event) -> None:
+        """What the device is goes first, then what it used while nobody listened."""
+        await told.wait()
+        await self._telemetry.forward(connection, self._session.uid)
+
+    async def _report(self, connection: DeviceConnection, told: asyncio.Event) -> None:
         clock, session = self._parts.clock, self._session
         while True:
             self._changed.clear()
@@ -298,6 +317,7 @@ class Engine:
             due = session.poll(now=clock.now(), monotonic=clock.monotonic())
             if due is not None:
                 await _within(SEND_SECONDS, connection.send(due), "report")
+                told.set()
                 continue
             try:
                 async with asyncio.timeout(session.seconds_to_heartbeat(clock.monotonic())):

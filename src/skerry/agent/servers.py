@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 _SEE_OFF_SECONDS = 75.0
 """A server that sees its callers off gives up before (`core.control.Retire`)."""
+MAX_SILENCES = 3
+"""Questions in a row that a server may leave without an answer before it counts as hanging."""
+_FOREVER_SECONDS = 86_400.0
 _READY_POLL_SECONDS = (0.02, 0.2)
 """First and longest pause between two questions whether a server answers yet."""
 _READY_TIMEOUT_SECONDS = 5.0
@@ -59,6 +62,8 @@ class Servers:
         self._python = settings.python or sys.executable
         self._start_seconds = duration.to_seconds(settings.start_timeout)
         self._grace_seconds = duration.to_seconds(settings.stop_grace)
+        self._check_period = duration.to_seconds(settings.check_period)
+        self._check_timeout = duration.to_seconds(settings.check_timeout)
 
     @asynccontextmanager
     async def launched(self, action: Serve) -> AsyncIterator[Server]:
@@ -129,8 +134,20 @@ class Servers:
             )
 
     async def wait(self, server: Server) -> str:
-        """Return why it ended, once it has."""
-        return await self._runtime.wait(server.instance)
+        """Return why it ended, once it has; one that hangs is ended, and that is the reason then."""
+        async with asyncio.TaskGroup() as tasks:
+            ended = tasks.create_task(self._runtime.wait(server.instance))
+            hangs = tasks.create_task(self._until_it_hangs(server))
+            try:
+                await asyncio.wait({ended, hangs}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+                hangs.cancel()
+        if not ended.cancelled():
+            return ended.result()
+        log.warning("server.hangs name=%s cause=%s", server.instance.name, hangs.result())
+        await self._runtime.stop(server.instance, grace_seconds=0)
+        return hangs.result()
 
     async def alive(self, server: Server) -> bool:
         """Return whether it still runs."""
@@ -214,6 +231,22 @@ class Servers:
                 tasks.create_task(stop(instance))
         if errors:
             raise errors[0]
+
+    async def _until_it_hangs(self, server: Server) -> str:
+        """Ask now and then whether it still answers; return once it failed too often in a row."""
+        failures, why = 0, ""
+        client = LoopbackClient(server.port, max_body_bytes=_READY_BYTES, timeout_seconds=self._check_timeout)
+        while failures < MAX_SILENCES:
+            await asyncio.sleep(self._check_period if self._check_period else _FOREVER_SECONDS)
+            if not self._check_period:
+                continue
+            try:
+                async with client:
+                    status = (await client.request("GET", "/v2/health/ready")).status
+                failures, why = (0, "") if status == 200 else (failures + 1, f"it answered {status}")
+            except SkerryError as error:
+                failures, why = failures + 1, error.cause
+        return f"{server.instance.name} ran but did not answer, {failures} times in a row ({why}), and was stopped"
 
     async def _poll(self, port: int) -> None:
         pause, longest = _READY_POLL_SECONDS

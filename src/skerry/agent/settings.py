@@ -81,6 +81,10 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """Interpreter that runs them, where the engines live in an environment of their own; empty: the agent's."""
     start_timeout: Duration = "60s"
     """From its start until a server answers; big models load slowly from SD cards."""
+    check_period: Duration = "10s"
+    """From one question whether a server still answers to the next; 0s asks none."""
+    check_timeout: Duration = "5s"
+    """For the answer, which waits for no inference; three in a row that fail, and the server is started anew."""
     stop_grace: Duration = "10s"
     """Time to finish what it is answering before it is killed."""
     stop_on_exit: bool = False
@@ -156,6 +160,17 @@ class LinkSettings(Section, frozen=True, kw_only=True):
     """Longest pause between two attempts to connect (full jitter below it)."""
 
 
+class TelemetrySettings(Section, frozen=True, kw_only=True):
+    """What the device uses, told the hub now and then."""
+
+    interval: Duration = "60s"
+    """From sample to sample; 0s takes none."""
+    send: Duration = "5m"
+    """From message to message: a few samples together wake a radio less often."""
+    spool: Quantity = "1Mi"
+    """Samples kept on the disk while there is no hub: with one workload some five days; the oldest are dropped."""
+
+
 class AgentSettings(Section, frozen=True, kw_only=True):
     """Everything that can be set."""
 
@@ -171,6 +186,7 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     hold: HoldSettings = HoldSettings()
     hub: HubSettings = HubSettings()
     link: LinkSettings = LinkSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
 
 def load(path: Path) -> AgentSettings:

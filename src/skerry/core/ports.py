@@ -138,7 +138,9 @@ class DeviceLink(Protocol):
 class DeviceConnection(Protocol):
     """One live connection; online is announced by the driver, with offline as its last will."""
 
-    async def send(self, message: messages.Reported | messages.CommandResult) -> None: ...  # UnavailableError
+    async def send(
+        self, message: messages.Reported | messages.CommandResult | messages.Telemetry
+    ) -> None: ...  # UnavailableError
     def incoming(
         self,
     ) -> AsyncIterator[tuple[Literal["desired", "command"], bytes]]: ...  # raw envelopes; ends by UnavailableError

@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -45,7 +46,7 @@ from skerry.api.kinds.tensors import ModelSignature, TensorSpec
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.core import access, messages, trust
 from skerry.core.messages import DesiredState, Reported, ServingDesired, WorkloadDesired
-from skerry.core.ports import HubConnection, Instance
+from skerry.core.ports import Clock, HubConnection, Instance
 from skerry.core.session import Session
 from skerry.drivers.link.memory import MemoryCarrier, MemoryDeviceLink, MemoryHubLink
 from skerry.drivers.registry.oci import OciArtifactSource, OciSettings
@@ -239,6 +240,9 @@ class Hub:
         self.version = 0
         self.reports: list[Reported] = []
         self.results: list[messages.CommandResult] = []
+        self.telemetry: list[messages.Telemetry] = []
+        self.heard: list[str] = []
+        """The types of all messages, in order."""
         self.carrier = MemoryCarrier()
         self.connection: HubConnection | None = None
         self.ready = asyncio.Event()
@@ -249,10 +253,13 @@ class Hub:
             self.ready.set()
             async for _, message in self.connection.incoming():
                 async with self._news:
+                    self.heard.append(type(message).__name__)
                     if isinstance(message, Reported):
                         self.reports.append(message)
                     elif isinstance(message, messages.CommandResult):
                         self.results.append(message)
+                    elif isinstance(message, messages.Telemetry):
+                        self.telemetry.append(message)
                     self._news.notify_all()
 
     def sign(self, *wanted: WorkloadDesired, version: int = 0, key: Ed25519PrivateKey | None = None) -> bytes:
@@ -313,6 +320,7 @@ class World:
     hub: Hub
     settings: AgentSettings
     limit_bytes: int | None = None
+    clock: Clock = field(default_factory=SystemClock)
     disk: Disk = field(init=False)
 
     def __post_init__(self) -> None:
@@ -337,7 +345,7 @@ class World:
                     floor=0 if kept is None else kept.manifest_version,
                     accepted=accepted,
                 ),
-                clock=SystemClock(),
+                clock=self.clock,
                 settings=self.settings,
                 facts=lambda: facts.collect(self.settings, self.directory),
             )
@@ -615,11 +623,11 @@ class Device:
 def make_device(authority: Authority, models: dict[str, Model]) -> Iterator[Callable[[Path], Device]]:
     with contextlib.ExitStack() as stack:
 
-        def make(directory: Path) -> Device:
+        def make(directory: Path, **fields: Any) -> Device:
             registry = Registry(authority.server_context())
             stack.callback(registry.close)
             registry.add(*models.values())
-            made = Device(directory, authority, registry)
+            made = Device(directory, authority, registry, **fields)
             stack.callback(made.close)
             return made
 

@@ -154,6 +154,8 @@ class MqttClient(aiomqtt.Client):
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # retrieved, or asyncio complains of a failure that came with the connection's end
 
     def _why_lost(self) -> aiomqtt.MqttError:
         if self._broken is None or isinstance(self._broken, aiomqtt.MqttCodeError):  # its codes explain nothing

@@ -49,6 +49,7 @@ class Fleet:
         self.records = informer.of_desired(store, self._record_changed)
         self.classes = informer.of_kind(store, DeviceClass, self._class_changed)
         self._fits: dict[tuple[str, str, Machine, _Costs], str] = {}
+        self._costs: dict[str, dict[str, Mapping[str, Cost]]] = {}
         self._class_names: dict[str, tuple[Device, str]] = {}
 
     @asynccontextmanager
@@ -93,12 +94,20 @@ class Fleet:
         return known[1]
 
     def costs_of(self, device: Device, rollout: Rollout) -> Mapping[str, Cost]:
-        """Return what a device's class knows of the rollout's variants, by variant name."""
-        model = self.model_of(rollout)
-        item = self.classes.get(f"{rollout.metadata.namespace}/{self.class_of(device)}") if model else None
+        """Return what a device's class knows of the rollout's variants, by variant name.
+
+        The numbers that a rollout has once used stay until another variant becomes known, so that what is measured on
+        the way does not give one class two variants.
+        """
+        model, about = self.model_of(rollout), self.class_of(device)
+        item = self.classes.get(f"{rollout.metadata.namespace}/{about}") if model is not None else None
+        used = self._costs.setdefault(rollout.metadata.uid, {})
         if item is None or model is None:
-            return {}
-        return benchmarks.costs_for(item, rollout, model.status.variants)
+            return used.get(about, {})
+        known = benchmarks.costs_for(item, rollout, model.status.variants)
+        if about not in used or _tried(known) != _tried(used[about]):
+            used[about] = known
+        return used[about]
 
     def model_of(self, rollout: Rollout) -> ModelVersion | None:
         """Return the model version that a rollout began with, if it is there and can be rolled out."""
@@ -189,6 +198,8 @@ class Fleet:
 
     def _rollout_changed(self, old: Rollout | None, new: Rollout | None) -> None:
         item = new or old
+        if old is not None and new is None:
+            self._costs.pop(old.metadata.uid, None)
         if item is not None:
             self._concern((item.metadata.namespace, item.spec.deployment))
 
@@ -245,6 +256,10 @@ class Fleet:
         )
         for name in names:
             self._concern((namespace, name))
+
+
+def _tried(costs: Mapping[str, Cost]) -> set[tuple[str, bool]]:
+    return {(name, bool(cost.failure)) for name, cost in costs.items()}
 
 
 def _names(record: DesiredRecord, deployment: str) -> bool:

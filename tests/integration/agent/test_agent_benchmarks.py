@@ -12,13 +12,14 @@ import msgspec
 from skerry.agent import benchmark
 from skerry.agent.settings import AgentSettings, BenchmarkSettings, HardwareSettings, PolicySettings, RefusalRule
 from skerry.api.kinds.device import BenchmarkStatus
+from skerry.core import benchmarks as benchmarks_core
 from skerry.core import messages, trust
 from skerry.core.journal import State
 from skerry.core.messages import DesiredState, WorkloadDesired
 
 
 def asked(model: Any, mark: str = "a", **changes: Any) -> WorkloadDesired:
-    plain = model.desired(name=f"{benchmark.PREFIX}{mark * 64}", rollout="-")
+    plain = model.desired(name=f"{benchmarks_core.PREFIX}{mark * 64}", rollout="-")
     return msgspec.structs.replace(plain, rollout="", revision=0, **changes)
 
 

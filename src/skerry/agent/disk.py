@@ -5,6 +5,7 @@
     desired.json                          the accepted desired state, as it was signed
     blobs/sha256/<hex>                    cache of verified artifacts
     workloads/<name>/journal.json         the state of `core.workload`
+    workloads/<name>/journal.previous     the state before, should the other be damaged
     workloads/<name>/slots/<serial>/      model, signature.json, golden.npz: complete or not there
     workloads/<name>/server.log
     runtime/                              the runtime driver's own
@@ -16,6 +17,7 @@ models in a thread. Lives here: paths, bytes, room. Must not live here: what any
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -36,6 +38,8 @@ from skerry.kit import files
 
 SIGNATURE_FILE = "signature.json"
 GOLDEN_FILE = "golden.npz"
+JOURNAL_FILE = "journal.json"
+SPARE_FILE = "journal.previous"
 MODEL_FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "executorch": "model.pte", "torchscript": "model.pt"}
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """Of the agent's own files (journals, desired state, identity)."""
@@ -152,33 +156,46 @@ class Disk:
     # --- journals -------------------------------------------------------------------------------------------------
 
     def read_journals(self) -> tuple[list[State], list[str]]:
-        """Return every workload's journal, and the names of those that are damaged (set aside)."""
+        """Return every workload's journal, and the names of those that were damaged (set aside).
+
+        In a damaged one's place comes the state before it, which is as good: its step is taken again.
+        """
         states, damaged = [], []
         for directory in sorted(self._workloads.iterdir()):
-            journal = directory / "journal.json"
-            try:
-                state = msgspec.json.decode(self.read(str(journal.relative_to(self.root))), type=State)
-            except NotFoundError:
-                continue
-            except (msgspec.DecodeError, UnicodeDecodeError, InvalidError):
-                state = State(name="")
-            if state.name == directory.name:
-                states.append(state)
-            else:
-                os.replace(journal, directory / "journal.damaged")
+            journal, spare = directory / JOURNAL_FILE, directory / SPARE_FILE
+            state = self._read_journal(journal)
+            if state is None and (journal.exists() or spare.exists()):
                 damaged.append(directory.name)
+                with contextlib.suppress(OSError):  # a disk that became read-only
+                    os.replace(journal, directory / "journal.damaged")
+                state = self._read_journal(spare)
+            if state is not None:
+                states.append(state)
         return states, damaged
 
+    def _read_journal(self, path: Path) -> State | None:
+        try:
+            state = msgspec.json.decode(self.read(str(path.relative_to(self.root))), type=State)
+        except (NotFoundError, InvalidError, msgspec.DecodeError, UnicodeDecodeError, OSError):
+            return None
+        return state if state.name == path.parent.name else None
+
     def write_journal(self, state: State) -> None:
-        """Make a workload's state durable. Raises StorageFullError; the old one stays then."""
-        files.private_directory(self._workloads / state.name)
-        self.write(f"workloads/{state.name}/journal.json", msgspec.json.encode(state))
+        """Make a workload's state durable, and keep the one before. Raises StorageFullError; the old one stays then."""
+        directory = files.private_directory(self._workloads / state.name)
+        journal, draft = directory / JOURNAL_FILE, directory / f".{SPARE_FILE}.{os.getpid()}.tmp"
+        with contextlib.suppress(OSError):  # a file system without hard links does without
+            draft.unlink(missing_ok=True)
+            os.link(journal, draft)
+            os.replace(draft, directory / SPARE_FILE)
+        self.write(f"workloads/{state.name}/{JOURNAL_FILE}", msgspec.json.encode(state))
 
     def delete_workload(self, name: str) -> None:
         """Forget a workload: its journal first, then whatever is left of it."""
         directory = self._workloads / name
         if directory.is_dir():
-            self.delete(f"workloads/{name}/journal.json")
+            (directory / SPARE_FILE).unlink(missing_ok=True)
+            self.delete(f"workloads/{name}/{JOURNAL_FILE}")
             shutil.rmtree(directory, ignore_errors=True)
             files.sync_directory(self._workloads)
 

@@ -21,6 +21,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +36,8 @@ from skerry.api.kinds.variants import Blob
 from skerry.api.quantity import human_bytes
 from skerry.core.journal import Slot, State
 from skerry.kit import files
+
+log = logging.getLogger(__name__)
 
 SIGNATURE_FILE = "signature.json"
 GOLDEN_FILE = "golden.npz"
@@ -100,7 +103,7 @@ class Disk:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only agent on this directory. Raises UnavailableError naming the other's pid."""
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = self._open_lock()
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,12 +114,28 @@ class Disk:
                     element=f"state directory {self.root}",
                     hint="stop that one, or give this one a --state-dir of its own",
                 ) from None
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # nobody reads it but whoever is refused
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             files.remove_drafts(self.root)
             yield
         finally:
             os.close(descriptor)
+
+    def _open_lock(self) -> int:
+        path, flags = self.root / "lock", os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+        log.error("disk.read_only path=%s", self.root)
+        try:
+            return os.open(path, flags | os.O_RDONLY)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot be used: {error.strerror}", element=f"state directory {self.root}", hint="check the disk"
+            ) from None
 
     # --- small files ----------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from skerry.api.meta import ObjectMeta
 from skerry.core import assignment, benchmarks, classes, desired, placement, refusals, waves
 from skerry.core.assignment import Target
 from skerry.core.benchmarks import Candidate, Occasion, Plan
-from skerry.core.classes import Finding
+from skerry.core.classes import Finding, Served
 from skerry.core.desired import DesiredRecord
 from skerry.core.placement import Cost
 from skerry.core.steps import Assign, Return
@@ -98,7 +98,7 @@ class Fleet:
                         device=name,
                         uid=f"u-{name}",
                         source="benchmark",
-                        workload=request.workload,
+                        workload=msgspec.convert(request.workload, Served, from_attributes=True),
                         measurement=found,
                         failure=text,
                     )

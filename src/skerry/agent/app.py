@@ -221,7 +221,9 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--state-dir", type=Path, default=Path(default), help=f"where everything is kept (default: {default})"
         )
-        made.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+        # Only what runs for long has a log to keep; the other verbs say what they have to say.
+        level = "info" if verb is _run else "warning"
+        made.add_argument("--log-level", default=level, choices=("debug", "info", "warning", "error"))
         made.set_defaults(verb=verb, request=None)
         return made
 

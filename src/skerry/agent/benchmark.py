@@ -25,9 +25,8 @@ from skerry.agent.settings import BenchmarkSettings
 from skerry.api import duration
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError, StorageFullError
 from skerry.api.kinds.device import BenchmarkStatus, WorkloadStatus
-from skerry.core.benchmarks import PREFIX
 from skerry.core.journal import State, Unwanted, Wanted
-from skerry.core.messages import MAX_BENCHMARKS, WorkloadDesired
+from skerry.core.messages import BENCHMARK_PREFIX, MAX_BENCHMARKS, WorkloadDesired
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +142,7 @@ class Benchmarks:
                         said = await self._settle(installer, desired.name)
                     return None if said is None else self._result(desired, said)
                 except TimeoutError:
-                    said = installer.status()
-                    text = f"not measured within {self._settings.max_time}, it was {said.phase}"
-                    return self._failed(desired, f"{text}: {said.message}" if said.message else text)
+                    return self._overdue(desired, installer.status())
                 finally:
                     await self._remove(installer, task)
         finally:
@@ -163,6 +160,13 @@ class Benchmarks:
             if name not in self._known() or self._busy():
                 return None
             await self._news.wait()
+
+    def _overdue(self, desired: WorkloadDesired, said: WorkloadStatus) -> BenchmarkStatus | None:
+        """What was still on its way, or had to wait for a window, says nothing of the variant: it is begun again."""
+        if said.phase in ("Pending", "Fetching") or said.waiting_for:
+            return None
+        text = f"not measured within {self._settings.max_time}, it was {said.phase}"
+        return self._failed(desired, f"{text}: {said.message}" if said.message else text)
 
     async def _remove(self, installer: Installer, task: asyncio.Task[None]) -> None:
         """Have it stop its server and erase its files; one that cannot is cancelled, and `_clean` does the rest."""
@@ -241,7 +245,7 @@ class Benchmarks:
 
 def is_benchmark(name: str) -> bool:
     """Return whether a workload's name is one of a benchmark."""
-    return name.startswith(PREFIX) and len(name) > _LONGEST_DEPLOYMENT
+    return name.startswith(BENCHMARK_PREFIX) and len(name) > _LONGEST_DEPLOYMENT
 
 
 def ordinary(states: Iterable[State]) -> list[State]:

@@ -5,6 +5,7 @@
     desired.json                          the accepted desired state, as it was signed
     blobs/sha256/<hex>                    cache of verified artifacts
     workloads/<name>/journal.json         the state of `core.workload`
+    workloads/<name>/journal.previous     the state before, should the other be damaged
     workloads/<name>/slots/<serial>/      model, signature.json, golden.npz: complete or not there
     workloads/<name>/server.log
     runtime/                              the runtime driver's own
@@ -16,14 +17,16 @@ models in a thread. Lives here: paths, bytes, room. Must not live here: what any
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +39,12 @@ from skerry.api.quantity import human_bytes
 from skerry.core.journal import Slot, State
 from skerry.kit import files
 
+log = logging.getLogger(__name__)
+
 SIGNATURE_FILE = "signature.json"
 GOLDEN_FILE = "golden.npz"
+JOURNAL_FILE = "journal.json"
+SPARE_FILE = "journal.previous"
 MODEL_FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "executorch": "model.pte", "torchscript": "model.pt"}
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """Of the agent's own files (journals, desired state, identity)."""
@@ -100,7 +107,7 @@ class Disk:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only agent on this directory. Raises UnavailableError naming the other's pid."""
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = self._open_lock()
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,12 +118,28 @@ class Disk:
                     element=f"state directory {self.root}",
                     hint="stop that one, or give this one a --state-dir of its own",
                 ) from None
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # nobody reads it but whoever is refused
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             files.remove_drafts(self.root)
             yield
         finally:
             os.close(descriptor)
+
+    def _open_lock(self) -> int:
+        path, flags = self.root / "lock", os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+        log.error("disk.read_only path=%s", self.root)
+        try:
+            return os.open(path, flags | os.O_RDONLY)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot be used: {error.strerror}", element=f"state directory {self.root}", hint="check the disk"
+            ) from None
 
     # --- small files ----------------------------------------------------------------------------------------------
 
@@ -156,33 +179,47 @@ class Disk:
     # --- journals -------------------------------------------------------------------------------------------------
 
     def read_journals(self) -> tuple[list[State], list[str]]:
-        """Return every workload's journal, and the names of those that are damaged or cannot be read (set aside)."""
+        """Return every workload's journal, and the names of those that are damaged or cannot be read (set aside).
+
+        In a damaged one's place comes the state before it, which is as good: its step is taken again.
+        """
         states, damaged = [], []
         for name in self.workloads():
-            try:
-                state = msgspec.json.decode(self.read(f"workloads/{name}/journal.json"), type=State)
-            except NotFoundError:
-                continue
-            except (msgspec.DecodeError, UnicodeDecodeError, InvalidError, OSError):  # OSError: a dying SD card
-                state = State(name="")
-            if state.name == name:
-                states.append(state)
-            else:
+            directory = self._workloads / name
+            journal, spare = directory / JOURNAL_FILE, directory / SPARE_FILE
+            state = self._read_journal(journal)
+            if state is None and (os.path.lexists(journal) or os.path.lexists(spare)):
                 damaged.append(name)
-                with suppress(OSError):  # then it is met again at the next start
-                    os.replace(self._workloads / name / "journal.json", self._workloads / name / "journal.damaged")
+                with contextlib.suppress(OSError):  # a disk that became read-only, or is dying
+                    os.replace(journal, directory / "journal.damaged")
+                state = self._read_journal(spare)
+            if state is not None:
+                states.append(state)
         return states, damaged
 
+    def _read_journal(self, path: Path) -> State | None:
+        try:
+            state = msgspec.json.decode(self.read(str(path.relative_to(self.root))), type=State)
+        except (NotFoundError, InvalidError, msgspec.DecodeError, UnicodeDecodeError, OSError):
+            return None
+        return state if state.name == path.parent.name else None
+
     def write_journal(self, state: State) -> None:
-        """Make a workload's state durable. Raises StorageFullError; the old one stays then."""
-        files.private_directory(self._workloads / state.name)
-        self.write(f"workloads/{state.name}/journal.json", msgspec.json.encode(state))
+        """Make a workload's state durable, and keep the one before. Raises StorageFullError; the old one stays then."""
+        directory = files.private_directory(self._workloads / state.name)
+        journal, draft = directory / JOURNAL_FILE, directory / f".{SPARE_FILE}.{os.getpid()}.tmp"
+        with contextlib.suppress(OSError):  # a file system without hard links does without
+            draft.unlink(missing_ok=True)
+            os.link(journal, draft)
+            os.replace(draft, directory / SPARE_FILE)
+        self.write(f"workloads/{state.name}/{JOURNAL_FILE}", msgspec.json.encode(state))
 
     def delete_workload(self, name: str) -> None:
         """Forget a workload: its journal first, then whatever is left of it."""
         directory = self._workloads / name
         if directory.is_dir():
-            self.delete(f"workloads/{name}/journal.json")
+            (directory / SPARE_FILE).unlink(missing_ok=True)
+            self.delete(f"workloads/{name}/{JOURNAL_FILE}")
             shutil.rmtree(directory, ignore_errors=True)
             files.sync_directory(self._workloads)
 

@@ -60,24 +60,31 @@ class Telemetry:
         self._boot_id = boot_id
         self._pending: list[messages.Sample] = []
         self._connected = False
-        self._full = asyncio.Event()
 
     async def run(self) -> None:
         """Sample, for ever; with an interval of 0 never."""
         if not self._interval:
             return
-        before = await self._read()
+        before = Reading()
         try:
             while True:
+                try:
+                    before = await self._take(before)
+                except Exception:  # telemetry must not end the agent
+                    log.exception("telemetry.broke")
                 await asyncio.sleep(self._interval)
-                after = await self._read()
-                self._pending.append(sample(before, after, self._clock.now().replace(microsecond=0)))
-                before = after
-                if len(self._pending) >= MAX_PENDING or not self._connected:
-                    await self._put_away()
         finally:
             self._spool.append(self._pending)
             self._pending = []
+
+    async def _take(self, before: Reading) -> Reading:
+        """Take a sample of what happened since the reading before, and return the new one; the first says nothing."""
+        after = await self._read()
+        if before.total:
+            self._pending.append(sample(before, after, self._clock.now().replace(microsecond=0)))
+        if len(self._pending) >= MAX_PENDING or not self._connected:
+            await self._put_away()
+        return after
 
     async def forward(self, connection: Connection, uid: str) -> None:
         """Send what waits, oldest first, then what comes, until the connection fails. Raises UnavailableError.

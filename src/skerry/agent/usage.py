@@ -16,7 +16,8 @@ from skerry.core.messages import Sample, WorkloadSample
 MAX_PAGE_BYTES = 256 * 1024
 _REQUESTS = re.compile(rb'^skerry_serve_requests_total\{[^}]*outcome="([a-z_]{1,40})"\} (\d{1,18})$', re.MULTILINE)
 _BUCKET = re.compile(
-    rb'^skerry_serve_request_duration_seconds_bucket\{[^}]*le="([0-9.e+-]{1,24}|\+Inf)"\} (\d{1,18})$', re.MULTILINE
+    rb'^skerry_serve_request_duration_seconds_bucket\{[^}]*le="(\d{1,9}(?:\.\d{1,12})?|\+Inf)"\} (\d{1,18})$',
+    re.MULTILINE,
 )
 _STARTED = re.compile(rb"^process_start_time_seconds ([0-9.e+]{1,30})$", re.MULTILINE)
 _ERRORS = (b"unavailable", b"failed")

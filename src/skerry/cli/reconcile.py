@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from skerry.api.errors import InvalidError
+from skerry.api.errors import InvalidError, SkerryError, UnavailableError
 from skerry.api.kinds.device import Device
 from skerry.api.meta import find_condition
 from skerry.cli import options, output
@@ -31,8 +31,14 @@ def reconcile(
             names = [found.metadata.name for found in client.list(Device) if _awaits(found)]
         else:
             names = [options.reference(device, expected="device").name]
+        failed: list[SkerryError] = []
         for name in names:
-            done = client.reconcile(name)
+            try:
+                done = client.reconcile(name)
+            except SkerryError as error:  # one device that cannot be helped must not keep the others waiting
+                failed.append(error)
+                output.print_error(error)
+                continue
             runs = ", ".join(done["workloads"]) or "nothing"
             said = (
                 f"is desired to run {runs}, by version {done['manifestVersion']}"
@@ -40,6 +46,10 @@ def reconcile(
                 else "has accepted nothing that this hub does not know"
             )
             output.out.print(f"device/{name} {said}", markup=False)
+    if failed:
+        raise UnavailableError(
+            f"{len(failed)} of {len(names)} could not be reconciled", hint="see above, and try again"
+        )
     if not names:
         output.out.print("no device awaits reconciliation", markup=False)
 

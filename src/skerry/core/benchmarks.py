@@ -28,18 +28,17 @@ from skerry.api.kinds.device import BenchmarkStatus, Device
 from skerry.api.kinds.device_class import DeviceClass
 from skerry.api.kinds.model_deployment import PlacementPolicy
 from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.kinds.pacing import UpdateWindows
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.kinds.variants import Variant
-from skerry.core import classes, placement, steps
+from skerry.core import classes, placement, steps, windows
 from skerry.core.desired import BenchmarkRequest, DesiredRecord
-from skerry.core.messages import MAX_BENCHMARKS, WorkloadDesired
+from skerry.core.messages import BENCHMARK_PREFIX, MAX_BENCHMARKS, WindowsDesired, WorkloadDesired
 from skerry.core.placement import Cost
 from skerry.core.steps import Hold
 
 MAX_ASKED = 3
 """Devices of one class that one rollout asks, one after the other."""
-PREFIX = "benchmark."
-"""Begins the names of what is measured; they are longer than a deployment's name can be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +65,8 @@ class Occasion:
     model: ModelVersion
     """The rollout's, ready."""
     policy: PlacementPolicy
+    windows: UpdateWindows
+    """The deployment's: what is to be measured is fetched when other downloads may be."""
     now: datetime
 
 
@@ -105,7 +106,7 @@ def workload_of(rollout: Rollout, model: ModelVersion, variant: Variant) -> Work
     built = placement.build_workload(rollout, model, variant)
     about = f"{variant.blob.digest}/{built.serving.threads}/{built.cpu_limit_millis}"
     plain = WorkloadDesired(
-        name=f"{PREFIX}{sha256(about.encode()).hexdigest()}",
+        name=f"{BENCHMARK_PREFIX}{sha256(about.encode()).hexdigest()}",
         rollout="",
         revision=0,
         model=built.model,
@@ -193,12 +194,20 @@ def _ask(occasion: Occasion, member: Candidate, wanted: Sequence[WorkloadDesired
             deployment=spec.deployment,
             deployment_uid=spec.deployment_uid,
             rollout=occasion.rollout.metadata.name,
-            workload=workload,
+            workload=msgspec.structs.replace(workload, windows=_downloads(occasion, member)),
             requested_at=occasion.now,
         )
         for workload in wanted[:MAX_BENCHMARKS]
     ]
     return Ask(uid=member.uid, requests=tuple(requests))
+
+
+def _downloads(occasion: Occasion, member: Candidate) -> WindowsDesired | None:
+    """A benchmark switches nothing over, so that the windows for downloads are all it has to keep to."""
+    told = windows.desired_of(occasion.windows, member.uid)
+    if told is None or not told.download:
+        return None
+    return msgspec.structs.replace(told, switch_over=[], issued_at=occasion.now)
 
 
 def _missing(occasion: Occasion, members: Sequence[Candidate], item: DeviceClass | None) -> dict[str, WorkloadDesired]:

@@ -16,10 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Protocol
 
 import msgspec
 
-from skerry.api.kinds.device import DeviceFacts, DeviceStatus, EngineFacts, Measurement
+from skerry.api.kinds.device import EngineFacts, Hardware, Measurement
 from skerry.api.kinds.device_class import (
     ClassObservation,
     DeviceClass,
@@ -28,8 +29,9 @@ from skerry.api.kinds.device_class import (
     Source,
     VariantCost,
 )
-from skerry.api.kinds.variants import Variant
-from skerry.core.messages import WorkloadDesired
+from skerry.api.kinds.variants import Blob, Variant
+from skerry.api.meta import Struct
+from skerry.core.messages import ServingDesired, WorkloadDesired
 from skerry.core.placement import Cost
 
 MAX_OBSERVATIONS = 9
@@ -48,10 +50,19 @@ _MOST_BYTES = 1 << 50
 _MOST_SAMPLES = 100_000_000
 
 
+class HasHardware(Protocol):
+    """What a signature is taken of: a device's facts, its status, or a part of it."""
+
+    @property
+    def hardware(self) -> Hardware: ...  # noqa: D102 - as in DeviceStatus
+    @property
+    def engines(self) -> list[EngineFacts]: ...  # noqa: D102 - as in DeviceStatus
+
+
 # --- signatures -----------------------------------------------------------------------------------------------------
 
 
-def signature_of(facts: DeviceFacts | DeviceStatus) -> DeviceClassSpec | None:
+def signature_of(facts: HasHardware) -> DeviceClassSpec | None:
     """Return the hardware signature; None while the device has not reported its hardware.
 
     Order and repetition in a device's lists do not matter, nor does white space; what it says of itself is bounded.
@@ -77,7 +88,7 @@ def name_of(signature: DeviceClassSpec) -> str:
     return f"{arch}-{min(signature.cores, 9999)}c-{_short(signature.memory_bytes)}-{digest}"
 
 
-def class_name_of(facts: DeviceFacts | DeviceStatus) -> str:
+def class_name_of(facts: HasHardware) -> str:
     """Return the name of the class a device belongs to; empty while it has not reported its hardware."""
     signature = signature_of(facts)
     return "" if signature is None else name_of(signature)
@@ -97,6 +108,18 @@ def round_memory(size: int) -> int:
 # --- learning -------------------------------------------------------------------------------------------------------
 
 
+class Served(Struct, frozen=True, kw_only=True):
+    """What a device was told to run, as far as it tells one cost from another; a part of `WorkloadDesired`."""
+
+    name: str
+    rollout: str
+    model_version: str
+    variant: str
+    blob: Blob
+    serving: ServingDesired = ServingDesired()
+    cpu_limit_millis: int = 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
     """One device's word on one variant: a measurement, or why there is none."""
@@ -104,7 +127,7 @@ class Finding:
     device: str
     uid: str
     source: Source
-    workload: WorkloadDesired
+    workload: Served
     """What it was told to run; the hub's own record, not the device's word."""
     measurement: Measurement | None = None
     failure: str = ""
@@ -257,7 +280,7 @@ def _key(cost: VariantCost) -> _Key:
     return cost.digest, cost.threads, cost.cpu_limit_millis
 
 
-def _key_of(workload: WorkloadDesired) -> _Key:
+def _key_of(workload: Served | WorkloadDesired) -> _Key:
     return workload.blob.digest, workload.serving.threads, workload.cpu_limit_millis
 
 

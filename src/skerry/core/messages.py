@@ -30,6 +30,8 @@ MAX_SAMPLES = 512
 MAX_HOLDS = 32
 MAX_BENCHMARKS = 32
 """Variants that one device may be asked to measure at a time."""
+BENCHMARK_PREFIX = "benchmark."
+"""Begins the names of what is to be measured; they are longer than a deployment's name can be."""
 
 ShortText = Annotated[str, msgspec.Meta(max_length=4096)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from skerry.api.errors import StorageFullError
@@ -43,7 +44,10 @@ def remove_drafts(directory: Path) -> int:
     for path in directory.rglob(".*.tmp"):
         owner = path.name.removesuffix(".tmp").rpartition(".")[2]
         if owner.isdigit() and (int(owner) == os.getpid() or not Path(f"/proc/{owner}").exists()):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # a disk that became read-only
+                return removed
             removed += 1
     return removed
 
@@ -60,5 +64,6 @@ def sync_directory(path: Path) -> None:
 def private_directory(path: Path) -> Path:
     """Create a directory, with parents, that only its owner may enter."""
     path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
+    if stat.S_IMODE(path.stat().st_mode) != 0o700:  # on a disk that became read-only it must not be touched
+        path.chmod(0o700)
     return path

@@ -25,14 +25,13 @@ from tests.integration.agent.conftest import KEY_ID, PATIENCE, Authority, Device
 from skerry.agent.benchmark import FILE
 from skerry.agent.disk import AcceptedDesired
 from skerry.core import messages, trust
-from skerry.core.benchmarks import PREFIX
-from skerry.core.messages import DesiredState
+from skerry.core.messages import BENCHMARK_PREFIX, DesiredState
 from skerry.drivers.runtime.process import ProcessRuntime
 
 LAUNCHER = Path(__file__).with_name("power_cut.py")
 EVERYTHING = os.environ.get("SKERRY_POWER_CUTS") == "all"
 SAMPLES = 4
-NAME = f"{PREFIX}{'a' * 64}"
+NAME = f"{BENCHMARK_PREFIX}{'a' * 64}"
 
 
 @pytest.fixture(scope="module")

@@ -284,6 +284,7 @@ def cut(site: Site, story: Story, number: int, *, power: bool) -> list[str]:
         raise
     finally:
         device.close()
+        shutil.rmtree(device.directory, ignore_errors=True)
 
 
 def live(device: Device, story: Story) -> None:

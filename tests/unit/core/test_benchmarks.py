@@ -15,12 +15,13 @@ from tests.unit.core.class_world import MIB, NOW, VARIANTS, device, measured, mo
 from skerry.api.kinds.device import BenchmarkStatus, Network, WorkloadStatus
 from skerry.api.kinds.device_class import DeviceClass
 from skerry.api.kinds.model_deployment import PlacementPolicy
+from skerry.api.kinds.pacing import UpdateWindows, Window
 from skerry.api.kinds.variants import Variant
 from skerry.api.meta import ObjectMeta
 from skerry.core import assignment, benchmarks, classes, desired, placement, refusals, waves
 from skerry.core.assignment import Target
 from skerry.core.benchmarks import Candidate, Occasion, Plan
-from skerry.core.classes import Finding
+from skerry.core.classes import Finding, Served
 from skerry.core.desired import DesiredRecord
 from skerry.core.placement import Cost
 from skerry.core.steps import Assign, Return
@@ -37,6 +38,7 @@ class Fleet:
     policy: PlacementPolicy = POLICY
     variants: Sequence[Variant] = VARIANTS
     wish: dict[str, Any] = field(default_factory=dict)
+    windows: UpdateWindows = field(default_factory=UpdateWindows)
     now: datetime = NOW
 
     def add(self, name: str, **changes: Any) -> None:
@@ -47,7 +49,13 @@ class Fleet:
 
     def plan(self) -> Plan:
         """Plan, and put what is asked into the records."""
-        occasion = Occasion(rollout=rollout(**self.wish), model=model(*self.variants), policy=self.policy, now=self.now)
+        occasion = Occasion(
+            rollout=rollout(**self.wish),
+            model=model(*self.variants),
+            policy=self.policy,
+            windows=self.windows,
+            now=self.now,
+        )
         made = benchmarks.plan(occasion, list(self.candidates.values()), self.known)
         for ask in made.asks:
             name = ask.uid.removeprefix("u-")
@@ -90,7 +98,7 @@ class Fleet:
                         device=name,
                         uid=f"u-{name}",
                         source="benchmark",
-                        workload=request.workload,
+                        workload=msgspec.convert(request.workload, Served, from_attributes=True),
                         measurement=found,
                         failure=text,
                     )
@@ -260,6 +268,17 @@ def test_what_other_rollouts_or_deployments_asked_for_is_not_this_ones() -> None
     assert desired.withdraw_benchmarks(record, "digits", keep=("dep", "digits-1")) == record
     taken_back = desired.withdraw_benchmarks(record, "digits")
     assert (taken_back.benchmarks, taken_back.manifest_version) == ([], record.manifest_version + 1)
+
+
+def test_what_is_measured_is_fetched_when_downloads_may_be_and_waits_for_no_switch_over() -> None:
+    window = Window(schedule="0 2 * * *", duration="1h")
+    fleet = Fleet(windows=UpdateWindows(download=[window], switch_over=[window]))
+    fleet.add("a")
+    [ask] = fleet.plan().asks
+    for request in ask.requests:
+        told = request.workload.windows
+        assert told is not None
+        assert (len(told.download), told.switch_over, told.issued_at) == (1, [], NOW)
 
 
 def test_what_is_measured_has_a_name_of_its_own_and_serves_nobody() -> None:

@@ -16,7 +16,7 @@ from skerry.api.kinds.device import DeviceStatus, EngineFacts, Hardware, Measure
 from skerry.api.kinds.device_class import DeviceClass, DeviceClassStatus, Source
 from skerry.api.meta import NAME_PATTERN, ObjectMeta
 from skerry.core import benchmarks, classes
-from skerry.core.classes import Finding
+from skerry.core.classes import Finding, Served
 
 WORKLOAD = benchmarks.workload_of(rollout(), model(), VARIANTS[0])
 EMPTY = DeviceClassStatus()
@@ -26,7 +26,7 @@ def finding(
     uid: str, found: Measurement | None, *, failure: str = "", source: Source = "benchmark", threads: int = 1
 ) -> Finding:
     serving = msgspec.structs.replace(WORKLOAD.serving, threads=threads)
-    workload = msgspec.structs.replace(WORKLOAD, serving=serving)
+    workload = msgspec.convert(msgspec.structs.replace(WORKLOAD, serving=serving), Served, from_attributes=True)
     return Finding(device=uid, uid=uid, source=source, workload=workload, measurement=found, failure=failure)
 
 

@@ -8,13 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from skerry.api.kinds.tensors import Datatype, ModelSignature, TensorSpec
-
-settings.register_profile("untimed", deadline=None)  # a machine that is busy is no failure
-settings.load_profile("untimed")
 
 ONNX_TYPES: dict[Datatype, int] = {
     "BOOL": TensorProto.BOOL,

@@ -270,12 +270,12 @@ class WorkloadStatus(Struct, frozen=True, kw_only=True):
 class BenchmarkStatus(Struct, frozen=True, kw_only=True):
     """One variant that the hub asked the device to measure, beside what serves."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(max_length=253)]
     """The hub's name for it, from the model file's digest and how it is served."""
-    model_version: str = ""
-    variant: str = ""
+    model_version: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    variant: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     phase: Literal["Pending", "Running", "Measured", "Failed"] = "Pending"
-    message: str = ""
+    message: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     """One sentence: what it waits for, or why it failed."""
     refusal: Refusal = ""
     """Why the device would not even try; empty otherwise."""

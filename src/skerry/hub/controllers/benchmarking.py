@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import datetime
 
 from skerry.api.kinds.device import Device
-from skerry.api.kinds.model_deployment import ModelDeployment, PlacementPolicy
+from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.rollout import Rollout
 from skerry.core import benchmarks, refusals, steps
 from skerry.core.assignment import Target
@@ -44,13 +43,12 @@ class Benchmarking:
 
         Raises InvalidError when a duration or quantity of the deployment cannot be read.
         """
-        policy, now = found.spec.placement, self._clock.now()
-        wanted = policy.benchmark and rollout.status.phase not in (*steps.ENDED, "RollingBack")
+        wanted = found.spec.placement.benchmark and rollout.status.phase not in (*steps.ENDED, "RollingBack")
         await self._withdraw(rollout, members, keep=wanted)
         if not wanted:
             self._notes.pop(rollout.metadata.uid, None)
             return Plan()
-        plan = self._plan(rollout, policy, members, now)
+        plan = self._plan(found, rollout, members)
         self._notes[rollout.metadata.uid] = plan.notes
         for ask in plan.asks:
             await self._ask(ask, members)
@@ -80,7 +78,7 @@ class Benchmarking:
         )
         self._fleet.records.observe(member.uid, stored.record, stored.revision)
 
-    def _plan(self, rollout: Rollout, policy: PlacementPolicy, members: Members, now: datetime) -> Plan:
+    def _plan(self, found: ModelDeployment, rollout: Rollout, members: Members) -> Plan:
         namespace = rollout.metadata.namespace
         model = self._fleet.model_of(rollout)
         if model is None:
@@ -96,7 +94,14 @@ class Benchmarking:
             if member.selected
         ]
         known = {item.metadata.name: item for item in self._fleet.classes.values(f"{namespace}/")}
-        return benchmarks.plan(Occasion(rollout=rollout, model=model, policy=policy, now=now), candidates, known)
+        occasion = Occasion(
+            rollout=rollout,
+            model=model,
+            policy=found.spec.placement,
+            windows=found.spec.strategy.windows,
+            now=self._clock.now(),
+        )
+        return benchmarks.plan(occasion, candidates, known)
 
     async def _ask(self, ask: Ask, members: Members) -> None:
         member, device = members[ask.uid]
@@ -111,9 +116,10 @@ class Benchmarking:
         """Take back what was asked for by another rollout of the deployment, or by this one when it is over."""
         name = rollout.spec.deployment
         kept = (rollout.spec.deployment_uid, rollout.metadata.name) if keep else None
-        for member, device in members.values():
-            record = self._fleet.records.get(member.uid)
-            if record is None or not record.benchmarks:
+        for uid in sorted(self._fleet.measuring & members.keys()):
+            member, device = members[uid]
+            record = self._fleet.records.get(uid)
+            if record is None:
                 continue
             own = kept if member.selected else None
             if withdraw_benchmarks(record, name, keep=own) != record:

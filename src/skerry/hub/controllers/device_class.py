@@ -1,6 +1,7 @@
 """Device classes: made from what devices report, with what was measured on them.
 
-Watches devices and their records; one key a class. What a device measured is told apart by what the hub's own record
+Watches devices and their records, of which only the few fields that matter are read and kept, for a fleet may be large;
+one key a class. What a device measured is told apart by what the hub's own record
 told it to run, never by the device's word. Counts of members are written at most once a second and class; measurements
 at once, for a rollout may wait for them. A class nobody belongs to stays while something was measured on it, the
 newest `MAX_DESERTED` of them in a namespace.
@@ -17,15 +18,17 @@ from collections.abc import Iterator
 import msgspec
 
 from skerry.api.errors import AlreadyExistsError, ConflictError, NotFoundError
-from skerry.api.kinds.device import Device
+from skerry.api.kinds.device import BenchmarkStatus, EngineFacts, Hardware, Measurement
 from skerry.api.kinds.device_class import DeviceClass, DeviceClassSpec
-from skerry.api.meta import ObjectMeta
+from skerry.api.meta import ObjectMeta, Struct
 from skerry.core import classes
-from skerry.core.classes import Finding
-from skerry.core.desired import DesiredRecord
+from skerry.core.classes import Finding, Served
+from skerry.core.ports import Record
 from skerry.hub.context import HubContext
 from skerry.hub.controllers import informer
+from skerry.hub.controllers.informer import Informer
 from skerry.hub.controllers.reconciler import Reconciler
+from skerry.hub.objects import DESIRED_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,55 @@ MAX_DESERTED = 256
 
 Key = tuple[str, str]
 """Namespace and name of a class."""
+
+
+_DEVICES = "devices/"
+
+
+class _Meta(Struct, frozen=True, kw_only=True):
+    name: str
+    namespace: str
+    uid: str
+
+
+class _Report(Struct, frozen=True, kw_only=True):
+    name: str
+    rollout: str
+    variant: str
+    phase: str
+    measurement: Measurement | None = None
+
+
+class _Status(Struct, frozen=True, kw_only=True):
+    hardware: Hardware = Hardware()
+    engines: list[EngineFacts] = []
+    observed_manifest_version: int = 0
+    workloads: list[_Report] = []
+    benchmarks: list[BenchmarkStatus] = []
+
+
+class _Device(Struct, frozen=True, kw_only=True):
+    """A Device, as far as it concerns classes."""
+
+    metadata: _Meta
+    status: _Status = _Status()
+
+
+class _Assigned(Struct, frozen=True, kw_only=True):
+    workload: Served
+    manifest_version: int = 0
+
+
+class _Asked(Struct, frozen=True, kw_only=True):
+    workload: Served
+
+
+class _Record(Struct, frozen=True, kw_only=True):
+    """A DesiredRecord, as far as it concerns classes."""
+
+    uid: str
+    assignments: list[_Assigned] = []
+    benchmarks: list[_Asked] = []
 
 
 async def run(context: HubContext) -> None:
@@ -48,8 +100,8 @@ class DeviceClasses:
         store = context.objects.store
         self._objects, self._clock = context.objects, context.clock
         self._work: Reconciler[Key] = Reconciler("device-class", self.reconcile, self._failed)
-        self._devices = informer.of_kind(store, Device, self._device_changed)
-        self._records = informer.of_desired(store, self._record_changed)
+        self._devices = Informer(store, _DEVICES, _read_device, self._device_changed)
+        self._records = Informer(store, DESIRED_PREFIX, _read_record, self._record_changed)
         self._classes = informer.of_kind(store, DeviceClass, self._class_changed)
         self._of: dict[str, Key] = {}
         self._signatures: dict[Key, DeviceClassSpec] = {}
@@ -175,7 +227,7 @@ class DeviceClasses:
 
     # --- what a change concerns ---------------------------------------------------------------------------------------
 
-    def _device_changed(self, old: Device | None, new: Device | None) -> None:
+    def _device_changed(self, old: _Device | None, new: _Device | None) -> None:
         if old is not None and (new is None or new.metadata.uid != old.metadata.uid):
             self._move(old, None)
         if new is None:
@@ -187,7 +239,7 @@ class DeviceClasses:
         if old is None or not same or _words(old) != _words(new):
             self._note(new.metadata.uid)
 
-    def _move(self, device: Device, signature: DeviceClassSpec | None) -> None:
+    def _move(self, device: _Device, signature: DeviceClassSpec | None) -> None:
         """Note which class a device belongs to now; None: to no class any more."""
         uid, namespace = device.metadata.uid, device.metadata.namespace
         key = (namespace, classes.name_of(signature)) if signature is not None else None
@@ -205,7 +257,7 @@ class DeviceClasses:
             if before != key:
                 self._note(uid)
 
-    def _record_changed(self, old: DesiredRecord | None, new: DesiredRecord | None) -> None:
+    def _record_changed(self, old: _Record | None, new: _Record | None) -> None:
         item = new or old
         if item is not None:
             self._note(item.uid)
@@ -226,12 +278,12 @@ class DeviceClasses:
             self._work.add(key)
 
 
-def _facts(device: Device) -> tuple[object, ...]:
+def _facts(device: _Device) -> tuple[object, ...]:
     hardware = msgspec.structs.replace(device.status.hardware, storage_free_bytes=0, storage_bytes=0)
     return hardware, device.status.engines
 
 
-def _words(device: Device) -> tuple[object, ...]:
+def _words(device: _Device) -> tuple[object, ...]:
     """What a device says of its measurements."""
     status = device.status
     measured = [(one.name, one.rollout, one.variant, one.phase, one.measurement) for one in status.workloads]
@@ -244,3 +296,11 @@ def _last_learnt(item: DeviceClass) -> float:
 
 def _label(arch: str) -> str:
     return "".join(c for c in arch.lower() if c.isascii() and c.isalnum())[:63]
+
+
+def _read_device(record: Record) -> _Device:
+    return msgspec.json.decode(record.value, type=_Device)
+
+
+def _read_record(record: Record) -> _Record:
+    return msgspec.json.decode(record.value, type=_Record)

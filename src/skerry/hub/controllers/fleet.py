@@ -49,6 +49,8 @@ class Fleet:
         self.records = informer.of_desired(store, self._record_changed)
         self.classes = informer.of_kind(store, DeviceClass, self._class_changed)
         self._fits: dict[tuple[str, str, Machine, _Costs], str] = {}
+        self.measuring: set[str] = set()
+        """Uids of devices that are asked to measure something."""
         self._costs: dict[str, dict[str, Mapping[str, Cost]]] = {}
         self._class_names: dict[str, tuple[Device, str]] = {}
 
@@ -238,6 +240,10 @@ class Fleet:
         item = new or old
         if item is None:
             return
+        if new is not None and new.benchmarks:
+            self.measuring.add(new.uid)
+        else:
+            self.measuring.discard(item.uid)
         device = self.devices.get(f"{item.namespace}/{item.device}")
         self._concern_device(item.namespace, [device.metadata.labels] if device else [], [old, new])
 

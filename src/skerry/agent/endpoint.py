@@ -10,6 +10,7 @@ when (`core.workload`), or the messages (`core.control`).
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from pathlib import Path
@@ -96,19 +97,35 @@ class ServerControl:
 
 
 def _connected(directory: Path) -> socket.socket:
-    """Connect; through the directory's descriptor, since a socket's path holds no more than 107 bytes (unix(7))."""
+    """Connect; through the directory's descriptor, since a socket's path holds no more than 107 bytes (unix(7)).
+
+    Where nothing listens, or another user does, it raises OSError.
+    """
     place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        found = os.fstat(place)
         try:
-            channel.setblocking(False)
-            channel.connect(f"/proc/self/fd/{place}/{control.SOCKET_FILE}")
-        except BaseException:
-            channel.close()
-            raise
-        return channel
+            return _connected_to(f"/proc/self/fd/{place}/{control.SOCKET_FILE}")
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            try:
+                return _connected_to(control.abstract_name(found.st_dev, found.st_ino))
+            except ConnectionRefusedError:
+                raise error from None
     finally:
         os.close(place)
+
+
+def _connected_to(name: str) -> socket.socket:
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        channel.setblocking(False)
+        channel.connect(name)
+        if packets.peer(channel) not in (0, os.geteuid()):
+            raise PermissionError(errno.EPERM, "another user listens there")
+    except BaseException:
+        channel.close()
+        raise
+    return channel
 
 
 async def _exchange(

@@ -34,7 +34,7 @@ from skerry.api.kinds.variants import Variant
 from skerry.core import classes, placement, steps, windows
 from skerry.core.desired import BenchmarkRequest, DesiredRecord
 from skerry.core.messages import BENCHMARK_PREFIX, MAX_BENCHMARKS, WindowsDesired, WorkloadDesired
-from skerry.core.placement import Cost
+from skerry.core.placement import Cost, Machine
 from skerry.core.steps import Hold
 
 MAX_ASKED = 3
@@ -68,6 +68,8 @@ class Occasion:
     windows: UpdateWindows
     """The deployment's: what is to be measured is fetched when other downloads may be."""
     now: datetime
+    seen: dict[Machine, list[Variant]] = field(default_factory=dict, compare=False)
+    """What each kind of machine can run, found once: a fleet has few kinds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,9 +244,12 @@ def _learnable(answer: BenchmarkStatus) -> bool:
 
 
 def _runs(member: Candidate, occasion: Occasion) -> list[Variant]:
-    template = occasion.rollout.spec.template
     machine = placement.machine_of(member.device.status, member.record, occasion.rollout.spec.deployment)
-    return placement.runnable(machine, occasion.model.status.variants, template)
+    found = occasion.seen.get(machine)
+    if found is None:
+        found = placement.runnable(machine, occasion.model.status.variants, occasion.rollout.spec.template)
+        occasion.seen[machine] = found
+    return found
 
 
 def _own(member: Candidate, rollout: Rollout) -> list[BenchmarkRequest]:

@@ -1,8 +1,9 @@
 """What the agent and an inference server of its own tell each other, over a Unix socket in the slot's directory.
 
 One question and one reply a connection, each one packet (SOCK_SEQPACKET): JSON, and with it at most one descriptor
-(SCM_RIGHTS). The socket is its owner's alone (0600, in a directory of 0700), and the server asks the kernel who calls.
-Lives here: the messages and their bounds. Must not live here: sockets (`agent.endpoint`, `serve.control`).
+(SCM_RIGHTS). The socket is its owner's alone (0600, in a directory of 0700). On a disk that takes no socket, full or
+read only, it has an abstract name instead, which anybody may use; so both ends ask the kernel who the other one is.
+Lives here: the messages, their bounds, the names. Must not live here: sockets (`agent.endpoint`, `serve.control`).
 
 Source: unix(7).
 """
@@ -18,6 +19,7 @@ from skerry.api.meta import Struct
 
 SOCKET_FILE = "control.sock"
 """In the slot's directory, which is the server's working directory."""
+ABSTRACT_PREFIX = "\0skerry/control"
 MAX_PACKET_BYTES = 16 * 1024
 MAX_DRAIN_SECONDS = 600.0
 
@@ -129,6 +131,11 @@ Reply = Done | Refused | Observation
 _QUESTIONS: msgspec.json.Decoder[Question] = msgspec.json.Decoder(Question)
 _REPLIES: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 _ENCODER = msgspec.json.Encoder()
+
+
+def abstract_name(device: int, inode: int) -> str:
+    """Return the socket's name where the slot's directory, which has these numbers, takes no socket (unix(7))."""
+    return f"{ABSTRACT_PREFIX}/{device:x}-{inode:x}"
 
 
 def encode(message: Question | Reply) -> bytes:

@@ -1,8 +1,9 @@
 """Packets over Unix sockets (SOCK_SEQPACKET), each with at most one socket's descriptor beside it.
 
-Lives here: one packet in, one packet out. Must not live here: what is in it, who may send it, or for how long to wait.
+Lives here: one packet in, one packet out, whose process is at the other end. Must not live here: what is in it, who may
+send it, or for how long to wait.
 
-Source: unix(7), SCM_RIGHTS; recvmsg(2), MSG_CMSG_CLOEXEC.
+Source: unix(7), SCM_RIGHTS and SO_PEERCRED; recvmsg(2), MSG_CMSG_CLOEXEC.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ import array
 import asyncio
 import os
 import socket
+import struct
+
+_CREDENTIALS = struct.Struct("=iII")
 
 
 def send(channel: socket.socket, packet: bytes, beside: socket.socket | None = None) -> None:
     """Send one packet, and a descriptor of that socket. Raises OSError; it never waits on a non-blocking channel."""
     socket.send_fds(channel, [packet], [] if beside is None else [beside.fileno()])
+
+
+def peer(channel: socket.socket) -> int:
+    """Return the user id of the process at the other end, as it was when it connected or listened."""
+    _, user, _ = _CREDENTIALS.unpack(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(user)
 
 
 async def receive(channel: socket.socket, max_bytes: int) -> tuple[bytes, socket.socket | None]:

@@ -1,18 +1,17 @@
 """The server's side of the control socket: one question after the other, each bounded in time and size.
 
-Lives here: the socket, who may ask, and passing descriptors. Must not live here: what a question does (`app` answers),
-or the messages (`core.control`).
-
-Source: unix(7), SO_PEERCRED.
+Lives here: the socket, who may ask, and passing descriptors. Must not live here: what a question does (`lifecycle`
+answers), or the messages (`core.control`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -28,7 +27,8 @@ EXCHANGE_SECONDS = 5.0
 """A caller that says nothing holds the others up no longer than this."""
 PAUSE_SECONDS = 1.0
 """After an accept that failed for want of descriptors or memory."""
-_CREDENTIALS = struct.Struct("=iII")
+_NO_ROOM = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Such a disk takes no socket; what is installed is served all the same."""
 
 Answerer = Callable[[Question, socket.socket | None], Awaitable[tuple[Reply, socket.socket | None]]]
 """Gets the descriptor that came with the question, and owns it; what it gives with the reply stays its own."""
@@ -67,25 +67,38 @@ class ControlSocket:
 
     def close(self) -> None:
         """Listen no more."""
+        named = self._listener.getsockname() == str(self._path)
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        if named:
+            with contextlib.suppress(OSError):  # the directory may be gone, or read only by now
+                self._path.unlink(missing_ok=True)
 
 
 def _bound(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)  # of a server that was killed
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         listener.setblocking(False)
-        mask = os.umask(0o177)
         try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
+            _bind_path(listener, path)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            found = path.absolute().parent.stat()
+            listener.bind(control.abstract_name(found.st_dev, found.st_ino))
         listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def _bind_path(listener: socket.socket, path: Path) -> None:
+    path.unlink(missing_ok=True)  # of a server that was killed
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(mask)
 
 
 async def _converse(channel: socket.socket, answer: Answerer) -> None:
@@ -111,6 +124,4 @@ async def _converse(channel: socket.socket, answer: Answerer) -> None:
 
 
 def _may_ask(channel: socket.socket) -> bool:
-    raw = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, user, _ = _CREDENTIALS.unpack(raw)
-    return user in (0, os.geteuid())
+    return packets.peer(channel) in (0, os.geteuid())

@@ -144,18 +144,19 @@ class _Mirror:
 
     async def _run(self) -> None:
         try:
-            async with self._client:
-                while self._waiting:
-                    sample = self._waiting.popleft()
-                    try:
-                        await self._ask(sample)
-                    except SkerryError as error:
-                        self._errors += 1
-                        log.debug("serve.shadow_failed port=%s error=%s", self.port, error)
-                    except Exception:
-                        self._errors += 1
-                        log.exception("serve.shadow_broke port=%s", self.port)
-                    self._bytes -= sample.size
+            while self._waiting:  # asked anew once the connection is closed: samples may have come meanwhile
+                async with self._client:
+                    while self._waiting:
+                        sample = self._waiting.popleft()
+                        try:
+                            await self._ask(sample)
+                        except SkerryError as error:
+                            self._errors += 1
+                            log.debug("serve.shadow_failed port=%s error=%s", self.port, error)
+                        except Exception:
+                            self._errors += 1
+                            log.exception("serve.shadow_broke port=%s", self.port)
+                        self._bytes -= sample.size
         finally:
             self._task = None
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +227,66 @@ async def test_a_registry_that_fails_in_the_middle_of_an_update_leaves_the_old_v
 
 
 # --- brokers ------------------------------------------------------------------------------------------------------
+
+
+class SlowWire:
+    """A line to a port that carries a few bytes at a time, and now and then breaks."""
+
+    def __init__(self, port: int, *, piece: int, breaks_after: int) -> None:
+        self._port = port
+        self._piece = piece
+        self._left = breaks_after
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.breaks = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed: the end
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(self._piece):
+                self._left -= len(data)
+                if self._left < 0 and not self.breaks:
+                    self.breaks += 1
+                    break
+                target.sendall(data)
+                time.sleep(0.002)  # this is what makes it slow
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_a_line_that_is_slow_and_breaks_in_the_middle_of_a_message_only_takes_longer(
+    make_device: Any, models: Any, tmp_path: Path
+) -> None:
+    device = make_device(tmp_path / "state")
+    hub = HubEnd(device.authority)
+    wire = SlowWire(hub.port, piece=64, breaks_after=6000)
+    try:
+        (device.directory / "agent.toml").write_text(
+            f'[hub]\nmqtt_port = {wire.port}\n[link]\nretry_ceiling = "500ms"\n'
+        )
+        hub.publish(UID, device.sign(models["v1"].desired()))
+        device.start()
+        device.wait(lambda journal: runs(device, journal, "v1"))
+        hub.publish(UID, device.sign(models["v2"].desired()))
+        device.wait(lambda journal: runs(device, journal, "v2"))
+        assert wire.breaks == 1
+        assert device.end(signal.SIGTERM) == 0
+    finally:
+        wire.close()
+        hub.close()
 
 
 async def test_desired_states_that_come_twice_late_or_out_of_order_are_taken_once(world: Any, models: Any) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,6 +306,66 @@ async def test_the_socket_is_its_owners_alone_and_replaces_a_dead_ones(one: Runn
         assert stale.is_socket()
     with pytest.raises(UnavailableError, match="cannot be listened on"):
         ControlSocket(tmp_path / ("x" * 120))
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+async def test_a_disk_that_takes_no_socket_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(listener: socket.socket, path: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server_side, "_bind_path", refuse)
+        stale = tmp_path / "slot" / control.SOCKET_FILE
+        stale.parent.mkdir()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead, contextlib.chdir(stale.parent):
+            dead.bind(control.SOCKET_FILE)
+        async with serving(tmp_path / "slot") as made:
+            assert not (await made.agent.observe()).accepting
+            assert stale.exists()
+    with pytest.raises(UnavailableError, match="nothing listens there"):
+        await made.agent.observe()
+
+
+async def test_another_users_socket_is_not_talked_to(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be two users")
+    found = os.stat(tmp_path)
+    name = control.abstract_name(found.st_dev, found.st_ino)
+    code = (
+        "import os, socket, sys; os.setuid(12345); s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
+        f"s.bind({name!r}); s.listen(); print(flush=True); sys.stdin.read()"
+    )
+    stranger = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert stranger.stdout is not None
+    await stranger.stdout.readline()
+    try:
+        with pytest.raises(UnavailableError, match="another user listens there"):
+            await ServerControl(tmp_path).observe()
+    finally:
+        await stranger.communicate(b"")
+
+
+async def test_another_user_is_not_answered(one: Running) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be two users")
+    os.chmod(one.directory / control.SOCKET_FILE, 0o666)  # as if a mistake had opened it
+    code = (
+        "import os, socket; place = os.open('.', os.O_PATH); os.setuid(12345);"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
+        f"s.connect('/proc/self/fd/%d/{control.SOCKET_FILE}' % place);"
+        f"s.send({control.encode(control.Observe())!r}); print(s.recv(9999).decode())"
+    )
+    stranger = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, cwd=one.directory, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await asyncio.wait_for(stranger.communicate(), WAIT_SECONDS)
+    reply = control.decode_reply(said)
+    assert isinstance(reply, control.Refused)
+    assert "only the server's own user may ask" in reply.error
 
 
 async def test_a_deep_state_directory_is_no_hindrance(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ class MqttClient(aiomqtt.Client):
         self.failure = _LastError()
         if tls is not None:
             tls.sslsocket_class = _ClosingSocket
-        logger = logging.Logger("paho")  # its own, without handlers: what matters of it ends in our errors
+        # Its own, without handlers: what matters of it ends in our errors. The level spares a record for each packet.
+        logger = logging.Logger("paho", logging.ERROR)
         logger.addHandler(self.failure)
         super().__init__(
             host,

@@ -32,11 +32,12 @@ class Benchmarking:
 
     def __init__(self, objects: Objects, clock: Clock, fleet: Fleet) -> None:
         self._objects, self._clock, self._fleet = objects, clock, fleet
-        self._notes: dict[str, Mapping[str, str]] = {}
+        self._notes: dict[str, tuple[str, Mapping[str, str]]] = {}  # by deployment: of which rollout, by class
 
     def note_of(self, rollout: Rollout, device: Device) -> str:
         """Return why the device's class was not measured for the rollout; empty when it was, or was not to be."""
-        return self._notes.get(rollout.metadata.uid, {}).get(self._fleet.class_of(device), "")
+        about, notes = self._notes.get(rollout.spec.deployment_uid, ("", {}))
+        return notes.get(self._fleet.class_of(device), "") if about == rollout.metadata.uid else ""
 
     async def prepare(self, found: ModelDeployment, rollout: Rollout, members: Members) -> Plan:
         """Ask for what is to be measured, take back what nobody waits for any more, and say whether to wait.
@@ -46,10 +47,10 @@ class Benchmarking:
         wanted = found.spec.placement.benchmark and rollout.status.phase not in (*steps.ENDED, "RollingBack")
         await self._withdraw(rollout, members, keep=wanted)
         if not wanted:
-            self._notes.pop(rollout.metadata.uid, None)
+            self._notes.pop(rollout.spec.deployment_uid, None)
             return Plan()
         plan = self._plan(found, rollout, members)
-        self._notes[rollout.metadata.uid] = plan.notes
+        self._notes[rollout.spec.deployment_uid] = (rollout.metadata.uid, plan.notes)
         for ask in plan.asks:
             await self._ask(ask, members)
         return plan

@@ -212,7 +212,12 @@ class Disk:
             draft.unlink(missing_ok=True)
             os.link(journal, draft)
             os.replace(draft, directory / SPARE_FILE)
-        self.write(f"workloads/{state.name}/{JOURNAL_FILE}", msgspec.json.encode(state))
+        name, content = f"workloads/{state.name}/{JOURNAL_FILE}", msgspec.json.encode(state)
+        try:
+            self.write(name, content)
+        except StorageFullError:  # what is needed now comes before what may be needed
+            (directory / SPARE_FILE).unlink(missing_ok=True)
+            self.write(name, content)
 
     def delete_workload(self, name: str) -> None:
         """Forget a workload: its journal first, then whatever is left of it."""

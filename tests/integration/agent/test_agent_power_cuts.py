@@ -2,7 +2,7 @@
 
 The points come from a trace of an undisturbed run (`power_cut.py`), so that no new write escapes. Killed are the agent
 alone, or its servers with it (a power cut), in turns. A few points of each story are tried; SKERRY_POWER_CUTS=all
-tries every one, both ways.
+tries every one, SKERRY_POWER_CUTS=both every one both ways.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from skerry.drivers.link.mqtt import MqttHubLink, MqttSettings
 from skerry.drivers.runtime.process import ProcessRuntime
 
 LAUNCHER = Path(__file__).with_name("power_cut.py")
-EVERYTHING = os.environ.get("SKERRY_POWER_CUTS") == "all"
+WANTED = os.environ.get("SKERRY_POWER_CUTS", "")
 SAMPLES = 6
 AT_A_TIME = 2
 
@@ -346,8 +346,10 @@ def until_tidy(device: Device, story: Story) -> bool:
 
 def chosen(points: int) -> list[tuple[int, bool]]:
     """The points to try, each with whether the servers are cut off too."""
-    if EVERYTHING:
+    if WANTED == "both":
         return [(number, power) for number in range(1, points + 1) for power in (False, True)]
+    if WANTED == "all":
+        return [(number, bool(number % 2)) for number in range(1, points + 1)]
     step = points / SAMPLES
     return [(1 + round(step * (number + 0.5)), bool(number % 2)) for number in range(SAMPLES)]
 

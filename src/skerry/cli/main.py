@@ -15,7 +15,6 @@ from skerry.cli import (
     apply,
     demo_verb,
     describe,
-    device,
     example,
     explain,
     get,
@@ -25,7 +24,6 @@ from skerry.cli import (
     output,
     predict,
     rollout,
-    sim,
     wait,
 )
 
@@ -36,13 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group, name in (
-    (hub.app, "hub"),
-    (agent.app, "agent"),
-    (model.app, "model"),
-    (rollout.app, "rollout"),
-    (device.app, "device"),
-):
+for group, name in ((hub.app, "hub"), (agent.app, "agent"), (model.app, "model"), (rollout.app, "rollout")):
     app.add_typer(group, name=name)
 for verb in (
     apply.apply,
@@ -55,7 +47,6 @@ for verb in (
     wait.wait,
     example.example,
     demo_verb.demo,
-    sim.sim,
 ):
     app.command()(verb)
 

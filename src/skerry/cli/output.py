@@ -39,7 +39,6 @@ _COLOURS = {
         "Fetching",
         "Starting",
         "Probing",
-        "Shadowing",
         "RollingBack",
         "Superseded",
     },

@@ -5,34 +5,390 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.core.rollout_world import (
-    ACCURACY,
-    MIB,
-    NAME,
-    WAVES,
-    HubDiedError,
-    Sim,
-    World,
-    fleet,
-    make_model,
-    make_spec,
-    upgraded,
-)
 
-from skerry.api.kinds.gates import AccuracyGate, Gates, SuccessGate
+from skerry.api.kinds.device import (
+    Device,
+    DeviceSpec,
+    DeviceStatus,
+    EngineFacts,
+    Hardware,
+    Measurement,
+    RunningRevision,
+    WorkloadStatus,
+)
 from skerry.api.kinds.model_deployment import (
+    AccuracyGate,
+    Gates,
+    ModelDeployment,
+    ModelDeploymentSpec,
+    Strategy,
+    SuccessGate,
     Wave,
 )
-from skerry.api.kinds.rollout import WaveStatus
-from skerry.core import waves
+from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec, ModelVersionStatus
+from skerry.api.kinds.rollout import Rollout, RolloutSpec, RolloutStatus, WaveStatus
+from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.variants import Blob, Evaluation, Golden, NumericalError, Profile, Requirements, Variant
+from skerry.api.meta import LabelSelector, ObjectMeta, find_condition
+from skerry.core import assignment, deployment, placement, rollout, waves
+from skerry.core.assignment import Target
 from skerry.core.desired import DesiredRecord
+from skerry.core.steps import Assign, Hold, Return, SetStatus, View, Withdraw
+from skerry.core.waves import Member
 from skerry.drivers.store.log import MAX_VALUE_BYTES
+
+START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+NAME = "digits"
+MIB = 1024 * 1024
+
+
+def blob(letter: str) -> Blob:
+    return Blob(digest=f"sha256:{letter * 64}", size=10)
+
+
+def make_model(name: str, *, memory: int = 10 * MIB) -> ModelVersion:
+    variant = Variant(
+        name="onnx-fp32",
+        format="onnx",
+        precision="fp32",
+        needs=Requirements(engine="onnxruntime", precision="fp32", memory_bytes=memory),
+        blob=blob("a"),
+        metric=0.98,
+        metric_drop=0,
+        error=NumericalError(max_abs=0, mean_abs=0, cosine=1),
+        profile=Profile(latency_p50_ms=1, latency_p95_ms=2, peak_memory_bytes=memory, runs=1),
+    )
+    return ModelVersion(
+        metadata=ObjectMeta(name=name, namespace="default", uid=f"uid-{name}"),
+        spec=ModelVersionSpec(
+            model=NAME,
+            version=name,
+            artifact=Artifact(repository="default/digits", digest=blob("b").digest),
+            signature=ModelSignature(inputs=[], outputs=[]),
+            evaluation=Evaluation(metric="accuracy", baseline=0.98, samples=100, allowed_drop=0.01),
+            golden=Golden(blob=blob("c"), samples=64),
+        ),
+        status=ModelVersionStatus(phase="Ready", variants=[variant]),
+    )
+
+
+def make_spec(model: str = "v1", **strategy: object) -> ModelDeploymentSpec:
+    return ModelDeploymentSpec(
+        model_version=model,
+        device_selector=LabelSelector(match_labels={"site": "lab"}),
+        strategy=msgspec.convert({"deviceTimeout": "60s", **strategy}, Strategy, from_attributes=True),
+    )
+
+
+WAVES = [Wave(name="canary", count=1), Wave(name="half", percent=50), Wave(name="all", percent=100)]
+ACCURACY = Gates(accuracy=AccuracyGate(min=0.9, min_samples=10))
+
+
+@dataclass
+class Sim:
+    """One simulated device: what it is, and how it behaves with each model version."""
+
+    name: str
+    online: bool = True
+    cordoned: bool = False
+    selected: bool = True
+    memory: int = 100 * MIB
+    delay: float = 1.0
+    broken: frozenset[str] = frozenset()
+    """Model versions whose server never starts here: it falls back."""
+    silent: frozenset[str] = frozenset()
+    """Model versions about which it never reports."""
+    portless: frozenset[str] = frozenset()
+    """Model versions that are measured here, and then cannot have the port they are to serve on."""
+    accuracy: dict[str, float] = field(default_factory=dict)
+    accepted: DesiredRecord | None = None
+    accepted_at: datetime = START
+    report: WorkloadStatus | None = None
+    proven: WorkloadStatus | None = None
+    """What it said when it last became Running."""
+    running: RunningRevision | None = None
+    versions: list[int] = field(default_factory=list)
+
+    def tick(self, record: DesiredRecord | None, now: datetime) -> None:
+        """Do what an agent does: accept, install for a while, report."""
+        if not self.online or record is None:
+            return
+        if self.accepted is None or record.manifest_version > self.accepted.manifest_version:
+            self.accepted, self.accepted_at = record, now
+            self.versions.append(record.manifest_version)
+        wanted = self.accepted.find(NAME)
+        if wanted is None:
+            self.report, self.running = None, None
+            return
+        workload = wanted.workload
+        if workload.model_version in self.silent:
+            return
+        if self.running is not None and self.running.rollout == workload.rollout:
+            if self.report is not None and self.report.rollout != workload.rollout:
+                self.report = self.proven
+            return
+        fresh = WorkloadStatus(
+            name=NAME,
+            rollout=workload.rollout,
+            revision=workload.revision,
+            variant=workload.variant,
+            phase="Fetching",
+            running=self.running,
+        )
+        if (now - self.accepted_at).total_seconds() < self.delay:
+            self.report = fresh
+            return
+        if workload.model_version in self.broken:
+            fallen = "Running" if self.running else "Failed"
+            self.report = msgspec.structs.replace(fresh, phase=fallen, message="the server died")
+            return
+        running = RunningRevision(
+            rollout=workload.rollout,
+            revision=workload.revision,
+            model_version=workload.model_version,
+            variant=workload.variant,
+            port=8000,
+            since=now,
+        )
+        measurement = Measurement(
+            samples=64,
+            accuracy=self.accuracy.get(workload.model_version, 0.97),
+            agreement=1,
+            max_abs_error=0,
+            latency_p50_ms=1,
+            latency_p95_ms=2,
+            peak_memory_bytes=MIB,
+        )
+        proven = msgspec.structs.replace(fresh, phase="Running", running=running, measurement=measurement, served=True)
+        if workload.model_version in self.portless:
+            self.report = msgspec.structs.replace(proven, phase="Starting", running=None, served=False)
+        else:
+            self.running = running
+            self.report = self.proven = proven
+
+
+class HubDiedError(Exception):
+    """The hub was killed."""
+
+
+class World:
+    """A store in memory, a fleet, and the hub's loop over the pure functions, as the controller runs it."""
+
+    def __init__(self, sims: list[Sim], spec: ModelDeploymentSpec | None = None) -> None:
+        self.now = START
+        self.sims = {sim.name: sim for sim in sims}
+        self.records: dict[str, DesiredRecord] = {}
+        self.models = {name: make_model(name) for name in ("v1", "v2", "v3")}
+        self.rollouts: dict[str, Rollout] = {}
+        self.deployment = ModelDeployment(
+            metadata=ObjectMeta(name=NAME, namespace="default", uid="dep", generation=1), spec=spec or make_spec()
+        )
+        self.writes_left: int | None = None
+        self.writes = 0
+        self.wake_at: datetime | None = None
+        self.given: dict[tuple[str, str], set[bytes]] = {}
+
+    # -- what the controller does ---------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Count one write; the hub may die just before it."""
+        if self.writes_left is not None:
+            if self.writes_left == 0:
+                raise HubDiedError
+            self.writes_left -= 1
+        self.writes += 1
+
+    def device(self, sim: Sim) -> Device:
+        status = DeviceStatus(
+            phase="Online" if sim.online else "Offline",
+            hardware=Hardware(arch="amd64", memory_bytes=sim.memory),
+            engines=[EngineFacts(name="onnxruntime", version="1.30.0")],
+            observed_manifest_version=sim.accepted.manifest_version if sim.accepted else 0,
+            workloads=[sim.report] if sim.report else [],
+        )
+        return Device(
+            metadata=ObjectMeta(name=sim.name, namespace="default", uid=f"u-{sim.name}"),
+            spec=DeviceSpec(cordoned=sim.cordoned),
+            status=status,
+        )
+
+    def unfit(self, device: Device, target: Rollout | None) -> str:
+        model = self.models.get(target.spec.template.model_version) if target else None
+        if target is None or model is None:
+            return "the model version is missing"
+        machine = placement.machine_of(device.status, self.records.get(device.metadata.uid), NAME)
+        found = placement.place(machine, model.status.variants, target.spec.template)
+        return "" if found.variant else found.reason
+
+    def view(self, of: Rollout) -> View:
+        previous = self.rollouts.get(of.spec.previous)
+        members: list[Member] = []
+        for sim in self.sims.values():
+            device = self.device(sim)
+            record = self.records.get(device.metadata.uid)
+            if sim.selected or (record and record.find(NAME)):
+                members.append(
+                    waves.member_of(
+                        device,
+                        record,
+                        NAME,
+                        selected=sim.selected,
+                        unfit=self.unfit(device, of),
+                        previous_unfit=self.unfit(device, previous),
+                    )
+                )
+        missing = self.deployment.spec.model_version not in self.models
+        return View(
+            rollout=of,
+            spec=self.deployment.spec,
+            generation=self.deployment.metadata.generation,
+            members=members,
+            previous=previous.metadata.name if previous else "",
+            hold=Hold(reason="ModelVersionMissing", message="no model version") if missing else None,
+        )
+
+    def execute(self, of: Rollout, actions: tuple[object, ...]) -> None:
+        for action in actions:
+            if isinstance(action, SetStatus):
+                self.write()
+                name = of.metadata.name
+                self.rollouts[name] = msgspec.structs.replace(self.rollouts[name], status=action.status)
+                self.check_status(self.rollouts[name])
+                continue
+            assert isinstance(action, Assign | Return | Withdraw)
+            target = self.rollouts[action.rollout] if isinstance(action, Return) else of
+            sim = self.sims[action.uid.removeprefix("u-")]
+            empty = DesiredRecord(uid=action.uid, namespace="default", device=sim.name)
+            before = self.records.get(action.uid, empty)
+            model = self.models.get(target.spec.template.model_version)
+            after = assignment.carry_out(
+                action, before, self.device(sim).status, Target(rollout=target, model=model), self.now
+            )
+            if after == before:
+                continue
+            self.write()
+            assert (after.manifest_version > before.manifest_version) == (
+                [a.workload for a in after.assignments] != [a.workload for a in before.assignments]
+            )
+            self.records[action.uid] = after
+            held = after.find(NAME)
+            if held is not None:
+                contents = self.given.setdefault((action.uid, held.workload.rollout), set())
+                contents.add(msgspec.json.encode(held.workload))
+                assert len(contents) == 1, "one rollout gave one device two different workloads"
+            self.check_targets()
+
+    def reconcile(self) -> None:
+        """One pass of the hub, until nothing is left to do at this moment."""
+        for _ in range(200):
+            before = self.writes
+            self.reconcile_once()
+            if self.writes == before:
+                return
+        raise AssertionError("the hub does not come to rest")
+
+    def reconcile_once(self) -> None:
+        spec, generation = self.deployment.spec, self.deployment.metadata.generation
+        newest = deployment.newest_of(self.rollouts.values())
+        ready = spec.model_version in self.models
+        if (newest is None or not deployment.same_template(newest.spec.template, spec)) and ready:
+            stable = deployment.stable_of(self.rollouts.values())
+            name = f"{NAME}-{generation}"
+            self.write()
+            self.rollouts[name] = newest = Rollout(
+                metadata=ObjectMeta(name=name, namespace="default", uid=f"r-{name}"),
+                spec=RolloutSpec(
+                    deployment=NAME,
+                    deployment_uid=self.deployment.metadata.uid,
+                    revision=generation,
+                    template=spec,
+                    previous=stable.metadata.name if stable else "",
+                ),
+            )
+        if newest is None:
+            return
+        for old in list(self.rollouts.values()):
+            if old is not newest:
+                self.execute(old, rollout.supersede(self.view(old), newest.metadata.name, self.now).actions)
+        step = rollout.step(self.view(newest), self.now)
+        self.wake_at = step.wake_at
+        self.execute(newest, step.actions)
+
+    # -- invariants ------------------------------------------------------------------------------------------------
+
+    def check_targets(self) -> None:
+        for item in self.rollouts.values():
+            if item.status.phase in ("Pending", "Progressing", "Paused") and item.status.waves:
+                allowed = max((w.target for w in item.status.waves if w.phase != "Pending"), default=0)
+                assert self.count(item.metadata.name) <= allowed
+
+    @staticmethod
+    def check_status(item: Rollout) -> None:
+        raw = msgspec.json.encode(item.status)
+        assert msgspec.json.decode(raw, type=RolloutStatus) == item.status
+        assert all(len(wave.devices) <= waves.MAX_LISTED for wave in item.status.waves)
+
+    # -- what a test says and asks ---------------------------------------------------------------------------------
+
+    def change(self, **fields: object) -> None:
+        meta = self.deployment.metadata
+        self.deployment = msgspec.structs.replace(
+            self.deployment,
+            metadata=msgspec.structs.replace(meta, generation=meta.generation + 1),
+            spec=msgspec.structs.replace(self.deployment.spec, **fields),
+        )
+
+    def run(self, seconds: float = 600, *, tick: float = 1.0) -> Rollout:
+        end = self.now + timedelta(seconds=seconds)
+        while True:
+            self.reconcile()
+            if self.now >= end:
+                return self.newest
+            self.now += timedelta(seconds=tick)
+            for sim in self.sims.values():
+                sim.tick(self.records.get(f"u-{sim.name}"), self.now)
+
+    @property
+    def newest(self) -> Rollout:
+        found = deployment.newest_of(self.rollouts.values())
+        assert found is not None
+        return found
+
+    def on(self, name: str) -> list[str]:
+        held = {uid: record.find(NAME) for uid, record in self.records.items()}
+        return sorted(uid.removeprefix("u-") for uid, a in held.items() if a and a.workload.rollout == name)
+
+    def count(self, name: str) -> int:
+        return len(self.on(name))
+
+    def serving(self, name: str) -> list[str]:
+        return sorted(s.name for s in self.sims.values() if s.running and s.running.rollout == name)
+
+    def condition(self) -> tuple[str, str]:
+        found = find_condition(self.newest.status.conditions, "Progressing")
+        assert found is not None
+        return found.status, found.reason
+
+
+def fleet(count: int, **fields: object) -> list[Sim]:
+    return [Sim(name=f"till-{index}", **fields) for index in range(count)]  # type: ignore[arg-type]
+
+
+def upgraded(sims: list[Sim], **strategy: object) -> World:
+    """A world where v1 has succeeded and v2 was just asked for."""
+    world = World(sims, make_spec(waves=WAVES, gates=ACCURACY))
+    assert world.run(60).status.phase == "Succeeded"
+    spec = make_spec("v2", waves=WAVES, gates=ACCURACY, **strategy)
+    world.change(model_version="v2", strategy=spec.strategy)
+    return world
+
 
 # --- going forward -------------------------------------------------------------------------------------------------
 

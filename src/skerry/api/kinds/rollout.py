@@ -30,20 +30,13 @@ class GateResult(Struct, frozen=True, kw_only=True):
     """One gate's verdict on one wave, with the measured value."""
 
     gate: str
-    """`successRatio`, `failureThreshold`, `health`, `accuracy`, `agreement`, `agreementDifference`, `latencyP95`,
-    `latencyP95Ratio`, `peakMemory`, `errorRate` or `shadowAgreement`."""
+    """`successRatio`, `accuracy` or `latencyP95`."""
     verdict: Verdict
     threshold: float
     measured: float | None = None
-    """In the threshold's unit: a ratio, milliseconds, bytes, or the outputs' own."""
+    """In the threshold's unit: a ratio, or milliseconds."""
     devices: int = 0
     """Devices that contributed a measurement."""
-    missing: int = 0
-    """Devices that run and did not answer this gate."""
-    samples: int = 0
-    """Golden samples or requests behind the measured value, over all devices."""
-    worst: str = ""
-    """The device with the worst value."""
     message: str = ""
 
 
@@ -94,8 +87,6 @@ class RolloutStatus(Struct, frozen=True, kw_only=True):
     unplaced: dict[str, str] = {}
     """Device name -> why no variant fits it; the first 50."""
     started_at: datetime | None = None
-    failed_at: datetime | None = None
-    """When a gate failed, or it was aborted, and the way back began."""
     finished_at: datetime | None = None
     conditions: list[Condition] = []
 

@@ -21,7 +21,6 @@ LOG_INTERVAL_SECONDS = 10.0
 _KINDS: dict[Channel, Any] = {
     "reported": messages.Reported | messages.CommandResult,
     "online": messages.Online,
-    "telemetry": messages.Telemetry,
 }
 
 

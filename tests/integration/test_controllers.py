@@ -372,6 +372,20 @@ async def test_a_model_version_made_again_under_its_name_does_not_slip_past_the_
         assert [wave.assigned for wave in rollout.status.waves if wave.assigned] == [1], "the canary, and nobody else"
 
 
+async def test_the_same_content_pushed_again_is_the_same_model(bench: Bench) -> None:
+    async with running(bench):
+        for number in range(3):
+            await bench.add_device(f"till-{number}")
+        first = await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={**STRATEGY, "bakeTime": "1h"})
+        await bench.until(Rollout, "digits-1", lambda item: [w.phase for w in item.status.waves[:1]] == ["Baking"])
+        await bench.objects.delete(ModelVersion, NS, "v1")
+        again = await bench.push("v1")
+        assert again.metadata.uid != first.metadata.uid
+        await bench.apply(modelVersion="v1", strategy=STRATEGY)
+        await bench.until(ModelDeployment, "digits", reason("Complete"))
+
+
 async def test_a_model_version_with_missing_artifacts_is_broken_until_they_come(bench: Bench) -> None:
     async with running(bench):
         await bench.add_device("till-0")

@@ -266,6 +266,11 @@ def _resolve(event: yaml.ScalarEvent) -> Any:
     return _resolve_plain(event.value) if event.implicit[0] else event.value
 
 
+def needs_quotes(text: str) -> bool:
+    """Return whether text without quotes would be read as something else: a number, a boolean, nothing."""
+    return text in _NULLS or text in _BOOLEANS or bool(_INT.fullmatch(text) or _FLOAT.fullmatch(text))
+
+
 def _resolve_plain(text: str) -> Any:
     if text in _NULLS:
         return None

@@ -287,3 +287,14 @@ def _all(raw: dict[str, Any]) -> tuple[InvalidError, ...]:
     except InvalidError as error:
         return error.each
     return ()
+
+
+def test_a_wave_is_named_by_plain_words() -> None:
+    def deployment(name: str) -> dict[str, object]:
+        spec = {"modelVersion": "m-v1", "deviceSelector": {}, "strategy": {"waves": [{"name": name, "percent": 100}]}}
+        return {"apiVersion": "skerry.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "m"}, "spec": spec}
+
+    assert codec.validate(deployment("night shift-2"))
+    for name in ("[bold]canary[/x]", "a\x1b[2J", "x" * 64, " a", "a\n"):
+        with pytest.raises(InvalidError, match=r"spec\.strategy\.waves\[0\]\.name"):
+            codec.validate(deployment(name))

@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerry.api import documents
+from skerry.api import codec, documents
 from skerry.api.errors import BadRequestError
 
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], include_characters="\n\t"), max_size=20)
@@ -35,7 +34,7 @@ def test_json_comes_back(value: Any) -> None:
 
 @given(st.dictionaries(texts.filter(lambda key: key != "<<"), values, min_size=1, max_size=4))
 def test_yaml_comes_back(value: Any) -> None:
-    assert documents.read_yaml(yaml.safe_dump(value, allow_unicode=True).encode()) == [value]
+    assert documents.read_yaml(codec.to_yaml(value).encode()) == [value]
 
 
 @given(st.binary(max_size=300))
@@ -172,3 +171,8 @@ def test_json_that_is_refused(text: str, say: str) -> None:
 def test_numbers_at_the_edge() -> None:
     assert documents.read_json(f"[{2**63 - 1}, -1.5e308]".encode()) == [2**63 - 1, -1.5e308]
     assert math.isclose(documents.read_yaml(b"- 0.1")[0][0], 0.1)
+
+
+@pytest.mark.parametrize("text", ["0E0", "1e3", "-.5", "0", "true", "null", "~", ""])
+def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
+    assert codec.load_documents(codec.to_yaml({"kind": text}).encode()) == [{"kind": text}]

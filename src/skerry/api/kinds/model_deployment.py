@@ -51,7 +51,9 @@ class Serving(Struct, frozen=True, kw_only=True):
 class Wave(Struct, frozen=True, kw_only=True):
     """How far one step of the rollout goes, by `count` or by `percent` of the devices that can be placed."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]?([-_.A-Za-z0-9 ]{0,61}[A-Za-z0-9])?$", max_length=63)] = ""
+    name: Annotated[
+        str, msgspec.Meta(pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9 ]{0,61}[A-Za-z0-9])?)?$(?!\n)", max_length=63)
+    ] = ""
     """Letters, digits, and "-", "_", "." or spaces between them; `wave-<number>` unless given."""
     count: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Devices on the new version when this wave is done."""

@@ -324,6 +324,15 @@ async def test_reports_and_results_reach_the_hub_under_the_devices_uid(carrier: 
         assert await until(incoming, lambda m: isinstance(m, messages.CommandResult)) == ("dev-a", result)
 
 
+async def test_telemetry_reaches_the_hub(carrier: Carrier) -> None:
+    sample = messages.Sample(at=datetime(2026, 1, 1, tzinfo=UTC), cpu=0.5, memory_bytes=7)
+    told = messages.Telemetry(uid="dev-a", boot_id="b", samples=[sample] * messages.MAX_SAMPLES, dropped=3)
+    async with carrier.hub().connect() as hub, carrier.device("dev-a").connect(boot_id="1") as device:
+        incoming = hub.incoming()
+        await within(device.send(told))
+        assert await until(incoming, lambda m: isinstance(m, messages.Telemetry)) == ("dev-a", told)
+
+
 async def test_presence_is_announced_at_both_ends_of_a_connection(carrier: Carrier) -> None:
     async with carrier.hub().connect() as hub:
         incoming = hub.incoming()

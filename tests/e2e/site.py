@@ -1,5 +1,6 @@
 """A hub and its agents as processes, driven as a user drives them."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -54,7 +55,12 @@ class Site:
     def try_skerry(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*SKERRY, *arguments],
-            env={"SKERRY_KUBECONFIG": str(self.kubeconfig), "PATH": "/usr/bin:/bin", "HOME": str(self.directory)},
+            env={
+                "SKERRY_KUBECONFIG": str(self.kubeconfig),
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(self.directory),
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            },
             capture_output=True,
             text=True,
             timeout=120,

@@ -32,7 +32,7 @@ from skerry.api.kinds.rollout import Rollout
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Evaluation, Golden, NumericalError, Profile, Requirements, Variant
 from skerry.api.meta import ObjectMeta, find_condition
-from skerry.core import manifest
+from skerry.core import manifest, promotion
 from skerry.core.desired import DesiredRecord
 from skerry.core.ports import ArtifactStore, Manifest
 from skerry.drivers.registry.directory import DirectoryStore
@@ -585,3 +585,46 @@ async def restart_until(bench: Bench, name: str, wanted: str) -> int:
                             if change.revision >= begun + 3:
                                 break
     raise AssertionError("too many starts")
+
+
+async def annotate(bench: Bench, name: str, key: str, value: str) -> None:
+    item = await bench.objects.get(Rollout, NS, name)
+    said = msgspec.structs.replace(item.metadata, annotations={**item.metadata.annotations, key: value})
+    await bench.objects.replace(msgspec.structs.replace(item, metadata=said), expected="")
+
+
+async def test_an_approval_lets_it_go_on_and_an_abort_takes_it_back(bench: Bench) -> None:
+    async with running(bench):
+        for number in range(3):
+            await bench.add_device(f"till-{number}")
+        await bench.push("v1")
+        await bench.push("v2")
+        await bench.apply(modelVersion="v1", strategy={**STRATEGY, "promotion": "manual"})
+        waiting = await bench.until(ModelDeployment, "digits", reason("AwaitingApproval"))
+        assert waiting.status.rollout == "digits-1"
+        held = (await bench.objects.get(Rollout, NS, "digits-1")).status
+        assert [wave.phase for wave in held.waves][:2] == ["Passed", "Pending"]
+        await annotate(bench, "digits-1", promotion.APPROVED, held.waves[-1].name)
+        await bench.until(Rollout, "digits-1", phase("Succeeded"))
+        await bench.apply(modelVersion="v2")
+        await bench.until(Rollout, "digits-2", phase("Paused"))
+        await annotate(bench, "digits-2", promotion.ABORT, "not today")
+        back = await bench.until(Rollout, "digits-2", phase("RolledBack"))
+        assert back.status.message.startswith("aborted: not today; digits-1 is back on 1 device")
+
+
+async def test_assignments_carry_the_windows_and_wait_for_the_download_window(bench: Bench) -> None:
+    closed = {"schedule": "0 0 29 2 *", "duration": "1m"}
+    always = {"schedule": "* * * * *", "duration": "2m"}
+    async with running(bench):
+        await bench.add_device("till-0")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={**STRATEGY, "windows": {"download": [closed]}})
+        await bench.until(ModelDeployment, "digits", reason("WindowClosed"))
+        await bench.apply(strategy={**STRATEGY, "windows": {"download": [always], "switchOver": [always]}})
+        await bench.until(Rollout, "digits-1", phase("Succeeded"))
+        record = await bench.until_record("till-0", lambda found: found.find("digits") is not None)
+        told = record.assignments[0].workload.windows
+        assert told is not None
+        assert told.issued_at == record.assignments[0].assigned_at
+        assert [window.schedule for window in told.switch_over] == ["* * * * *"]

@@ -27,7 +27,9 @@ async def test_a_report_that_fits_no_store_is_dropped_and_the_others_are_written
         for name in names:
             await objects.create(Device(metadata=ObjectMeta(name=name, namespace="default", uid=f"uid-{name}")))
         places = {f"uid-{name}": ("default", name) for name in names}
-        observer = Observer(objects, SystemClock(), places.get, last_seen_seconds=30, presence_seconds=300)
+        observer = Observer(
+            objects, SystemClock(), places.get, desired_version=lambda _: 7, last_seen_seconds=30, presence_seconds=300
+        )
         for name in names[:-1]:
             observer.take(f"uid-{name}", report(f"uid-{name}", cpu_model="x" * 3_000_000))
         observer.take("uid-good", report("uid-good"))

@@ -15,10 +15,10 @@ import secrets
 import signal
 import ssl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from skerry.agent import facts, identity, renewal
+from skerry.agent import facts, identity, local, renewal
 from skerry.agent import settings as configured
 from skerry.agent.disk import Disk
 from skerry.agent.engine import Engine, Parts
@@ -30,6 +30,7 @@ from skerry.api.errors import SkerryError
 from skerry.core import messages, trust
 from skerry.core.session import Session
 from skerry.drivers.link.mqtt import MqttDeviceLink, MqttSettings
+from skerry.drivers.registry.bandwidth import Bandwidth
 from skerry.drivers.registry.oci import OciArtifactSource, OciSettings
 from skerry.drivers.runtime.process import ProcessRuntime
 from skerry.kit import logs
@@ -49,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
     state_dir: Path = options.state_dir.expanduser().absolute()
     try:
         logs.configure(level=options.log_level)
+        if options.request is not None:
+            return _ask(state_dir, options)
         settings = configured.load(state_dir / configured.FILE)
         disk = _open(state_dir, settings)
         return int(options.verb(disk, settings, options))
@@ -94,6 +97,17 @@ def _stop(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> i
     with disk.lock():
         count = asyncio.run(stop())
     print(f"{count} server{'' if count == 1 else 's'} stopped")
+    return 0
+
+
+def _ask(state_dir: Path, options: argparse.Namespace) -> int:
+    """Put one question to the running agent; for whoever may open its socket, who need not be its user."""
+    path: Path = options.socket or local.path_of(configured.load(state_dir / configured.FILE).hold, state_dir)
+    answer = local.ask(path, options.request(options))
+    for one in answer.holds:
+        print(f"held by {one.holder} until {one.until.isoformat()}{f': {one.reason}' if one.reason else ''}")
+    if not answer.holds:
+        print("no update hold is in force")
     return 0
 
 
@@ -152,10 +166,12 @@ def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLCon
         floor=floor,
         accepted=accepted,
     )
+    bandwidth = Bandwidth()
     parts = Parts(
         disk=disk,
         link=MqttDeviceLink(known.uid, MqttSettings(host=where.mqtt_host, port=where.mqtt_port, tls=tls)),
-        source=OciArtifactSource(where.hub_url, tls, OciSettings(reserve_bytes=reserve)),
+        source=OciArtifactSource(where.hub_url, tls, OciSettings(reserve_bytes=reserve), bandwidth),
+        limit_bandwidth=bandwidth.limit,
         servers=Servers(ProcessRuntime(disk.root / "runtime"), disk, settings.servers),
         session=session,
         clock=SystemClock(),
@@ -205,8 +221,10 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--state-dir", type=Path, default=Path(default), help=f"where everything is kept (default: {default})"
         )
-        made.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-        made.set_defaults(verb=verb)
+        # Only what runs for long has a log to keep; the other verbs say what they have to say.
+        level = "info" if verb is _run else "warning"
+        made.add_argument("--log-level", default=level, choices=("debug", "info", "warning", "error"))
+        made.set_defaults(verb=verb, request=None)
         return made
 
     enroll = add("enroll", _enroll, "Make this device a member of a hub's fleet.")
@@ -220,4 +238,23 @@ def _parser() -> argparse.ArgumentParser:
     add("run", _run, "Run the agent in the foreground.")
     add("stop", _stop, "Stop the inference servers that an agent left running.")
     add("renew", _renew, "Renew this device's certificate now.")
+    _add_questions(add)
     return parser
+
+
+def _add_questions(add: Callable[[str, object, str], argparse.ArgumentParser]) -> None:
+    """What is asked of the running agent, over its local socket."""
+    hold = add("hold", None, "Keep the running agent from updating for a while; it ends by itself.")
+    hold.add_argument("--for", dest="lasting", required=True, metavar="DURATION", help="as in 30m")
+    hold.add_argument("--holder", default=local.DEFAULT_HOLDER, help="who holds; the same holder renews its hold")
+    hold.add_argument("--reason", default="", help="shown wherever something waits for it")
+    release = add("release", None, "End a hold that was taken on this device.")
+    release.add_argument("--holder", default=local.DEFAULT_HOLDER)
+    holds = add("holds", None, "List the update holds in force.")
+    for parser, request in (
+        (hold, lambda o: local.Request(verb="hold", lasting=o.lasting, holder=o.holder, reason=o.reason)),
+        (release, lambda o: local.Request(verb="release", holder=o.holder)),
+        (holds, lambda _: local.Request(verb="status")),
+    ):
+        parser.add_argument("--socket", type=Path, help="where the agent listens (default: as its settings say)")
+        parser.set_defaults(request=request)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from skerry.agent import probes
+from skerry.agent import inference
 from skerry.agent.loopback import LoopbackClient
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError, UnavailableError
 from skerry.core import messages
@@ -72,7 +72,7 @@ async def infer(command: Command, *, model: str, port: int) -> dict[str, object]
             headers={"Content-Type": "application/json"},
         )
     if answered.status != 200:
-        cause = probes.read_error(answered.body)
+        cause = inference.read_error(answered.body)
         raise (InvalidError if answered.status < 500 else UnavailableError)(cause, element=f"model {model}")
     try:
         return msgspec.json.decode(answered.body, type=dict[str, object])

@@ -5,9 +5,11 @@
     desired.json                          the accepted desired state, as it was signed
     blobs/sha256/<hex>                    cache of verified artifacts
     workloads/<name>/journal.json         the state of `core.workload`
+    workloads/<name>/journal.previous     the state before, should the other be damaged
     workloads/<name>/slots/<serial>/      model, signature.json, golden.npz: complete or not there
     workloads/<name>/server.log
     runtime/                              the runtime driver's own
+    spool/                                samples that wait for the hub; see `spool`
 
 Every write is atomic and fsynced; the directory is its owner's alone (0700). Methods block; call what reads whole
 models in a thread. Lives here: paths, bytes, room. Must not live here: what any of it means.
@@ -15,14 +17,17 @@ models in a thread. Lives here: paths, bytes, room. Must not live here: what any
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -34,12 +39,33 @@ from skerry.api.quantity import human_bytes
 from skerry.core.journal import Slot, State
 from skerry.kit import files
 
+log = logging.getLogger(__name__)
+
 SIGNATURE_FILE = "signature.json"
 GOLDEN_FILE = "golden.npz"
+JOURNAL_FILE = "journal.json"
+SPARE_FILE = "journal.previous"
 MODEL_FILES = {"onnx": "model.onnx", "tflite": "model.tflite", "executorch": "model.pte", "torchscript": "model.pt"}
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """Of the agent's own files (journals, desired state, identity)."""
 _CHUNK = 256 * 1024
+_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What was removed to make room."""
+
+    files: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Freed) -> Freed:
+        return Freed(self.files + other.files, self.bytes + other.bytes)
+
+    @property
+    def sentence(self) -> str:
+        """As people read it."""
+        return f"{self.files} unused file{'' if self.files == 1 else 's'} ({human_bytes(self.bytes)}) were removed"
 
 
 class AcceptedDesired(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +84,7 @@ class Disk:
         self.root = root
         self._reserve = reserve_bytes
         self._limit = limit_bytes
+        self._links: bool | None = None
         try:
             files.private_directory(root)
             files.private_directory(self._blobs)
@@ -80,7 +107,7 @@ class Disk:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only agent on this directory. Raises UnavailableError naming the other's pid."""
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = self._open_lock()
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,11 +118,28 @@ class Disk:
                     element=f"state directory {self.root}",
                     hint="stop that one, or give this one a --state-dir of its own",
                 ) from None
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # nobody reads it but whoever is refused
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            files.remove_drafts(self.root)
             yield
         finally:
             os.close(descriptor)
+
+    def _open_lock(self) -> int:
+        path, flags = self.root / "lock", os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+        log.error("disk.read_only path=%s", self.root)
+        try:
+            return os.open(path, flags | os.O_RDONLY)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot be used: {error.strerror}", element=f"state directory {self.root}", hint="check the disk"
+            ) from None
 
     # --- small files ----------------------------------------------------------------------------------------------
 
@@ -135,33 +179,52 @@ class Disk:
     # --- journals -------------------------------------------------------------------------------------------------
 
     def read_journals(self) -> tuple[list[State], list[str]]:
-        """Return every workload's journal, and the names of those that are damaged or cannot be read (set aside)."""
+        """Return every workload's journal, and the names of those that are damaged or cannot be read (set aside).
+
+        In a damaged one's place comes the state before it, which is as good: its step is taken again.
+        """
         states, damaged = [], []
         for name in self.workloads():
-            try:
-                state = msgspec.json.decode(self.read(f"workloads/{name}/journal.json"), type=State)
-            except NotFoundError:
-                continue
-            except (msgspec.DecodeError, UnicodeDecodeError, InvalidError, OSError):  # OSError: a dying SD card
-                state = State(name="")
-            if state.name == name:
-                states.append(state)
-            else:
+            directory = self._workloads / name
+            journal, spare = directory / JOURNAL_FILE, directory / SPARE_FILE
+            state = self._read_journal(journal)
+            if state is None and (os.path.lexists(journal) or os.path.lexists(spare)):
                 damaged.append(name)
-                with suppress(OSError):  # then it is met again at the next start
-                    os.replace(self._workloads / name / "journal.json", self._workloads / name / "journal.damaged")
+                with contextlib.suppress(OSError):  # a disk that became read-only, or is dying
+                    os.replace(journal, directory / "journal.damaged")
+                state = self._read_journal(spare)
+            if state is not None:
+                states.append(state)
         return states, damaged
 
+    def _read_journal(self, path: Path) -> State | None:
+        try:
+            state = msgspec.json.decode(self.read(str(path.relative_to(self.root))), type=State)
+        except (NotFoundError, InvalidError, msgspec.DecodeError, UnicodeDecodeError, OSError):
+            return None
+        return state if state.name == path.parent.name else None
+
     def write_journal(self, state: State) -> None:
-        """Make a workload's state durable. Raises StorageFullError; the old one stays then."""
-        files.private_directory(self._workloads / state.name)
-        self.write(f"workloads/{state.name}/journal.json", msgspec.json.encode(state))
+        """Make a workload's state durable, and keep the one before. Raises StorageFullError; the old one stays then."""
+        directory = files.private_directory(self._workloads / state.name)
+        journal, draft = directory / JOURNAL_FILE, directory / f".{SPARE_FILE}.{os.getpid()}.tmp"
+        with contextlib.suppress(OSError):  # a file system without hard links does without
+            draft.unlink(missing_ok=True)
+            os.link(journal, draft)
+            os.replace(draft, directory / SPARE_FILE)
+        name, content = f"workloads/{state.name}/{JOURNAL_FILE}", msgspec.json.encode(state)
+        try:
+            self.write(name, content)
+        except StorageFullError:  # what is needed now comes before what may be needed
+            (directory / SPARE_FILE).unlink(missing_ok=True)
+            self.write(name, content)
 
     def delete_workload(self, name: str) -> None:
         """Forget a workload: its journal first, then whatever is left of it."""
         directory = self._workloads / name
         if directory.is_dir():
-            self.delete(f"workloads/{name}/journal.json")
+            (directory / SPARE_FILE).unlink(missing_ok=True)
+            self.delete(f"workloads/{name}/{JOURNAL_FILE}")
             shutil.rmtree(directory, ignore_errors=True)
             files.sync_directory(self._workloads)
 
@@ -247,12 +310,57 @@ class Disk:
 
     def prune_blobs(self, *, keep: Iterable[str]) -> int:
         """Remove every blob, whole or partial, whose digest is not named; return how many."""
-        kept, removed = {digest.removeprefix("sha256:") for digest in keep}, 0
-        for path in self._blobs.iterdir():
-            if path.name.lstrip(".")[:64] not in kept:
-                path.unlink(missing_ok=True)
-                removed += 1
-        return removed
+        return self.free_blobs(keep=keep).files
+
+    def free_blobs(self, *, keep: Iterable[str]) -> Freed:
+        """Remove what `prune_blobs` does, and return what that was."""
+        kept = {digest.removeprefix("sha256:") for digest in keep}
+        return _remove(path for path in self._blobs.iterdir() if path.name.lstrip(".")[:64] not in kept)
+
+    def free_slots(self, named: Mapping[str, Iterable[int]]) -> Freed:
+        """Remove every slot, also half-made, that is not among those named for its workload; others stay."""
+        found = []
+        for name, serials in named.items():
+            kept = {str(serial) for serial in serials}
+            directory = self._workloads / name / "slots"
+            slots = directory.iterdir() if directory.is_dir() else ()
+            found += [path for path in slots if path.name.removeprefix(".").removesuffix(".building") not in kept]
+        freed = _remove(file for path in found for file in path.rglob("*") if not file.is_dir())
+        for path in found:
+            shutil.rmtree(path, ignore_errors=True)
+        return freed
+
+    def free_copies(self, slots: Iterable[Slot]) -> Freed:
+        """Remove cached blobs of which a slot has its own complete copy; with links there are none."""
+        if self.links():
+            return Freed()
+        found = []
+        for slot in slots:
+            pairs = [(slot.desired.blob, self.model(slot))]
+            if slot.desired.golden is not None:
+                pairs.append((slot.desired.golden, self.slot(slot.desired.name, slot.serial) / GOLDEN_FILE))
+            found += [self.blob(blob) for blob, own in pairs if own.is_file() and own.stat().st_size == blob.size]
+        return _remove(found)
+
+    def free_logs(self) -> Freed:
+        """Remove logs that were moved aside, and journals that were found damaged."""
+        return _remove([*self._workloads.glob("*/server.log.1"), *self._workloads.glob("*/journal.damaged")])
+
+    def links(self) -> bool:
+        """Return whether files of this file system can have several names, so that a slot needs no copy of a blob."""
+        if self._links is None:
+            probe, link = self._blobs / ".probe", self._blobs / ".probe-link"
+            try:
+                probe.touch(mode=0o600)
+                link.unlink(missing_ok=True)
+                os.link(probe, link)
+                self._links = True
+            except OSError as error:
+                self._links = False if error.errno in _NO_LINKS else None
+            finally:
+                for path in (probe, link):
+                    path.unlink(missing_ok=True)
+        return self._links is not False
 
     def check_room(self, size: int, element: str) -> None:
         """Refuse early what would not fit. Raises StorageFullError with the amounts."""
@@ -276,6 +384,13 @@ class Disk:
                 hint="free some space, or change storage in agent.toml",
             )
 
+    def missing_bytes(self, blobs: Iterable[Blob]) -> int:
+        """Return how much of these blobs is not in the cache; their content is not looked at."""
+        missing = 0
+        for blob in blobs:
+            missing += 0 if self.blob(blob).exists() else max(blob.size - self.partial_size(blob), 0)
+        return missing
+
     def partial_size(self, blob: Blob) -> int:
         """Return how much of a blob an interrupted fetch has left."""
         return max((p.stat().st_size for p in self._blobs.glob(f"*{self.blob(blob).name}*partial*")), default=0)
@@ -286,7 +401,7 @@ class Disk:
         try:
             os.link(source, target)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP):
+            if error.errno not in _NO_LINKS:
                 raise
             with source.open("rb") as reader, target.open("xb") as writer:  # a file system without hard links
                 shutil.copyfileobj(reader, writer, _CHUNK)
@@ -320,6 +435,19 @@ def _verify(path: Path, blob: Blob) -> None:
         raise IntegrityError(f"cannot be read: {error.strerror}", element=str(path)) from None
     if f"sha256:{hasher.hexdigest()}" != blob.digest:
         raise IntegrityError(f"is not {blob.digest} of {blob.size} bytes any more", element=str(path))
+
+
+def _remove(paths: Iterable[Path]) -> Freed:
+    """Remove files; one that has another name frees nothing, and is counted so."""
+    freed = Freed()
+    for path in paths:
+        try:
+            found = path.lstat()
+            path.unlink()
+        except OSError:
+            continue
+        freed += Freed(1, found.st_blocks * 512 if found.st_nlink == 1 else 0)
+    return freed
 
 
 def _full_or(error: OSError, element: str) -> Exception:

@@ -14,16 +14,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from skerry.agent import commands
-from skerry.agent.disk import AcceptedDesired, Disk
+from skerry.agent import commands, facts, room
+from skerry.agent import settings as configured
+from skerry.agent.admission import Admission
+from skerry.agent.benchmark import Benchmarks, ordinary
+from skerry.agent.disk import AcceptedDesired, Disk, Freed
+from skerry.agent.hold import Holds
 from skerry.agent.installer import Installer, Tools
+from skerry.agent.local import LocalSocket
+from skerry.agent.policy import Policy
+from skerry.agent.room import Room
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
+from skerry.agent.telemetry import Telemetry, open_spool
 from skerry.api import duration
 from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooLargeError, UnavailableError
-from skerry.api.kinds.device import DeviceFacts, WorkloadStatus
+from skerry.api.kinds.device import DeviceFacts, Network, WorkloadStatus
 from skerry.core import workload
-from skerry.core.journal import Resumed, State, Unwanted, Wanted
+from skerry.core.journal import Resumed, Slot, State, Unwanted, Wanted
 from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
 from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink
 from skerry.core.session import Session
@@ -56,6 +64,8 @@ class Parts:
     settings: AgentSettings
     facts: Callable[[], DeviceFacts]
     """Blocks for a moment."""
+    limit_bandwidth: Callable[[int | None], None] = lambda _: None
+    """Takes the bound of all downloads together, in bytes per second."""
 
 
 class Engine:
@@ -71,7 +81,24 @@ class Engine:
         self._running_commands = asyncio.Semaphore(MAX_COMMANDS)
         self._waiting_commands = 0
         self._retry_ceiling = duration.to_seconds(parts.settings.link.retry_ceiling)
+        self._holds = Holds(
+            parts.disk,
+            parts.clock,
+            boot=self._facts.boot_id,
+            max_seconds=duration.to_seconds(parts.settings.hold.max),
+            changed=self._holds_changed,
+        )
+        self._policy = Policy(
+            parts.settings.network,
+            self._holds,
+            parts.clock,
+            network=self._network,
+            limit_bandwidth=parts.limit_bandwidth,
+        )
+        self._local = LocalSocket(self._holds, parts.settings.hold, parts.disk.root)
         self._tools = Tools(
+            policy=self._policy,
+            room=Room(parts.disk),
             disk=parts.disk,
             source=parts.source,
             servers=parts.servers,
@@ -81,17 +108,38 @@ class Engine:
             fetching=asyncio.Semaphore(MAX_FETCHES),
             blob_locks=WeakValueDictionary(),
             prune=self._prune,
+            free=self._free,
             probe_samples=parts.settings.probes.samples,
             probe_seconds=duration.to_seconds(parts.settings.probes.max_time),
             probe_timeout_seconds=duration.to_seconds(parts.settings.probes.request_timeout),
-            changed=self._changed.set,
+            changed=self._note_change,
+            admit=Admission(parts.settings.policy, self._memory_bytes, self._taken_bytes).check,
         )
+        self._telemetry = Telemetry(
+            open_spool(parts.disk.root, parts.settings.telemetry),
+            parts.settings.telemetry,
+            parts.clock,
+            self._ports,
+            boot_id=parts.session.boot_id,
+        )
+        self._benchmarks = Benchmarks(parts.disk, self._tools, parts.settings.benchmarks, self._installing)
 
     async def run(self) -> None:
         """Run for ever; cancel it to end. Servers go on without it."""
-        async with asyncio.TaskGroup() as self._tasks:
-            await self._bring_back()
-            await self._stay_connected()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._holds.load()
+                self._tasks.create_task(self._holds.run(), name="holds")
+                self._tasks.create_task(self._local.run(), name="local socket")
+                await self._bring_back()
+                self._tasks.create_task(self._telemetry.run(), name="telemetry")
+                self._tasks.create_task(self._benchmarks.run(), name="benchmarks")
+                await self._stay_connected()
+        finally:
+            self._parts.servers.close()
+
+    def _ports(self) -> dict[str, int]:
+        return {name: one.server_port for name, one in self._installers.items() if one.server_port}
 
     async def stop_servers(self) -> None:
         """Stop all servers of this agent; their workloads come back at the next start."""
@@ -105,7 +153,8 @@ class Engine:
 
     async def _bring_back(self) -> None:
         """Take up every journal, then what was accepted last: the one may be older than the other after a power cut."""
-        states, damaged = await asyncio.to_thread(self._parts.disk.read_journals)
+        journals, damaged = await asyncio.to_thread(self._parts.disk.read_journals)
+        states = ordinary(journals)
         for name in damaged:
             log.error("journal.damaged workload=%s", name)
         for state in states:
@@ -137,9 +186,14 @@ class Engine:
                 log.error("workload.leftover_stays workload=%s error=%s", name, error)
 
     def _apply(self, desired: DesiredState) -> None:
+        self._policy.accept(desired)
+        self._apply_workloads(desired)
+
+    def _apply_workloads(self, desired: DesiredState) -> None:
         wanted = {one.name: one for one in desired.workloads}
+        self._benchmarks.want(desired.benchmarks)
         for name, installer in self._installers.items():
-            if name not in wanted:
+            if name not in wanted and not self._policy.held:  # a hold also keeps what serves; see `_holds_changed`
                 installer.post(Unwanted())
         for name, one in wanted.items():
             installer = self._installers.get(name) or self._start(State(name=name))
@@ -166,7 +220,7 @@ class Engine:
         if wanted is not None:
             installer = self._installers.get(name) or self._start(State(name=name))
             installer.post(Wanted(wanted))
-        elif name in self._installers and self._session.accepted is not None:
+        elif name in self._installers and self._session.accepted is not None and not self._policy.held:
             self._installers[name].post(Unwanted())
         self._changed.set()
 
@@ -174,13 +228,43 @@ class Engine:
         accepted = self._session.accepted
         return None if accepted is None else next((one for one in accepted.workloads if one.name == name), None)
 
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._benchmarks.look()
+
+    def _holds_changed(self) -> None:
+        """What had to wait for the end of a hold may go on: installers ask for themselves, removals begin here."""
+        self._policy.changed()
+        if not self._policy.held and self._session.accepted is not None:
+            self._apply_workloads(self._session.accepted)
+        self._changed.set()
+
+    def _network(self) -> Network:
+        network = self._parts.settings.network
+        return configured.network(network) if network.kind else facts.find_network(self._parts.settings)
+
+    def _installing(self) -> bool:
+        return any(one.state.candidate is not None for one in self._installers.values())
+
+    def _memory_bytes(self) -> int:
+        return self._facts.hardware.memory_bytes
+
+    def _taken_bytes(self, name: str) -> int:
+        """Memory that all workloads but that one need."""
+        others = [one.state.current for other, one in self._installers.items() if other != name]
+        return sum(slot.desired.needs.memory_bytes for slot in others if slot is not None)
+
     def _engines(self) -> Iterable[str]:
         return [engine.name for engine in self._facts.engines]
 
-    async def _prune(self) -> None:
-        named = [slot.desired for one in self._installers.values() for slot in workload.slots(one.state)]
-        digests = {blob.digest for one in named for blob in (one.blob, one.golden) if blob is not None}
-        await asyncio.to_thread(self._parts.disk.prune_blobs, keep=digests)
+    async def _prune(self) -> Freed:
+        return await asyncio.to_thread(room.prune, self._parts.disk, self._named(), others=self._benchmarks.digests())
+
+    async def _free(self) -> Freed:
+        return await asyncio.to_thread(room.free, self._parts.disk, self._named(), others=self._benchmarks.digests())
+
+    def _named(self) -> dict[str, list[Slot]]:
+        return {name: workload.slots(one.state) for name, one in self._installers.items()}
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -206,21 +290,34 @@ class Engine:
             self._session.connected()
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._report(connection))
+                    told = asyncio.Event()
+                    tasks.create_task(self._report(connection, told))
+                    tasks.create_task(self._forward(connection, told))
                     tasks.create_task(self._listen(connection, tasks))
             finally:
                 self._session.disconnected()
 
-    async def _report(self, connection: DeviceConnection) -> None:
+    async def _forward(self, connection: DeviceConnection, told: asyncio.Event) -> None:
+        """What the device is goes first, then what it used while nobody listened."""
+        await told.wait()
+        await self._telemetry.forward(connection, self._session.uid)
+
+    async def _report(self, connection: DeviceConnection, told: asyncio.Event) -> None:
         clock, session = self._parts.clock, self._session
         while True:
             self._changed.clear()
             if clock.monotonic() - self._facts_at >= FACTS_SECONDS:
                 self._facts, self._facts_at = await asyncio.to_thread(self._parts.facts), clock.monotonic()
-            session.update(facts=self._facts, workloads=self.statuses())
+            session.update(
+                facts=self._facts,
+                workloads=self.statuses(),
+                benchmarks=self._benchmarks.statuses(),
+                holds=self._holds.in_force(),
+            )
             due = session.poll(now=clock.now(), monotonic=clock.monotonic())
             if due is not None:
                 await _within(SEND_SECONDS, connection.send(due), "report")
+                told.set()
                 continue
             try:
                 async with asyncio.timeout(session.seconds_to_heartbeat(clock.monotonic())):

@@ -20,7 +20,8 @@ import msgspec
 import skerry
 from skerry.agent import settings as configured
 from skerry.agent.settings import AgentSettings
-from skerry.api.kinds.device import DeviceFacts, EngineFacts, Hardware, Network, OperatingSystem
+from skerry.api.kinds.device import DeviceFacts, EngineFacts, Hardware, LimitFacts, Network, OperatingSystem
+from skerry.drivers.runtime import limits
 
 GOARCH = {
     "x86_64": "amd64",
@@ -56,6 +57,7 @@ def collect(settings: AgentSettings, state_dir: Path) -> DeviceFacts:
         engines=configured.engines(settings.engines, find_engines()),
         runtimes=["process"],
         network=configured.network(settings.network) if settings.network.kind else find_network(settings),
+        limits=find_limits(),
     )
 
 
@@ -110,16 +112,26 @@ def find_engines() -> list[EngineFacts]:
     return found
 
 
+def find_limits() -> LimitFacts:
+    """Return by which way workloads are held to their limits; tried out once for as long as the agent runs."""
+    way = limits.find()
+    return LimitFacts(way=way.name, memory=way.memory, cpu=way.cpu, reason=way.reason)
+
+
 def find_network(settings: AgentSettings | None = None, root: Path = Path("/")) -> Network:
     """Return the network behind the default route; the interface can be set."""
     interface = (settings.network.interface if settings else "") or _default_interface(root)
     if not interface:
         return Network()
-    found = Network(kind=_network_kind(interface, root), interface=interface, address=_address(interface))
+    kind = _network_kind(interface, root)
+    found = Network(kind=kind, interface=interface, address=_address(interface), metered=kind == "cellular")
     if settings is None:
         return found
+    metered = settings.network.metered
     return msgspec.structs.replace(
-        found, address=settings.network.address or found.address, metered=settings.network.metered
+        found,
+        address=settings.network.address or found.address,
+        metered=found.metered if metered is None else metered,
     )
 
 

@@ -1,29 +1,39 @@
-"""Inference servers on this device: on which port, started how, when they answer, which are ours.
+"""Inference servers on this device: on which port, started how, when they answer, which are ours, who is admitted.
 
-Lives here: the command line of `skerry.serve` and the choice of ports, over the `Runtime` port. Must not live here:
-when to start or stop one (`core.workload`), or what a model answers (`probes`).
+Lives here: the command line of `skerry.serve`, and every server's way from its start to its end, over the `Runtime`
+port and its control socket. Must not live here: when to start or stop one (`core.workload`), what a model answers
+(`probes`), or the sockets themselves (`listeners`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
-import socket
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from skerry.agent.disk import SIGNATURE_FILE, Disk
+from skerry.agent.endpoint import ServerControl
+from skerry.agent.listeners import HOST, Listeners, reserve
 from skerry.agent.loopback import LoopbackClient
 from skerry.agent.settings import ServerSettings
 from skerry.api import duration
 from skerry.api.errors import SkerryError, TimedOutError, UnavailableError
-from skerry.core.journal import Serve, Slot
+from skerry.core import control
+from skerry.core.journal import Endpoint, Serve, Slot
 from skerry.core.ports import Instance, Launch, Runtime
 
-HOST = "127.0.0.1"
+log = logging.getLogger(__name__)
+
+_SEE_OFF_SECONDS = 75.0
+"""A server that sees its callers off gives up before (`core.control.Retire`)."""
+MAX_SILENCES = 3
+"""Questions in a row that a server may leave without an answer before it counts as hanging."""
+_FOREVER_SECONDS = 86_400.0
 _READY_POLL_SECONDS = (0.02, 0.2)
 """First and longest pause between two questions whether a server answers yet."""
 _READY_TIMEOUT_SECONDS = 5.0
@@ -38,6 +48,8 @@ class Server:
 
     instance: Instance
     port: int
+    """Its private one."""
+    control: ServerControl
 
 
 class Servers:
@@ -46,9 +58,12 @@ class Servers:
     def __init__(self, runtime: Runtime, disk: Disk, settings: ServerSettings) -> None:
         self._runtime = runtime
         self._disk = disk
+        self._listeners = Listeners()
         self._python = settings.python or sys.executable
         self._start_seconds = duration.to_seconds(settings.start_timeout)
         self._grace_seconds = duration.to_seconds(settings.stop_grace)
+        self._check_period = duration.to_seconds(settings.check_period)
+        self._check_timeout = duration.to_seconds(settings.check_timeout)
 
     @asynccontextmanager
     async def launched(self, action: Serve) -> AsyncIterator[Server]:
@@ -58,16 +73,44 @@ class Servers:
         """
         slot = action.slot
         name = instance_name(slot.desired.name, slot.serial)
+        way = self.control(slot.desired.name, slot.serial)
         same = [one for one in await self._runtime.list() if one.name == name]
-        if slot.port and len(same) == 1 and await self._runtime.alive(same[0]):
-            yield Server(same[0], slot.port)
+        if slot.port and len(same) == 1 and await self._runtime.alive(same[0]) and await _stays(way):
+            yield Server(same[0], slot.port, way)
             return
         for stale in same:
             await self._runtime.stop(stale, grace_seconds=self._grace_seconds)
         await asyncio.to_thread(self._disk.check_slot, slot)
-        with _reserve(action.ports, strict=action.strict) as reserved:
+        with reserve([slot.port] if slot.port else [], avoid=slot.desired.serving.port) as reserved:
             port = reserved.getsockname()[1]
-            yield Server(await self._runtime.start(self._launch(name, slot, port)), port)
+            yield Server(await self._runtime.start(self._launch(name, slot, port)), port, way)
+
+    def control(self, workload: str, serial: int) -> ServerControl:
+        """Return the way to ask a slot's server for its counters, or to mirror; it need not run."""
+        return ServerControl(self._disk.slot(workload, serial))
+
+    async def admit(self, workload: str, server: Server, endpoint: Endpoint) -> int:
+        """Let a server accept connections at the workload's endpoint, beside who does already; return the port.
+
+        Raises UnavailableError when the one port that is allowed is taken, and like `ServerControl`.
+        """
+        listener = await self._listeners.obtain(workload, endpoint, await self._lenders(workload))
+        try:
+            await server.control.handover(listener)
+        except SkerryError:
+            if not endpoint.port:  # nobody serves there: callers are refused rather than kept waiting
+                self._listeners.release(workload)
+            raise
+        return int(listener.getsockname()[1])
+
+    def close(self) -> None:
+        """Let go of the endpoints; the servers go on serving them."""
+        self._listeners.release_others([])
+
+    async def refuse(self, workload: str) -> None:
+        """Refuse callers until a server is admitted again, unless one of the workload runs."""
+        if not any(_is_of(one.name, workload) for one in await self._runtime.list()):
+            self._listeners.refuse(workload)
 
     async def until_ready(self, server: Server) -> None:
         """Wait until it answers. Raises UnavailableError when it ends first, TimedOutError (it is stopped then)."""
@@ -91,8 +134,20 @@ class Servers:
             )
 
     async def wait(self, server: Server) -> str:
-        """Return why it ended, once it has."""
-        return await self._runtime.wait(server.instance)
+        """Return why it ended, once it has; one that hangs is ended, and that is the reason then."""
+        async with asyncio.TaskGroup() as tasks:
+            ended = tasks.create_task(self._runtime.wait(server.instance))
+            hangs = tasks.create_task(self._until_it_hangs(server))
+            try:
+                await asyncio.wait({ended, hangs}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+                hangs.cancel()
+        if not ended.cancelled():
+            return ended.result()
+        log.warning("server.hangs name=%s cause=%s", server.instance.name, hangs.result())
+        await self._runtime.stop(server.instance, grace_seconds=0)
+        return hangs.result()
 
     async def alive(self, server: Server) -> bool:
         """Return whether it still runs."""
@@ -102,18 +157,65 @@ class Servers:
         """Return its peak resident memory in bytes; 0 when unknown."""
         return await self._runtime.peak_memory(server.instance)
 
-    async def stop_all(self, workload: str, *, keep: frozenset[int]) -> None:
-        """Stop every server of a workload but those of these slots. Raises UnavailableError."""
-        kept = {instance_name(workload, serial) for serial in keep}
-        await self._stop(
-            [one for one in await self._runtime.list() if _is_of(one.name, workload) and one.name not in kept]
-        )
+    async def discard(self, server: Server) -> None:
+        """Stop one server, so that it is not adopted again. Raises UnavailableError."""
+        await self._runtime.stop(server.instance, grace_seconds=self._grace_seconds)
+
+    async def retire(self, workload: str, *, keep: frozenset[int], leaving: Collection[str] = ()) -> list[Instance]:
+        """Let every server of a workload but those of these slots see its callers off; return those that will end.
+
+        Only where another one stays, to which new callers go. `leaving` are ids of instances that were told already;
+        their slots' directories, and with them their control sockets, may be gone.
+        """
+        going = [(serial, one) for serial, one in await self._of(workload) if serial not in keep]
+        if not keep or not going:
+            return []
+        if not self._listeners.holds(workload):  # the agent was killed: it may be that only these still hold it
+            await self._listeners.recover(workload, await self._lenders(workload))
+        told = []
+        for serial, instance in going:
+            try:
+                if instance.id not in leaving:
+                    await self.control(workload, serial).retire()
+                told.append(instance)
+            except SkerryError as error:
+                log.info("server.not_retired name=%s error=%s", instance.name, error)
+        return told
+
+    async def see_off(self, instance: Instance) -> None:
+        """Wait for the end of a server that retires, and see to it. Raises UnavailableError."""
+        try:
+            async with asyncio.timeout(_SEE_OFF_SECONDS):
+                await self._runtime.wait(instance)
+        except TimeoutError:
+            log.warning("server.not_gone name=%s seconds=%s", instance.name, _SEE_OFF_SECONDS)
+        await self._runtime.stop(instance, grace_seconds=self._grace_seconds)
+
+    async def stop_all(
+        self, workload: str, *, keep: frozenset[int], leaving: Sequence[Instance] = (), endpoint: int = 0
+    ) -> None:
+        """Stop every server of a workload but those of these slots and those that are leaving. Raises UnavailableError.
+
+        The listening socket at `endpoint` is held on to while any slot is kept; all others are let go.
+        """
+        found = [one for serial, one in await self._of(workload) if serial not in keep and one not in leaving]
+        self._listeners.release(workload, keep=endpoint if keep else 0)
+        await self._stop(found)
 
     async def stop_strangers(self, workloads: Sequence[str]) -> int:
         """Stop every server that belongs to none of these workloads; return how many there were."""
         found = [one for one in await self._runtime.list() if not any(_is_of(one.name, w) for w in workloads)]
+        self._listeners.release_others(workloads)
         await self._stop(found)
         return len(found)
+
+    async def _of(self, workload: str) -> list[tuple[int, Instance]]:
+        """The workload's servers that run, by the serial of their slot, the newest first."""
+        found = [one for one in await self._runtime.list() if _is_of(one.name, workload)]
+        return sorted([(_serial(one), one) for one in found], key=lambda pair: -pair[0])
+
+    async def _lenders(self, workload: str) -> list[ServerControl]:
+        return [self.control(workload, serial) for serial, _ in await self._of(workload)]
 
     async def _stop(self, instances: Sequence[Instance]) -> None:
         errors: list[SkerryError] = []
@@ -129,6 +231,22 @@ class Servers:
                 tasks.create_task(stop(instance))
         if errors:
             raise errors[0]
+
+    async def _until_it_hangs(self, server: Server) -> str:
+        """Ask now and then whether it still answers; return once it failed too often in a row."""
+        failures, why = 0, ""
+        client = LoopbackClient(server.port, max_body_bytes=_READY_BYTES, timeout_seconds=self._check_timeout)
+        while failures < MAX_SILENCES:
+            await asyncio.sleep(self._check_period if self._check_period else _FOREVER_SECONDS)
+            if not self._check_period:
+                continue
+            try:
+                async with client:
+                    status = (await client.request("GET", "/v2/health/ready")).status
+                failures, why = (0, "") if status == 200 else (failures + 1, f"it answered {status}")
+            except SkerryError as error:
+                failures, why = failures + 1, error.cause
+        return f"{server.instance.name} ran but did not answer, {failures} times in a row ({why}), and was stopped"
 
     async def _poll(self, port: int) -> None:
         pause, longest = _READY_POLL_SECONDS
@@ -157,6 +275,7 @@ class Servers:
                 f"--engine={desired.needs.engine}",
                 f"--host={HOST}",
                 f"--port={port}",
+                f"--control={control.SOCKET_FILE}",
                 f"--threads={desired.serving.threads}",
                 f"--grace-seconds={self._grace_seconds * 0.8:g}",
             ],
@@ -164,6 +283,9 @@ class Servers:
             environment=_environment(),
             log=self._disk.log(desired.name),
             memory_limit_bytes=desired.memory_limit_bytes,
+            cpu_limit_millis=desired.cpu_limit_millis,
+            memory_request_bytes=desired.memory_request_bytes,
+            cpu_request_millis=desired.cpu_request_millis,
         )
 
 
@@ -183,30 +305,23 @@ def _is_of(instance: str, workload: str) -> bool:
     return stem == _stem(workload) and serial.isdigit()
 
 
+def _serial(instance: Instance) -> int:
+    return int(instance.name.rpartition("-")[2])
+
+
 def _environment() -> Mapping[str, str]:
     return {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
 
 
-def _reserve(ports: Sequence[int], *, strict: bool) -> socket.socket:
-    """Return a socket bound to the first of these ports that is free, else to any; it never listens.
-
-    Bound with SO_REUSEADDR on both sides, the server may listen on the same port, while the kernel gives it to nobody
-    who asks for any port: several agents on one machine do not collide.
-    Raises UnavailableError when the one port that is allowed is taken.
-    """
-    for port in [*ports, *([] if strict else [0])]:
-        reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            reserved.bind((HOST, port))
-        except OSError as error:
-            reserved.close()
-            if strict:
-                raise UnavailableError(
-                    f"port {port} is taken: {error.strerror}",
-                    element=f"{HOST}:{port}",
-                    hint="set serving.port to another",
-                ) from None
-            continue
-        return reserved
-    raise UnavailableError("no port is free", element=HOST)
+async def _stays(server: ServerControl) -> bool:
+    """Whether a server that runs may be adopted: it can be asked and is not about to end; a busy one may be late."""
+    try:
+        seen = await server.observe()
+        if seen.shadow is not None:
+            await server.stop_shadow()  # begun by an agent that was killed; whoever still wants it asks again
+        return not seen.retiring
+    except TimedOutError:
+        return True
+    except SkerryError as error:
+        log.warning("server.not_adopted error=%s", error)
+        return False

@@ -15,7 +15,7 @@ import msgspec
 from skerry.api import duration, quantity
 from skerry.api.duration import Duration
 from skerry.api.errors import InvalidError
-from skerry.api.kinds.device import EngineFacts, Hardware, Network, Word
+from skerry.api.kinds.device import MAX_HOLD, EngineFacts, Hardware, Network, Word
 from skerry.api.quantity import Quantity
 
 FILE = "agent.toml"
@@ -39,13 +39,18 @@ class HardwareSettings(Section, frozen=True, kw_only=True):
 
 
 class NetworkSettings(Section, frozen=True, kw_only=True):
-    """What the hub is told of the connection instead of what was found."""
+    """What the hub is told of the connection instead of what was found, and how downloads may use it."""
 
     kind: Word = ""
     """ethernet, wifi, cellular, loopback or unknown."""
     interface: Word = ""
     address: Word = ""
-    metered: bool = False
+    metered: bool | None = None
+    """Whether bytes cost money; unset: a cellular network is metered, others are not."""
+    max_bandwidth: Quantity | None = None
+    """Most bytes per second that downloads may take together; the hub's bound counts too, the stricter wins."""
+    allow_metered_downloads: Quantity | None = None
+    """Most bytes that one revision may still have to fetch over a metered link; 0: nothing at all. As above."""
 
 
 class EngineSettings(Section, frozen=True, kw_only=True):
@@ -76,6 +81,10 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     """Interpreter that runs them, where the engines live in an environment of their own; empty: the agent's."""
     start_timeout: Duration = "60s"
     """From its start until a server answers; big models load slowly from SD cards."""
+    check_period: Duration = "10s"
+    """From one question whether a server still answers to the next; 0s asks none."""
+    check_timeout: Duration = "5s"
+    """For the answer, which waits for no inference; three in a row that fail, and the server is started anew."""
     stop_grace: Duration = "10s"
     """Time to finish what it is answering before it is killed."""
     stop_on_exit: bool = False
@@ -89,6 +98,49 @@ class StorageSettings(Section, frozen=True, kw_only=True):
     """Left free for everybody else on the file system: journals and logs must always find room."""
     limit: Quantity | None = None
     """Most that models may take, cache included; none by default, the file system is the limit."""
+
+
+class RefusalRule(Section, frozen=True, kw_only=True):
+    """What the device's owner does not want on it; all patterns of a rule must match (shell patterns, case counts)."""
+
+    model: str = "*"
+    """Name of the model or of the model version, as in `face-*`."""
+    variant: str = "*"
+    """Name of the variant, as in `*-fp32`."""
+    workload: str = "*"
+    """Name of the deployment."""
+    reason: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    """Told to the hub."""
+
+
+class PolicySettings(Section, frozen=True, kw_only=True):
+    """What the device takes; a refusal is told to the hub with its reason."""
+
+    refuse: Annotated[list[RefusalRule], msgspec.Meta(max_length=100)] = []
+    """None by default: whoever may deploy to the device decides."""
+    max_temperature: Annotated[float, msgspec.Meta(ge=0, le=200)] = 0.0
+    """Degrees Celsius of the hottest thermal zone above which nothing new is taken; 0: not looked at, for what is too
+    hot differs from machine to machine."""
+
+
+class BenchmarkSettings(Section, frozen=True, kw_only=True):
+    """Measuring variants for the hub, beside what serves."""
+
+    enabled: bool = True
+    """False: refused; the hub asks another device of the class, or uses the factory's numbers."""
+    max_time: Duration = "5m"
+    """For one variant, from its download to its last golden sample."""
+
+
+class HoldSettings(Section, frozen=True, kw_only=True):
+    """Update holds that applications on this device take, over a local socket."""
+
+    max: Duration = "24h"
+    """Longest hold at a time: an application that died must not keep a device from updates for long."""
+    socket: str = ""
+    """Path of the socket; empty: `agent.sock` in the state directory, where the agent's own user alone comes."""
+    group: str = ""
+    """Name of the group that may use it, beside the agent's own user; empty: the agent's own group."""
 
 
 class HubSettings(Section, frozen=True, kw_only=True):
@@ -108,6 +160,17 @@ class LinkSettings(Section, frozen=True, kw_only=True):
     """Longest pause between two attempts to connect (full jitter below it)."""
 
 
+class TelemetrySettings(Section, frozen=True, kw_only=True):
+    """What the device uses, told the hub now and then."""
+
+    interval: Duration = "60s"
+    """From sample to sample; 0s takes none."""
+    send: Duration = "5m"
+    """From message to message: a few samples together wake a radio less often."""
+    spool: Quantity = "1Mi"
+    """Samples kept on the disk while there is no hub: with one workload some five days; the oldest are dropped."""
+
+
 class AgentSettings(Section, frozen=True, kw_only=True):
     """Everything that can be set."""
 
@@ -118,8 +181,12 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     probes: ProbeSettings = ProbeSettings()
     servers: ServerSettings = ServerSettings()
     storage: StorageSettings = StorageSettings()
+    policy: PolicySettings = PolicySettings()
+    benchmarks: BenchmarkSettings = BenchmarkSettings()
+    hold: HoldSettings = HoldSettings()
     hub: HubSettings = HubSettings()
     link: LinkSettings = LinkSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
 
 def load(path: Path) -> AgentSettings:
@@ -172,6 +239,16 @@ def _network_kind(settings: AgentSettings) -> None:
         ) from None
 
 
+def _bandwidth(settings: NetworkSettings) -> None:
+    if settings.max_bandwidth is not None and quantity.to_bytes(settings.max_bandwidth) < 1:
+        raise InvalidError("must be at least 1 byte per second", hint="leave it out for no bound")
+
+
+def _hold_max(settings: HoldSettings) -> None:
+    if not 0 < duration.to_seconds(settings.max) <= MAX_HOLD.total_seconds():
+        raise InvalidError(f"{settings.max} is not between 0s and 720h", hint="an application may renew its hold")
+
+
 _CHECKS: dict[str, Any] = {
     "hardware.memory": lambda s: s.hardware.memory and quantity.to_bytes(s.hardware.memory),
     "hardware.storage": lambda s: s.hardware.storage and quantity.to_bytes(s.hardware.storage),
@@ -181,15 +258,29 @@ _CHECKS: dict[str, Any] = {
     "probes.request_timeout": lambda s: duration.to_seconds(s.probes.request_timeout),
     "servers.start_timeout": lambda s: duration.to_seconds(s.servers.start_timeout),
     "servers.stop_grace": lambda s: duration.to_seconds(s.servers.stop_grace),
+    "benchmarks.max_time": lambda s: duration.to_seconds(s.benchmarks.max_time),
     "link.heartbeat": lambda s: duration.to_seconds(s.link.heartbeat),
     "link.retry_ceiling": lambda s: duration.to_seconds(s.link.retry_ceiling),
     "network.kind": _network_kind,
+    "network.max_bandwidth": lambda s: _bandwidth(s.network),
+    "network.allow_metered_downloads": lambda s: (
+        s.network.allow_metered_downloads and quantity.to_bytes(s.network.allow_metered_downloads)
+    ),
+    "hold.max": lambda s: _hold_max(s.hold),
 }
 
 
 def network(settings: NetworkSettings) -> Network:
     """Return the network as set. Raises msgspec.ValidationError for an unknown kind."""
-    return msgspec.convert({**msgspec.structs.asdict(settings), "kind": settings.kind or "unknown"}, Network)
+    return msgspec.convert(
+        {
+            "kind": settings.kind or "unknown",
+            "interface": settings.interface,
+            "address": settings.address,
+            "metered": settings.kind == "cellular" if settings.metered is None else settings.metered,
+        },
+        Network,
+    )
 
 
 def hardware(settings: HardwareSettings, measured: Hardware) -> Hardware:

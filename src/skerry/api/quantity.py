@@ -54,6 +54,11 @@ def to_bytes(text: str) -> int:
     return int(value.to_integral_value(rounding="ROUND_CEILING"))
 
 
+def to_millis(text: str) -> int:
+    """Return a quantity of CPU in thousandths of a core, rounded up. Raises InvalidError."""
+    return int((parse(text) * 1000).to_integral_value(rounding="ROUND_CEILING"))
+
+
 def from_bytes(count: int) -> str:
     """Render a byte count as the largest binary suffix that keeps it exact: 67108864 -> `64Mi`."""
     for suffix, power in (("Ti", 4), ("Gi", 3), ("Mi", 2), ("Ki", 1)):

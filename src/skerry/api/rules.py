@@ -10,16 +10,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from skerry.api import duration, selector
+from skerry.api import amount, cron, duration, quantity, selector
 from skerry.api.errors import InvalidError
+from skerry.api.kinds.device import LinkPolicy
 from skerry.api.kinds.enrollment import JoinTokenSpec
-from skerry.api.kinds.model_deployment import LatencyGate, Strategy, Wave
+from skerry.api.kinds.gates import LatencyGate
+from skerry.api.kinds.model_deployment import PlacementPolicy, Resources, Strategy, Wave
 from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.kinds.pacing import Disruption, Rate, Window
 from skerry.api.meta import LABEL_PATTERN, NAME_PATTERN, LabelSelector, LabelSelectorRequirement, ObjectMeta
 
 MAX_ANNOTATION_BYTES = 256 * 1024
 MAX_NAME = 253
 MAX_LABEL = 63
+MAX_WINDOW_SECONDS = 7 * 24 * 3600
 _NAME_HINT = "use a-z, 0-9, '-' and '.', beginning and ending with a letter or digit"
 _LABEL_HINT = "use a-z, 0-9 and '-', beginning and ending with a letter or digit, at most 63 characters"
 _KEY_HINT = (
@@ -120,14 +124,20 @@ def check_requirement(wanted: LabelSelectorRequirement, path: str) -> Iterator[I
 
 
 def check_wave(wave: Wave, path: str) -> Iterator[InvalidError]:
-    """Yield unless the wave has exactly one of count and percent."""
-    if (wave.count is None) == (wave.percent is None):
-        cause = "has both count and percent" if wave.count is not None else "has neither count nor percent"
-        yield InvalidError(cause, element=path, hint="write one of them, as in count: 1 or percent: 25")
+    """Yield unless the wave has exactly one of count and percent, or a selector and at most one of them."""
+    if wave.count is not None and wave.percent is not None:
+        yield InvalidError(
+            "has both count and percent", element=path, hint="write one of them, as in count: 1 or percent: 25"
+        )
+    elif wave.count is None and wave.percent is None and wave.selector is None:
+        yield InvalidError(
+            "has neither count nor percent", element=path, hint="write one of them, as in count: 1 or percent: 25"
+        )
 
 
 def check_strategy(strategy: Strategy, path: str) -> Iterator[InvalidError]:
-    """Yield waves that shrink or share a name, and a time in which no device could ever make it."""
+    """Yield waves that shrink or share a name, times in which no device could make it, gates without a measurement."""
+    yield from check_gates(strategy, path)
     before: dict[str, int] = {}
     names: set[str] = set()
     for position, wave in enumerate(strategy.waves):
@@ -136,7 +146,7 @@ def check_strategy(strategy: Strategy, path: str) -> Iterator[InvalidError]:
             yield InvalidError(f'the name "{wave.name[:80]}" is used by an earlier wave', element=f"{element}.name")
         names.update({wave.name} - {""})
         for unit, value in (("count", wave.count), ("percent", wave.percent)):
-            if value is None:
+            if value is None or wave.selector is not None:
                 continue
             if value < before.get(unit, 0):
                 yield InvalidError(
@@ -145,15 +155,133 @@ def check_strategy(strategy: Strategy, path: str) -> Iterator[InvalidError]:
                     hint="waves are cumulative and must not shrink",
                 )
             before[unit] = max(value, before.get(unit, 0))
+    yield from check_thresholds(strategy, path)
     if duration.to_seconds(strategy.device_timeout) <= 0:
         yield InvalidError(
             "must be longer than 0", element=f"{path}.deviceTimeout", hint="no device could ever be in time; write 10m"
         )
 
 
+def check_resources(resources: Resources, path: str) -> Iterator[InvalidError]:
+    """Yield limits of nothing, and requests above their limits."""
+    for name in ("cpu", "memory"):
+        limit, request = getattr(resources.limits, name), getattr(resources.requests, name)
+        if limit is not None and quantity.parse(limit) <= 0:
+            yield InvalidError(
+                "must be more than 0", element=f"{path}.limits.{name}", hint="leave it out for no limit at all"
+            )
+        elif limit is not None and request is not None and quantity.parse(request) > quantity.parse(limit):
+            yield InvalidError(
+                f"{request} is more than the limit {limit}",
+                element=f"{path}.requests.{name}",
+                hint="a request must be within its limit",
+            )
+
+
+def check_gates(strategy: Strategy, path: str) -> Iterator[InvalidError]:
+    """Yield gates that nothing could ever be measured for."""
+    gates = strategy.gates
+    for name, gate in (("health", gates.health), ("errorRate", gates.error_rate)):
+        if gate is not None and duration.to_seconds(strategy.bake_time) <= 0:
+            yield InvalidError(
+                "is measured in the bake time, and there is none",
+                element=f"{path}.gates.{name}",
+                hint="set bakeTime, as in 10m",
+            )
+    if gates.shadow_agreement is not None and strategy.shadow is None:
+        yield InvalidError(
+            "is measured in shadow mode, which is not asked for",
+            element=f"{path}.gates.shadowAgreement",
+            hint="set strategy.shadow, as in share: 0.1",
+        )
+    if strategy.shadow is not None and duration.to_seconds(strategy.shadow.duration) <= 0:
+        yield InvalidError("must be longer than 0", element=f"{path}.shadow.duration", hint="write how long, as in 10m")
+
+
+def check_placement(policy: PlacementPolicy, path: str) -> Iterator[InvalidError]:
+    """Yield a time in which nothing could be measured."""
+    if duration.to_seconds(policy.timeout) <= 0:
+        yield InvalidError(
+            "must be longer than 0", element=f"{path}.timeout", hint="write 5m, or benchmark: false to measure nothing"
+        )
+
+
+def check_thresholds(strategy: Strategy, path: str) -> Iterator[InvalidError]:
+    """Yield thresholds that nobody need reach, or that nothing could exceed."""
+    success, failure = strategy.success_threshold, strategy.failure_threshold
+    if success is not None and amount.is_zero(success):
+        yield InvalidError(
+            "must be more than 0", element=f"{path}.successThreshold", hint="write how many must run, as in 95%"
+        )
+    if failure == "100%":
+        yield InvalidError(
+            "cannot be exceeded", element=f"{path}.failureThreshold", hint="leave it out to fail by the gates alone"
+        )
+
+
+def check_disruption(budget: Disruption, path: str) -> Iterator[InvalidError]:
+    """Yield a group that is no label key, both bounds or none, and bounds that would never let anything move."""
+    if budget.group_by and not selector.is_label_key(budget.group_by):
+        yield InvalidError(f'"{budget.group_by[:80]}" is not a label key', element=f"{path}.groupBy", hint=_KEY_HINT)
+    if (budget.max_unavailable is None) == (budget.min_available is None):
+        none = budget.max_unavailable is None
+        yield InvalidError(
+            "has neither maxUnavailable nor minAvailable" if none else "has both maxUnavailable and minAvailable",
+            element=path,
+            hint="write one of them, as in maxUnavailable: 1 or minAvailable: 80%",
+        )
+    if budget.max_unavailable is not None and amount.is_zero(budget.max_unavailable):
+        yield InvalidError(
+            "must be more than 0", element=f"{path}.maxUnavailable", hint="nothing could ever be updated"
+        )
+    if budget.min_available == "100%":
+        yield InvalidError(
+            "must be less than 100%", element=f"{path}.minAvailable", hint="nothing could ever be updated"
+        )
+
+
+def check_rate(rate: Rate, path: str) -> Iterator[InvalidError]:
+    """Yield a beginning above the highest rate."""
+    if rate.base > rate.max_per_minute:
+        yield InvalidError(
+            f"{rate.base} is more than maxPerMinute ({rate.max_per_minute})",
+            element=f"{path}.base",
+            hint="write a higher maxPerMinute, or a lower base",
+        )
+
+
+def check_window(window: Window, path: str) -> Iterator[InvalidError]:
+    """Yield a schedule or time zone that cannot be read, and a duration that no update, or no hub, could live with."""
+    for name, parse, text in (("schedule", cron.parse, window.schedule), ("timeZone", cron.zone, window.time_zone)):
+        try:
+            parse(text)
+        except InvalidError as error:
+            yield InvalidError(error.cause, element=f"{path}.{name}", hint=error.hint)
+    if not 60 <= duration.to_seconds(window.duration) <= MAX_WINDOW_SECONDS:
+        yield InvalidError(
+            f"{window.duration} is not between 1m and {MAX_WINDOW_SECONDS // 3600}h",
+            element=f"{path}.duration",
+            hint="write how long it stays open, as in 4h",
+        )
+    if duration.to_seconds(window.spread) > duration.to_seconds(window.duration):
+        yield InvalidError("is longer than the window", element=f"{path}.spread", hint="leave devices time to begin")
+
+
+def check_link(link: LinkPolicy, path: str) -> Iterator[InvalidError]:
+    """Yield a bandwidth with which nothing would ever arrive."""
+    if link.max_bandwidth is not None and quantity.parse(link.max_bandwidth) < 1:
+        yield InvalidError(
+            "must be at least 1 byte per second", element=f"{path}.maxBandwidth", hint="leave it out for no bound"
+        )
+
+
 def check_latency_gate(gate: LatencyGate, path: str) -> Iterator[InvalidError]:
-    """Yield when no latency could pass."""
-    if duration.to_seconds(gate.max) <= 0:
+    """Yield when no latency could pass, or any would."""
+    if gate.max is None and gate.max_ratio is None:
+        yield InvalidError(
+            "has neither max nor maxRatio", element=path, hint="write one of them, as in max: 20ms or maxRatio: 1.1"
+        )
+    if gate.max is not None and duration.to_seconds(gate.max) <= 0:
         yield InvalidError("must be longer than 0", element=f"{path}.max", hint="write the highest p95, as in 20ms")
 
 
@@ -184,6 +312,12 @@ RULES: Mapping[type, Rule] = {
     LabelSelectorRequirement: check_requirement,
     Wave: check_wave,
     Strategy: check_strategy,
+    Disruption: check_disruption,
+    Rate: check_rate,
+    Window: check_window,
+    PlacementPolicy: check_placement,
+    Resources: check_resources,
+    LinkPolicy: check_link,
     LatencyGate: check_latency_gate,
     JoinTokenSpec: check_join_token,
     ModelVersion: check_model_version,

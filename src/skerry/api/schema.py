@@ -105,6 +105,9 @@ def _translated(schema: dict[str, Any]) -> dict[str, Any]:
         result["type"] = "string"
     if isinstance(result.get("pattern"), str):
         result["pattern"] = result["pattern"].replace(meta.END, "$")
+    for bound in ("Minimum", "Maximum"):  # a number in JSON Schema, a flag beside the bound in OpenAPI 3.0
+        if f"exclusive{bound}" in result:
+            result[bound.lower()], result[f"exclusive{bound}"] = result[f"exclusive{bound}"], True
     for inner in ("items", "additionalProperties"):
         if isinstance(result.get(inner), dict):
             result[inner] = _translated(result[inner])

@@ -176,6 +176,8 @@ def _text(kind: inspect.StrType, extra: dict[str, Any], value: Any, path: str, f
         value = f"{value:f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     if check is duration.parse and value == 0 and not isinstance(value, bool):
         value = "0s"
+    if extra.get("format") == "int-or-string" and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str):
         hint = "write a number with a unit, as in 10m" if check is duration.parse else "write it in quotes"
         found.add(path, f"expected text, got {_describe(value)}", hint)

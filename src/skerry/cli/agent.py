@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -50,6 +51,41 @@ def renew(state_dir: StateDir = None) -> None:
 def stop(state_dir: StateDir = None) -> None:
     """Stop the inference servers that a stopped agent left serving."""
     _become_agent(["stop"], state_dir)
+
+
+@app.command()
+def hold(
+    lasting: Annotated[str, typer.Option("--for", help="How long, as in 30m.")],
+    holder: Annotated[str, typer.Option(help="Who holds; the same holder renews its hold.")] = "application",
+    reason: Annotated[str, typer.Option(help="Shown wherever something waits for it.")] = "",
+    socket: Annotated[Path | None, typer.Option(help="Where the agent listens, if not in its state directory.")] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Keep the agent that runs on this device from updating for a while; it ends by itself."""
+    _become_agent(["hold", "--for", lasting, "--holder", holder, "--reason", reason, *_at(socket)], state_dir)
+
+
+@app.command()
+def release(
+    holder: Annotated[str, typer.Option(help="Who held.")] = "application",
+    socket: Annotated[Path | None, typer.Option(help="Where the agent listens, if not in its state directory.")] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """End a hold that was taken on this device."""
+    _become_agent(["release", "--holder", holder, *_at(socket)], state_dir)
+
+
+@app.command()
+def holds(
+    socket: Annotated[Path | None, typer.Option(help="Where the agent listens, if not in its state directory.")] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """List the update holds in force on this device."""
+    _become_agent(["holds", *_at(socket)], state_dir)
+
+
+def _at(socket: Path | None) -> list[str]:
+    return [] if socket is None else ["--socket", str(socket)]
 
 
 def _become_agent(arguments: list[str], state_dir: StateDir) -> None:

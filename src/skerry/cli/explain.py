@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,21 +27,67 @@ def explain(
     elif form == "yaml":
         output.print_yaml(answer)
     else:
-        rows = [
-            (
-                candidate["variant"],
-                "yes" if candidate["taken"] else "no",
-                _number(candidate.get("latencyP95Ms"), "{:.2f} ms"),
-                quantity.human_bytes(candidate["peakMemoryBytes"]) if candidate.get("peakMemoryBytes") else None,
-                _number(candidate.get("metric"), "{:.4f}"),
-                candidate.get("measuredOn"),
-                candidate["reason"],
-            )
-            for candidate in answer.get("candidates", [])
-        ]
-        output.print_table(("VARIANT", "TAKEN", "P95", "MEMORY", "METRIC", "MEASURED", "WHY"), rows)
-        if answer.get("reason") and not any(candidate["taken"] for candidate in answer.get("candidates", [])):
-            output.say(answer["reason"])
+        _print_candidates(answer)
+        _print_class(answer)
+        _print_answers(answer)
+
+
+def _print_candidates(answer: dict[str, Any]) -> None:
+    candidates = answer.get("candidates", [])
+    rows = [
+        (
+            candidate["variant"],
+            "yes" if candidate["taken"] else "no",
+            _number(candidate.get("latencyP95Ms"), "{:.2f} ms"),
+            _bytes(candidate.get("peakMemoryBytes")),
+            _number(candidate.get("metric"), "{:.4f}"),
+            candidate.get("measuredOn"),
+            candidate["reason"],
+        )
+        for candidate in candidates
+    ]
+    output.print_table(("VARIANT", "TAKEN", "P95", "MEMORY", "METRIC", "MEASURED", "WHY"), rows)
+    if answer.get("reason") and not any(candidate["taken"] for candidate in candidates):
+        output.say(answer["reason"])
+
+
+def _print_class(answer: dict[str, Any]) -> None:
+    """Print what is known on the device's class now; it may have been learnt after the choice."""
+    name, costs = answer.get("deviceClass"), answer.get("classCosts") or []
+    if not name:
+        return
+    members = answer.get("classMembers", 0)
+    known = "measured there" if costs else "nothing was measured there yet"
+    output.out.print(f"\nclass {name}, {members} device{'' if members == 1 else 's'}: {known}", markup=False)
+    rows = [
+        (
+            cost["variant"],
+            _number(cost.get("latencyP50Ms"), "{:.2f} ms"),
+            _number(cost.get("latencyP95Ms"), "{:.2f} ms"),
+            _bytes(cost.get("peakMemoryBytes")),
+            _number(cost.get("maxAbsError"), "{:.2g}"),
+            str(cost.get("samples", 0)),
+            cost.get("failure") or f"{cost['source']} on {', '.join(cost.get('measuredBy', []))}",
+        )
+        for cost in costs
+    ]
+    if rows:
+        output.print_table(("VARIANT", "P50", "P95", "MEMORY", "MAX-ERROR", "SAMPLES", "HOW"), rows)
+
+
+def _print_answers(answer: dict[str, Any]) -> None:
+    """Print what the device refused, and what it was asked to measure."""
+    for refused in answer.get("refusals") or []:
+        why = refused.get("message") or "it does not say why"
+        output.out.print(f"\nrefused {refused['variant']} ({refused['refusal']}): {why}", markup=False)
+    for asked in answer.get("benchmarks") or []:
+        said = f": {asked['message']}" if asked.get("message") else ""
+        phase = asked.get("phase", "Pending")
+        output.out.print(f"benchmark of {asked.get('variant', '')}: {phase}{said}", markup=False)
+
+
+def _bytes(value: int | None) -> str | None:
+    return quantity.human_bytes(value) if value else None
 
 
 def _number(value: float | None, form: str) -> str | None:

@@ -15,6 +15,7 @@ from skerry.cli import (
     apply,
     demo_verb,
     describe,
+    device,
     example,
     explain,
     get,
@@ -24,6 +25,7 @@ from skerry.cli import (
     output,
     predict,
     rollout,
+    sim,
     wait,
 )
 
@@ -34,7 +36,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group, name in ((hub.app, "hub"), (agent.app, "agent"), (model.app, "model"), (rollout.app, "rollout")):
+for group, name in (
+    (hub.app, "hub"),
+    (agent.app, "agent"),
+    (model.app, "model"),
+    (rollout.app, "rollout"),
+    (device.app, "device"),
+):
     app.add_typer(group, name=name)
 for verb in (
     apply.apply,
@@ -47,6 +55,7 @@ for verb in (
     wait.wait,
     example.example,
     demo_verb.demo,
+    sim.sim,
 ):
     app.command()(verb)
 

@@ -39,6 +39,7 @@ _COLOURS = {
         "Fetching",
         "Starting",
         "Probing",
+        "Shadowing",
         "RollingBack",
         "Superseded",
     },

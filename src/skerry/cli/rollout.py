@@ -1,4 +1,4 @@
-"""`skerry rollout ...`: follow a rollout, pause it, go on, take it back."""
+"""`skerry rollout ...`: follow a rollout, approve its next wave, pause it, go on, abort it, take it back."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from skerry.api.kinds.rollout import Rollout, WaveStatus
 from skerry.api.meta import find_condition
 from skerry.cli import options, output
 from skerry.cli.describe import print_wave
+from skerry.core import promotion
 from skerry.core.deployment import TEMPLATE_FIELDS, same_template
 from skerry.drivers.client.api import HubClient
 
-app = typer.Typer(help="Follow a rollout, pause it, take it back.", no_args_is_help=True)
+app = typer.Typer(help="Follow a rollout, approve it, pause it, abort it, take it back.", no_args_is_help=True)
 
 Deployment = Annotated[str, typer.Argument(help="deployment/NAME")]
 TAKEN_UP_SECONDS = 30.0
@@ -88,6 +89,38 @@ def pause(deployment: Deployment, namespace: options.Namespace = "", kubeconfig:
 def resume(deployment: Deployment, namespace: options.Namespace = "", kubeconfig: options.Kubeconfig = None) -> None:
     """Let a paused rollout go on."""
     _set_paused(deployment, paused=False, namespace=namespace, kubeconfig=kubeconfig)
+
+
+@app.command()
+def approve(
+    deployment: Deployment,
+    wave: Annotated[str, typer.Option(help="Approve it up to this wave; the one that waits unless given.")] = "",
+    namespace: options.Namespace = "",
+    kubeconfig: options.Kubeconfig = None,
+) -> None:
+    """Let a rollout go on after a wave that is promoted by hand. With --wave also ahead of time."""
+    name = options.reference(deployment, expected="deployment").name
+    with options.connect(kubeconfig, namespace) as client:
+        rollout = _find_underway(client, name, "approve")
+        approved = wave or _waiting_wave(rollout)
+        _check_wave(rollout, approved)
+        _annotate(client, rollout, promotion.APPROVED, approved)
+    output.out.print(f'rollout "{rollout.metadata.name}" may go on after wave {approved}', markup=False)
+
+
+@app.command()
+def abort(
+    deployment: Deployment,
+    reason: Annotated[str, typer.Option(help="Why; shown in the rollout's message.")] = "",
+    namespace: options.Namespace = "",
+    kubeconfig: options.Kubeconfig = None,
+) -> None:
+    """Roll back now: every device returns to the last revision that succeeded. Nothing waits for a window."""
+    name = options.reference(deployment, expected="deployment").name
+    with options.connect(kubeconfig, namespace) as client:
+        rollout = _find_underway(client, name, "abort")
+        _annotate(client, rollout, promotion.ABORT, reason or "by skerry rollout abort")
+    output.out.print(f'rollout "{rollout.metadata.name}" is being rolled back', markup=False)
 
 
 @app.command()
@@ -215,6 +248,47 @@ def _to_return_to(client: HubClient, current: ModelDeployment, revision: int) ->
             element=f'deployment "{current.metadata.name}"',
         )
     return earlier[-1]
+
+
+def _find_underway(client: HubClient, deployment: str, verb: str) -> Rollout:
+    """Return the rollout that carries out the deployment's present wish. Raises ConflictError when it has ended."""
+    rollout = _find(client, deployment, 0)
+    if rollout.status.phase in _ENDED:
+        hint = f"skerry rollout undo deployment/{deployment}" if rollout.status.phase == "Succeeded" else ""
+        raise ConflictError(
+            f"is {rollout.status.phase}: there is nothing to {verb}",
+            element=f'rollout "{rollout.metadata.name}"',
+            hint=hint,
+        )
+    return rollout
+
+
+def _waiting_wave(rollout: Rollout) -> str:
+    """Return the wave that passed and waits for its approval. Raises ConflictError when none does."""
+    found = find_condition(rollout.status.conditions, "Progressing")
+    index = rollout.status.current_wave - 1
+    if found is None or found.reason != "AwaitingApproval" or not 0 <= index < len(rollout.status.waves):
+        raise ConflictError(
+            f"waits for no approval: it is {rollout.status.phase}",
+            element=f'rollout "{rollout.metadata.name}"',
+            hint="approve ahead of time with --wave NAME",
+        )
+    return rollout.status.waves[index].name
+
+
+def _check_wave(rollout: Rollout, wave: str) -> None:
+    names = [row.name for row in rollout.status.waves]
+    if wave not in names:
+        raise NotFoundError(
+            f'has no wave "{wave}"',
+            element=f'rollout "{rollout.metadata.name}"',
+            hint=f"its waves are: {', '.join(names)}" if names else "it has not begun",
+        )
+
+
+def _annotate(client: HubClient, rollout: Rollout, key: str, value: str) -> None:
+    meta = rollout.metadata
+    client.patch(Rollout, meta.name, {"metadata": {"uid": meta.uid, "annotations": {key: value}}})
 
 
 def _set_paused(deployment: str, *, paused: bool, namespace: str, kubeconfig: options.Kubeconfig) -> None:

@@ -11,8 +11,13 @@ from datetime import datetime
 
 import msgspec
 
+from skerry.api.errors import InvalidError
+from skerry.api.kinds.device import LinkPolicy, Refusal, UpdateHold
 from skerry.api.meta import Struct
-from skerry.core.messages import DesiredState, WorkloadDesired
+from skerry.core.messages import MAX_BENCHMARKS, DesiredState, WorkloadDesired
+
+MAX_VERSION = 2**53 - 1
+"""Of a manifest: what every JSON parser reads exactly."""
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
@@ -28,6 +33,27 @@ class Candidate(Struct, frozen=True, kw_only=True):
     """`factory`, or the device class whose measurements were used."""
 
 
+class Refused(Struct, frozen=True, kw_only=True):
+    """A variant that the device refused for this rollout."""
+
+    variant: str
+    refusal: Refusal
+    message: str = ""
+    """The device's own sentence."""
+    at: datetime
+
+
+class BenchmarkRequest(Struct, frozen=True, kw_only=True):
+    """One variant that the device is to measure for a rollout that waits for it."""
+
+    deployment: str
+    deployment_uid: str
+    rollout: str
+    workload: WorkloadDesired
+    """Under a name of its own, see `core.benchmarks`; its `rollout` is empty, for no rollout is served by it."""
+    requested_at: datetime
+
+
 class Assignment(Struct, frozen=True, kw_only=True):
     """One deployment's workload on one device, and how it came to be there."""
 
@@ -38,6 +64,10 @@ class Assignment(Struct, frozen=True, kw_only=True):
     reason: str
     """Why this variant, in one sentence."""
     candidates: list[Candidate] = []
+    memory_bytes: int = 0
+    """Memory it was placed with: the class's figure where that counted; 0: what the workload says it needs."""
+    refusals: list[Refused] = []
+    """What the device refused before it got this one, oldest first."""
     assigned_at: datetime
     returned_from: str = ""
     """The rollout whose failure put this assignment back; empty otherwise."""
@@ -55,6 +85,9 @@ class DesiredRecord(Struct, frozen=True, kw_only=True):
     manifest_version: int = 0
     """0 until something was assigned for the first time."""
     assignments: list[Assignment] = []
+    benchmarks: list[BenchmarkRequest] = []
+    link: LinkPolicy = LinkPolicy()
+    hold: UpdateHold | None = None
 
     def find(self, deployment: str) -> Assignment | None:
         """Return the deployment's assignment on this device."""
@@ -67,12 +100,51 @@ def assign(record: DesiredRecord, assignment: Assignment) -> DesiredRecord:
     unchanged = old is not None and old.workload == assignment.workload
     since = old.manifest_version if old is not None and unchanged else record.manifest_version + 1
     others = [a for a in record.assignments if a.workload.name != assignment.workload.name]
-    return _raise_version(record, [*others, msgspec.structs.replace(assignment, manifest_version=since)])
+    return _changed(record, [*others, msgspec.structs.replace(assignment, manifest_version=since)], record.benchmarks)
 
 
 def withdraw(record: DesiredRecord, deployment: str) -> DesiredRecord:
-    """Take a deployment off the device."""
-    return _raise_version(record, [a for a in record.assignments if a.workload.name != deployment])
+    """Take a deployment off the device, and what is measured for it."""
+    return _changed(
+        record,
+        [a for a in record.assignments if a.workload.name != deployment],
+        [b for b in record.benchmarks if b.deployment != deployment],
+    )
+
+
+def request_benchmarks(record: DesiredRecord, requests: Sequence[BenchmarkRequest]) -> DesiredRecord:
+    """Add what is to be measured, up to the bound; what is asked for already stays as it is."""
+    known = {(b.deployment_uid, b.rollout, b.workload.name) for b in record.benchmarks}
+    new = [b for b in requests if (b.deployment_uid, b.rollout, b.workload.name) not in known]
+    return _changed(record, record.assignments, [*record.benchmarks, *new][:MAX_BENCHMARKS])
+
+
+def withdraw_benchmarks(
+    record: DesiredRecord, deployment: str, *, keep: tuple[str, str] | None = None
+) -> DesiredRecord:
+    """Ask for nothing any more for a deployment, but for the rollout `keep` (the deployment's uid, its own name)."""
+    kept = [b for b in record.benchmarks if b.deployment != deployment or (b.deployment_uid, b.rollout) == keep]
+    return _changed(record, record.assignments, kept)
+
+
+def tell_device(record: DesiredRecord, *, link: LinkPolicy, hold: UpdateHold | None) -> DesiredRecord:
+    """Put the device's own spec into its record; the version rises if the device is told something else by it."""
+    if (record.link, record.hold) == (link, hold):
+        return record
+    return msgspec.structs.replace(record, link=link, hold=hold, manifest_version=record.manifest_version + 1)
+
+
+def reissue(record: DesiredRecord, *, above: int) -> DesiredRecord:
+    """Give everything that is desired a version that the device has not accepted yet, whatever it accepted before.
+
+    `above` is what the device reported. For a hub that knows less than its devices, as after its restoration from a
+    backup. Raises InvalidError when the device claims a version that cannot be.
+    """
+    version = max(record.manifest_version, above) + 1
+    if version > MAX_VERSION:
+        raise InvalidError(f"reports version {above}, which no hub has issued", element=f"device {record.device}")
+    assignments = [msgspec.structs.replace(a, manifest_version=version) for a in record.assignments]
+    return msgspec.structs.replace(record, manifest_version=version, assignments=assignments)
 
 
 def render(record: DesiredRecord, *, issued_at: datetime) -> DesiredState:
@@ -82,12 +154,27 @@ def render(record: DesiredRecord, *, issued_at: datetime) -> DesiredState:
         manifest_version=record.manifest_version,
         issued_at=issued_at,
         workloads=[a.workload for a in record.assignments],
+        benchmarks=_benchmarks(record.benchmarks),
+        link=record.link,
+        hold=record.hold,
     )
 
 
-def _raise_version(record: DesiredRecord, assignments: Sequence[Assignment]) -> DesiredRecord:
+def _changed(
+    record: DesiredRecord, assignments: Sequence[Assignment], benchmarks: Sequence[BenchmarkRequest]
+) -> DesiredRecord:
+    """Return the record with these, its version raised when the device is told something else by them."""
     ordered = sorted(assignments, key=lambda a: a.workload.name)
-    changed = [a.workload for a in ordered] != [a.workload for a in record.assignments]
+    told = ([a.workload for a in ordered], _benchmarks(benchmarks))
+    rises = told != ([a.workload for a in record.assignments], _benchmarks(record.benchmarks))
     return msgspec.structs.replace(
-        record, assignments=ordered, manifest_version=record.manifest_version + (1 if changed else 0)
+        record,
+        assignments=ordered,
+        benchmarks=list(benchmarks),
+        manifest_version=record.manifest_version + (1 if rises else 0),
     )
+
+
+def _benchmarks(requests: Sequence[BenchmarkRequest]) -> list[WorkloadDesired]:
+    """Two deployments may want the same to be measured: once is enough."""
+    return [one for _, one in sorted({b.workload.name: b.workload for b in requests}.items())]

@@ -1,63 +1,84 @@
 """Gates: what the devices of a wave measured, judged against the conditions that the next wave waits for. Pure.
 
 Judged over every device that is on the rollout so far, so that a canary that worsens later still counts. A gate fails
-as soon as it cannot pass any more; it passes when all devices have settled. Devices are not trusted: what is missing,
-not a number, or out of range fails.
+as soon as it cannot pass any more; it passes when all devices have settled and, where it is about the bake time, have
+been watched for that long. Formulas: `docs/rollouts.md`.
 
-Lives here: verdicts. Must not live here: which devices belong to a wave, or what follows from a verdict
-(`core.rollout`).
+Lives here: verdicts on golden samples, comparisons, memory, shadow mode and success. Must not live here: those on the
+bake time (`core.baking`), the reading of one device (`core.readings`), which devices belong to a wave, or what follows
+from a verdict (`core.rollout`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
-from skerry.api import duration
-from skerry.api.kinds.device import Measurement
-from skerry.api.kinds.model_deployment import AccuracyGate, Gates, LatencyGate, SuccessGate
+from skerry.api import duration, quantity
+from skerry.api.kinds.gates import Gates, Missing, SuccessGate
 from skerry.api.kinds.rollout import GateResult, Verdict
+from skerry.core import baking, readings
+from skerry.core.readings import Gap, Lie, Reading, Sample, Value
 
-State = Literal["Waiting", "Running", "Failed"]
 _SLACK = 1e-9  # for products such as 0.9 * 10, which are not exact in binary
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """What one device contributes: where it stands with this rollout, and what it measured for this rollout."""
+class _Rule(Protocol):
+    """What all gates have."""
 
-    device: str
-    state: State
-    measurement: Measurement | None = None
-    why: str = ""
-    """Why it failed."""
-    excused: bool = False
-    """A missing measurement is no fault: the device passed an earlier wave and has restarted since."""
+    @property
+    def min_devices(self) -> int: ...
+    @property
+    def missing(self) -> Missing: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Bound:
+    """One threshold that the worst device must meet."""
+
+    gate: str
+    rule: _Rule
+    threshold: float
+    lowest: bool
+    """The threshold is the lowest value that passes, not the highest."""
+    read: Callable[[Sample], Reading]
+    says: Callable[[float, float, bool], str]
+    """The sentence on a value, the threshold, and whether it is missed; the device's name follows."""
+    counts: Callable[[Sample], bool]
 
 
 def needs_measurement(gates: Gates) -> bool:
     """Return whether a device that runs has to show a measurement before its wave can be judged."""
-    return gates.accuracy is not None or gates.latency_p95 is not None
+    asked = (gates.accuracy, gates.agreement, gates.latency_p95, gates.peak_memory)
+    return any(gate is not None and gate.missing == "fail" for gate in asked)
 
 
-def judge(gates: Gates, samples: Iterable[Sample], *, expected: int, final: bool) -> list[GateResult]:
+def judge(
+    gates: Gates,
+    samples: Iterable[Sample],
+    *,
+    expected: int,
+    final: bool,
+    baked: bool = True,
+    overdue: bool = True,
+) -> list[GateResult]:
     """Return each gate's verdict.
 
     `expected` is how many devices the wave brings onto the rollout, counted with those of earlier waves. With `final`
-    all have settled, and nothing stays Pending.
+    all have settled, and only what waits for devices stays Pending. `baked`: the bake time is over since; `overdue`:
+    and so is the time in which the devices' last words on it must have come.
     """
     ordered = sorted(samples, key=lambda sample: sample.device)
-    measured = [
-        s for s in ordered if s.state != "Failed" and (s.measurement or s.state == "Running") and not _waived(s)
-    ]
-    complete = any(s.measurement or _waived(s) for s in ordered if s.state != "Failed")
-    results = [_success(gates.success_ratio, ordered, max(expected, len(ordered)), final=final)]
-    if gates.accuracy is not None:
-        results.append(_accuracy(gates.accuracy, measured, final=final, complete=complete))
-    if gates.latency_p95 is not None:
-        results.append(_latency(gates.latency_p95, measured, final=final, complete=complete))
+    expected = max(expected, len(ordered))
+    results = [_success(gates.success_ratio, ordered, expected, final=final)]
+    watch = baking.Watch(samples=ordered, expected=expected, over=final and baked, overdue=final and baked and overdue)
+    if gates.health is not None:
+        results.append(baking.health(gates.health, watch))
+    results += [_worst(bound, ordered, expected, final=final) for bound in _bounds(gates)]
+    if gates.error_rate is not None:
+        results.append(baking.error_rate(gates.error_rate, watch))
     return results
 
 
@@ -66,121 +87,222 @@ def failed(results: Sequence[GateResult]) -> list[GateResult]:
     return [result for result in results if result.verdict == "Failed"]
 
 
-def _waived(sample: Sample) -> bool:
-    return sample.excused and sample.measurement is None
+def pending(results: Sequence[GateResult]) -> list[GateResult]:
+    """Return the gates that wait for devices."""
+    return [result for result in results if result.verdict == "Pending"]
+
+
+# --- success ------------------------------------------------------------------------------------------------------
 
 
 def _success(gate: SuccessGate, samples: Sequence[Sample], expected: int, *, final: bool) -> GateResult:
+    silent = [sample for sample in samples if sample.state == "Failed" and sample.silent and gate.missing != "fail"]
     running = sum(sample.state == "Running" for sample in samples)
-    broken = [sample for sample in samples if sample.state == "Failed"]
-    possible = running if final else expected - len(broken)
-    ratio = running / expected if expected else 0.0
+    broken = [sample for sample in samples if sample.state == "Failed" and sample not in silent]
+    counted = expected - (len(silent) if gate.missing == "ignore" else 0)
+    waiting = len(silent) if gate.missing == "wait" else 0
+    possible = running + waiting if final else counted - len(broken)
+    ratio = running / counted if counted else 0.0
     verdict: Verdict = "Pending"
-    message = f"{running} of {expected} devices run"
-    if possible + _SLACK < gate.min * expected:
+    message = f"{running} of {counted} devices run"
+    if possible + _SLACK < gate.min * counted:
         verdict = "Failed"
         worst = f": {_sentence(broken[0])}" if broken else ""
-        message = f"{len(broken)} of {expected} devices failed, a share of {gate.min:.4g} must run{worst}"
+        message = f"{len(broken)} of {counted} devices failed, a share of {gate.min:.4g} must run{worst}"
+    elif final and waiting and running + _SLACK < gate.min * counted:
+        message += f", waiting for {_sentence(silent[0])}"
     elif final:
         verdict = "Passed"
+        least = min(gate.min_devices, expected)
+        if running + len(broken) < least:
+            verdict, message = "Failed", _too_few(running + len(broken), least)
     return GateResult(
         gate="successRatio",
         verdict=verdict,
         threshold=gate.min,
         measured=ratio,
         devices=running + len(broken),
+        missing=len(silent),
+        worst=broken[0].device if broken else "",
         message=message,
     )
 
 
-def _accuracy(gate: AccuracyGate, samples: Sequence[Sample], *, final: bool, complete: bool) -> GateResult:
-    def fault(found: Measurement) -> str:
-        if found.accuracy is None:
-            return "measured no accuracy, the golden samples have no labels"
-        if not 0 <= found.accuracy <= 1:
-            return "reported an accuracy that is no share between 0 and 1"
-        if found.samples < gate.min_samples:
-            return f"measured {found.samples} golden samples, at least {gate.min_samples} are needed"
-        return ""
+# --- the worst device decides -------------------------------------------------------------------------------------
 
-    result = _worst(samples, fault, lambda found: -_number(found.accuracy))
-    verdict, device, value = result.verdict, result.device, result.value
-    measured = None if value is None else -value
-    if verdict == "Judged" and measured is not None:
-        low = measured < gate.min
-        relation = "is below" if low else "is at or above"
-        message = f"accuracy {measured:.4g} {relation} {gate.min:.4g} on {device}, the worst device"
-        verdict = "Failed" if low else "Judged"
-    else:
-        message = result.message
+
+def _bounds(gates: Gates) -> list[_Bound]:
+    bounds: list[_Bound] = []
+
+    def add(gate: str, rule: _Rule, threshold: float, read: Callable[[Sample], Reading], says: _Says) -> None:
+        counts = _shadows if gate == "shadowAgreement" else _measures
+        bounds.append(
+            _Bound(
+                gate=gate,
+                rule=rule,
+                threshold=threshold,
+                lowest=says.lowest,
+                read=read,
+                says=says.sentence,
+                counts=counts,
+            )
+        )
+
+    if (accuracy := gates.accuracy) is not None:
+        add("accuracy", accuracy, accuracy.min, partial(readings.accuracy, least=accuracy.min_samples), _ACCURACY)
+    if (agreed := gates.agreement) is not None:
+        least = agreed.min_samples
+        add("agreement", agreed, agreed.min, partial(readings.agreement, least=least), _AGREEMENT)
+        if agreed.max_difference is not None:
+            read = partial(readings.difference, least=least)
+            add("agreementDifference", agreed, agreed.max_difference, read, _DIFFERENCE)
+    if (latency := gates.latency_p95) is not None:
+        least = latency.min_samples
+        if latency.max is not None:
+            limit = duration.to_seconds(latency.max) * 1000
+            add("latencyP95", latency, limit, partial(readings.latency, least=least), _LATENCY)
+        if latency.max_ratio is not None:
+            read = partial(readings.latency_ratio, least=least)
+            add("latencyP95Ratio", latency, latency.max_ratio, read, _RATIO)
+    if (memory := gates.peak_memory) is not None:
+        add("peakMemory", memory, quantity.to_bytes(memory.max), readings.peak_memory, _MEMORY)
+    if (shadow := gates.shadow_agreement) is not None:
+        add("shadowAgreement", shadow, shadow.min, readings.shadow, _SHADOW)
+    return bounds
+
+
+@dataclass(kw_only=True, slots=True)
+class _Found:
+    """What the devices said to one bound."""
+
+    values: list[tuple[float, int, str]] = field(default_factory=list)
+    """Number, samples behind it, device."""
+    gaps: list[tuple[str, str]] = field(default_factory=list)
+    """Device, and the sentence on it."""
+    foreign: int = 0
+    """Devices that the gate is not about."""
+    lie: tuple[str, str] | None = None
+    """The same."""
+
+
+def _worst(bound: _Bound, samples: Sequence[Sample], expected: int, *, final: bool) -> GateResult:
+    found = _gather(bound, samples)
+    number, _, device = min(found.values, key=lambda v: v[0] if bound.lowest else -v[0], default=(0.0, 0, ""))
+    missed = bool(found.values) and (number < bound.threshold if bound.lowest else number > bound.threshold)
+    verdict: Verdict = "Pending"
+    message = "no device has measured it"
+    if found.values:
+        message = f"{bound.says(number, bound.threshold, missed)} on {device}, the worst device"
+    elif found.foreign and not found.gaps:
+        message = f"there was nothing to compare with on {_count(found.foreign)}"
+    if found.lie:
+        verdict, (device, message) = "Failed", found.lie
+    elif missed:
+        verdict = "Failed"
+    elif found.gaps and bound.rule.missing == "fail":
+        verdict, message = "Failed", found.gaps[0][1]
+    elif found.gaps and bound.rule.missing == "wait":
+        message = f"waiting: {found.gaps[0][1]}"
+    elif final:
+        lack = _lack(bound, samples, expected, found)
+        verdict, message = ("Failed", lack or message) if lack is not None else ("Passed", message)
     return GateResult(
-        gate="accuracy",
-        verdict=_verdict(verdict, final=final, complete=complete),
-        threshold=gate.min,
-        measured=measured,
-        devices=sum(sample.measurement is not None for sample in samples),
+        gate=bound.gate,
+        verdict=verdict,
+        threshold=bound.threshold,
+        measured=number if found.values else None,
+        devices=len(found.values),
+        missing=len(found.gaps),
+        samples=sum(value[1] for value in found.values),
+        worst=device or (found.gaps[0][0] if found.gaps else ""),
         message=message,
     )
 
 
-def _latency(gate: LatencyGate, samples: Sequence[Sample], *, final: bool, complete: bool) -> GateResult:
-    limit = duration.to_seconds(gate.max) * 1000
+def _gather(bound: _Bound, samples: Sequence[Sample]) -> _Found:
+    found = _Found()
+    for sample in samples:
+        if not bound.counts(sample):
+            continue
+        match bound.read(sample):
+            case Lie(why):
+                found.lie = found.lie or (sample.device, f"{sample.device} {why}")
+            case Gap(why):
+                found.gaps.append((sample.device, f"{sample.device} {why}"))
+            case Value(number, behind):
+                found.values.append((number, behind, sample.device))
+            case None:
+                found.foreign += 1
+    return found
 
-    def fault(found: Measurement) -> str:
-        value = found.latency_p95_ms
-        return "" if math.isfinite(value) and value >= 0 else "reported a latency that is no time"
 
-    result = _worst(samples, fault, lambda found: found.latency_p95_ms)
-    verdict, measured, message = result.verdict, result.value, result.message
-    if verdict == "Judged" and measured is not None:
-        high = measured > limit
-        relation = "is above" if high else "is within"
-        message = f"p95 latency {measured:.4g} ms {relation} {limit:.4g} ms on {result.device}, the worst device"
-        verdict = "Failed" if high else "Judged"
-    return GateResult(
-        gate="latencyP95",
-        verdict=_verdict(verdict, final=final, complete=complete),
-        threshold=limit,
-        measured=measured,
-        devices=sum(sample.measurement is not None for sample in samples),
-        message=message,
-    )
+def _lack(bound: _Bound, samples: Sequence[Sample], expected: int, found: _Found) -> str | None:
+    """Say that too few devices answered (empty: none at all), or None when there are enough.
+
+    The excused alone are enough: their measurements passed before.
+    """
+    fallen = sum(sample.state == "Failed" for sample in samples)
+    excused = sum(sample.state != "Failed" and sample.excused and not bound.counts(sample) for sample in samples)
+    least = min(bound.rule.min_devices, max(expected - fallen - found.foreign, 0 if found.foreign else 1))
+    have = len(found.values) + excused
+    if have >= least:
+        return None
+    return _too_few(have, least) if have or found.gaps else ""
+
+
+def _waived(sample: Sample) -> bool:
+    return sample.excused and sample.measurement is None
+
+
+def _measures(sample: Sample) -> bool:
+    has = sample.measurement is not None or sample.state == "Running"
+    return sample.state != "Failed" and has and not _waived(sample)
+
+
+def _shadows(sample: Sample) -> bool:
+    """A device that gave the version up for what its shadow showed counts with that."""
+    if sample.shadow is not None:
+        return True
+    return sample.state == "Running" and not sample.excused
+
+
+# --- sentences ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Worst:
-    """The device that decides: one with a faulty measurement, else the one with the highest value."""
+class _Says:
+    subject: str
+    lowest: bool = False
+    show: Callable[[float], str] = "{:.4g}".format
 
-    verdict: Literal["Failed", "Judged", "Empty"]
-    device: str = ""
-    value: float | None = None
-    message: str = ""
-
-
-def _worst(
-    samples: Sequence[Sample], fault: Callable[[Measurement], str], value: Callable[[Measurement], float]
-) -> _Worst:
-    worst = _Worst(verdict="Empty", message="no device has measured it")
-    for sample in samples:
-        found = sample.measurement
-        why = "runs, but reported no measurement" if found is None else fault(found)
-        if why or found is None:
-            return _Worst(verdict="Failed", device=sample.device, message=f"{sample.device} {why}")
-        if worst.value is None or value(found) > worst.value:
-            worst = _Worst(verdict="Judged", device=sample.device, value=value(found))
-    return worst
+    def sentence(self, value: float, threshold: float, missed: bool) -> str:
+        if self.lowest:
+            relation = "is below" if missed else "is at or above"
+        else:
+            relation = "is above" if missed else "is within"
+        return f"{self.subject} {self.show(value)} {relation} {self.show(threshold)}"
 
 
-def _verdict(found: Literal["Failed", "Judged", "Empty"], *, final: bool, complete: bool) -> Verdict:
-    """Nothing measured at all is a failure in the end; the excused alone are not, their measurements passed before."""
-    if found == "Failed" or (final and not complete):
-        return "Failed"
-    return "Passed" if final else "Pending"
+def _bytes(value: float) -> str:
+    return quantity.human_bytes(int(value))
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+_ACCURACY = _Says(subject="accuracy", lowest=True)
+_AGREEMENT = _Says(subject="agreement with the version it replaces", lowest=True)
+_DIFFERENCE = _Says(subject="difference from the version it replaces")
+_LATENCY = _Says(subject="p95 latency", show="{:.4g} ms".format)
+_RATIO = _Says(subject="p95 latency", show="{:.4g} times that of the version it replaces".format)
+_MEMORY = _Says(subject="peak memory", show=_bytes)
+_SHADOW = _Says(subject="agreement on real requests with the version that serves", lowest=True)
 
 
 def _sentence(sample: Sample) -> str:
     return f"{sample.device}: {sample.why[:300]}" if sample.why else sample.device
+
+
+def _too_few(have: int, least: int) -> str:
+    return f"{_count(have)} answered, at least {least} must"
+
+
+def _count(number: int) -> str:
+    return f"{number} device{'' if number == 1 else 's'}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from skerry.api.kinds.device import Measurement, WorkloadPhase
+from skerry.api.kinds.device import Measurement, Observation, Refusal, ShadowReport, WaitReason, WorkloadPhase
 from skerry.api.meta import Struct
 from skerry.core.messages import WorkloadDesired
 
@@ -20,10 +20,12 @@ class Slot(Struct, frozen=True, kw_only=True):
     serial: int
     desired: WorkloadDesired
     port: int = 0
-    """On the loopback; 0 until its server was launched."""
+    """Its server's private one on the loopback, where it is probed; 0 until it was launched."""
     measurement: Measurement | None = None
     since: datetime | None = None
     """When it first served what `desired` says; None before."""
+    admitted: bool = False
+    """Its server may accept connections at the workload's endpoint."""
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -38,8 +40,10 @@ class State(Struct, frozen=True, kw_only=True):
     current: Slot | None = None
     candidate: Slot | None = None
     previous: Slot | None = None
+    endpoint: int = 0
+    """The workload's port on the loopback, where applications find whichever version serves; 0 until one did."""
     up: bool = False
-    """The current slot's server answers."""
+    """The current slot's server answers, at the endpoint too."""
     attempts: int = 0
     """Failed tries of the work in hand."""
     interruptions: int = 0
@@ -48,8 +52,21 @@ class State(Struct, frozen=True, kw_only=True):
     """Ends of the current server in a row."""
     restarts: int = 0
     message: str = ""
+    waiting_for: WaitReason = ""
+    """What holds the candidate up by policy; `message` says more."""
+    waiting_since: datetime | None = None
+    waiting_boot: str = ""
+    waiting_monotonic: float = 0.0
+    waited_seconds: float = 0.0
+    """Of `desired`, in waits that have ended."""
     failure: str = ""
     """Why `desired` is not what runs; empty while there is hope."""
+    refusal: Refusal = ""
+    """Why the device would not take `desired`; empty when it did not refuse."""
+    observation: Observation | None = None
+    """How `desired` fares since it serves."""
+    shadow: ShadowReport | None = None
+    """What shadow mode showed of `desired`, once it is over."""
     fetched_bytes: int = 0
     install_seconds: float | None = None
     accepted_boot: str = ""
@@ -107,7 +124,7 @@ class Laid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launched:
-    """The slot's server runs, on this port; it need not answer yet."""
+    """The slot's server runs, on this private port; it need not answer yet."""
 
     serial: int
     port: int
@@ -115,9 +132,10 @@ class Launched:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
-    """The slot's server answers."""
+    """The slot's server answers; at this endpoint, if it was given one."""
 
     serial: int
+    endpoint: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +144,30 @@ class Probed:
 
     serial: int
     measurement: Measurement | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Switched:
+    """The slot's server accepts connections on the workload's endpoint, which is this port."""
+
+    serial: int
+    endpoint: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shadowed:
+    """The slot's time in the shadow is over."""
+
+    serial: int
+    report: ShadowReport
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observed:
+    """A window of the slot's observation is worth reporting."""
+
+    serial: int
+    observation: Observation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +183,8 @@ class Faulted:
     """Trying the same again cannot help."""
     damaged: bool = False
     """The slot's files are not what was verified."""
+    refusal: Refusal = ""
+    """The device would not even try, and this is why."""
     network_bytes: int = 0
     """What a failed fetch brought all the same."""
 
@@ -154,7 +198,16 @@ class Exited:
     uptime_seconds: float
 
 
-SlotEvent = Fetched | Laid | Launched | Ready | Probed | Faulted | Exited
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waits:
+    """The work in hand for the slot waits for a policy to let it go on; with an empty reason it goes on now."""
+
+    serial: int
+    waiting_for: WaitReason
+    message: str = ""
+
+
+SlotEvent = Waits | Fetched | Laid | Launched | Ready | Probed | Shadowed | Switched | Observed | Faulted | Exited
 Event = Wanted | Unwanted | Resumed | Tidied | SlotEvent
 
 
@@ -177,16 +230,25 @@ class Install:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Serve:
-    """Have the slot's server run and watch it: `Launched`, `Ready`, then `Exited`; or `Faulted`.
+class Endpoint:
+    """The port at which applications shall find the workload."""
 
-    A server that already runs on the slot's port is adopted. `ports` are preferred, in that order; with `strict` the
-    first is the only one allowed.
+    port: int = 0
+    """0: any that is free."""
+    strict: bool = False
+    """No other will do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serve:
+    """Have the slot's server run on a private port, and watch it: `Launched`, `Ready`, then `Exited`; or `Faulted`.
+
+    A server that already runs on the slot's port is adopted. With an `endpoint` it counts as ready when it accepts
+    connections there.
     """
 
     slot: Slot
-    ports: tuple[int, ...] = ()
-    strict: bool = False
+    endpoint: Endpoint | None = None
     delay_ceiling: float = 0.0
 
 
@@ -195,14 +257,44 @@ class Probe:
     """Run the golden samples through the slot's server: `Probed` or `Faulted`."""
 
     slot: Slot
+    beside: Slot | None = None
+    """The one to compare it with, if that was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShadowBeside:
+    """Have the slot's server answer a share of what the one beside it is asked: `Shadowed`."""
+
+    slot: Slot
+    beside: Slot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observe:
+    """Watch the slot's server from now on: `Observed`, at most once a window."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Switch:
+    """Let the slot's server accept connections on the workload's endpoint, beside who does already: `Switched` or
+    `Faulted`.
+    """
+
+    slot: Slot
+    endpoint: Endpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tidy:
-    """Stop every server of the workload but these slots', then erase every slot's files but these: `Tidied`."""
+    """Stop every server of the workload but these slots', then erase every slot's files but these: `Tidied`.
+
+    As long as another one stays, those that are stopped first answer what they have; that is not waited for.
+    """
 
     running: frozenset[int]
     files: frozenset[int]
 
 
-Action = Fetch | Install | Serve | Probe | Tidy
+Action = Fetch | Install | Serve | Probe | ShadowBeside | Switch | Observe | Tidy

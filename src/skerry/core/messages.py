@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
-from skerry.api.kinds.device import DeviceFacts, WorkloadStatus
+from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, HoldStatus, LinkPolicy, UpdateHold, WorkloadStatus
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.api.meta import NAME_PATTERN, Struct
@@ -25,6 +25,13 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """One message on any link; larger content travels as an artifact."""
 MAX_WORKLOADS = 256
 MAX_TAIL_LINES = 10_000
+MAX_SAMPLES = 512
+"""In one telemetry message; its bytes are bounded by its topic."""
+MAX_HOLDS = 32
+MAX_BENCHMARKS = 32
+"""Variants that one device may be asked to measure at a time."""
+BENCHMARK_PREFIX = "benchmark."
+"""Begins the names of what is to be measured; they are longer than a deployment's name can be."""
 
 ShortText = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -39,6 +46,44 @@ class ServingDesired(Struct, frozen=True, kw_only=True):
 
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 1
+
+
+class ObserveDesired(Struct, frozen=True, kw_only=True):
+    """Watch the server once it serves, and report windows of this length; see `api.kinds.device.Observation`."""
+
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+    min_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """The first window goes on until there are so many."""
+
+
+class ShadowDesired(Struct, frozen=True, kw_only=True):
+    """Run beside the version that serves before taking over; see `api.kinds.gates.Shadow` and `ShadowGate`."""
+
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 600.0
+    min_requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    min_agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    missing: Literal["fail", "ignore", "wait"] = "ignore"
+    """What to do when there are fewer requests."""
+
+
+class WindowDesired(Struct, frozen=True, kw_only=True):
+    """One update window as a device keeps it; see `api.kinds.pacing.Window`."""
+
+    schedule: Annotated[str, msgspec.Meta(max_length=128)]
+    time_zone: Annotated[str, msgspec.Meta(max_length=64)] = "UTC"
+    duration_seconds: Annotated[float, msgspec.Meta(gt=0, le=604800)]
+    delay_seconds: Annotated[float, msgspec.Meta(ge=0, le=604800)] = 0
+    """After the window's opening, for this device; the hub spreads a fleet's starts by it."""
+
+
+class WindowsDesired(Struct, frozen=True, kw_only=True):
+    """When this device may fetch, and when it may switch over, by its own clock; empty means at any time."""
+
+    issued_at: datetime | None = None
+    """By the hub's clock, when the assignment was made: a device whose clock is before that does not trust it."""
+    download: Annotated[list[WindowDesired], msgspec.Meta(max_length=16)] = []
+    switch_over: Annotated[list[WindowDesired], msgspec.Meta(max_length=16)] = []
 
 
 class WorkloadDesired(Struct, frozen=True, kw_only=True):
@@ -65,6 +110,18 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     serving: ServingDesired = ServingDesired()
     memory_limit_bytes: int = 0
     """0 means none."""
+    compare: bool = False
+    """Ask the version that serves the same golden inputs, and compare."""
+    observe: ObserveDesired | None = None
+    shadow: ShadowDesired | None = None
+    cpu_limit_millis: int = 0
+    """Thousandths of a core; 0 means none."""
+    memory_request_bytes: int = 0
+    cpu_request_millis: int = 0
+    require_unmetered: bool = False
+    """Fetch nothing of it over a metered link."""
+    windows: WindowsDesired | None = None
+    """None: nothing waits for a window."""
 
 
 class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
@@ -77,6 +134,12 @@ class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
     """Strictly increasing per device."""
     issued_at: datetime
     workloads: Annotated[list[WorkloadDesired], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
+    benchmarks: Annotated[list[WorkloadDesired], msgspec.Meta(max_length=MAX_BENCHMARKS)] = []
+    """What is to be measured once beside what runs, one after the other, and never serves anybody."""
+    link: LinkPolicy = LinkPolicy()
+    """The Device's `spec.link`."""
+    hold: UpdateHold | None = None
+    """The Device's `spec.hold`."""
 
 
 class Command(Struct, frozen=True, kw_only=True, tag="Command"):
@@ -108,8 +171,14 @@ class Reported(Struct, frozen=True, kw_only=True, tag="Reported"):
     facts: DeviceFacts | None = None
     """Sent with the first report of a connection and when they change; None means as before."""
     workloads: Annotated[list[WorkloadStatus], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
+    benchmarks: Annotated[list[BenchmarkStatus], msgspec.Meta(max_length=MAX_BENCHMARKS)] = []
+    holds: Annotated[list[HoldStatus], msgspec.Meta(max_length=MAX_HOLDS)] = []
+    """Update holds in force."""
     refused: ShortText = ""
     """Why the last desired state was not accepted; empty when it was."""
+    refused_manifest_version: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """The version of a desired state that was refused because a newer one, or the same one with other content, was
+    accepted before; 0 when that is not why, or nothing was refused."""
 
 
 class CommandResult(Struct, frozen=True, kw_only=True, tag="CommandResult"):
@@ -137,6 +206,40 @@ class Online(Struct, frozen=True, kw_only=True, tag="Online"):
     boot_id: ShortText = ""
 
 
+class WorkloadSample(Struct, frozen=True, kw_only=True):
+    """What one workload's server did since the sample before."""
+
+    name: ShortText
+    requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Inferences that were answered, errors included."""
+    errors: Annotated[int, msgspec.Meta(ge=0)] = 0
+    latency_p95_ms: float | None = None
+    """None when nothing was asked, or it was not measured."""
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """What a device used at one moment, or on average since the sample before."""
+
+    at: datetime
+    """By the device's own clock."""
+    cpu: Annotated[float, msgspec.Meta(ge=0)]
+    """Share of all cores that was busy, 0 to 1."""
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)]
+    """Not available to others, of the whole machine."""
+    workloads: Annotated[list[WorkloadSample], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
+
+
+class Telemetry(Struct, frozen=True, kw_only=True, tag="Telemetry"):
+    """Samples in order of time; those kept while there was no hub come in further messages of their own."""
+
+    v: int = msgspec.field(default_factory=_current_version)
+    uid: str
+    boot_id: ShortText
+    samples: Annotated[list[Sample], msgspec.Meta(max_length=MAX_SAMPLES)]
+    dropped: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Older samples that were lost to the bound of the spool, since the last message."""
+
+
 class Signature(Struct, frozen=True, kw_only=True):
     """One signature over an envelope."""
 
@@ -152,7 +255,7 @@ class Envelope(Struct, frozen=True, kw_only=True):
     signatures: Annotated[list[Signature], msgspec.Meta(min_length=1, max_length=8)]
 
 
-FromDevice = Reported | CommandResult | Online
+FromDevice = Reported | CommandResult | Online | Telemetry
 ToDevice = DesiredState | Command
 
 _T = TypeVar("_T")

@@ -1,9 +1,10 @@
 """Placement: which variant of a model version a device gets, and why; decided by measurement, not by label. Pure.
 
 A variant fits when the device can run it (engine, version, precision, architecture, runtime, memory that other
-workloads leave) and the deployment's constraints allow it. The fitting ones are ranked: by p95 latency, where
-everything within 10 % of the fastest counts as equally fast so that noise does not decide; then by peak memory, then by
-metric, then by name. The costs are those measured on the device's class where they are known, else the factory's.
+workloads leave), has not refused it, and the deployment's constraints allow it: by the costs measured on the device's
+class where they are known, else by the factory's. The fitting ones are ranked: by p95 latency, where everything within
+10 % of the fastest counts as equally fast so that noise does not decide; then by peak memory, then by metric, then by
+name. A ranking never mixes: the class's costs are used when all that fit were tried there, else the factory's for all.
 
 Lives here: the choice, its reasons, and the workload that follows from it. Must not live here: when a device gets it
 (`core.rollout`).
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeAlias
 
@@ -24,11 +25,13 @@ from skerry.api.kinds.model_deployment import ModelDeploymentSpec
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.kinds.variants import Variant
-from skerry.core.desired import Assignment, Candidate, DesiredRecord
+from skerry.core.desired import Assignment, Candidate, DesiredRecord, Refused
 from skerry.core.messages import MAX_WORKLOADS, ServingDesired, WorkloadDesired
 
 LATENCY_TOLERANCE = 0.10
 """Latencies up to this share above the fastest count as equally fast."""
+MEMORY_TOLERANCE = 0.10
+"""A peak within this share of the factory's counts as the factory's: noise must not evict what fits."""
 _MAX_WORD = 40  # characters of a word that a device says about itself
 _MAX_ITEMS = 16  # words or engines in one of its lists
 _MAX_KEPT = 32  # candidates kept with an assignment
@@ -43,6 +46,10 @@ class Cost:
     peak_memory_bytes: int
     measured_on: str
     """Name of the device class."""
+    devices: int = 0
+    """How many devices measured it; 0: not said."""
+    failure: str = ""
+    """Why those that tried could not measure it; the numbers mean nothing then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,10 +69,18 @@ class Machine:
     memory_bytes: int = 0
     engines: tuple[Engine, ...] = ()
     runtimes: tuple[str, ...] = ()
+    cores: int = 0
+    """0: not known."""
     taken_bytes: int = 0
-    """Memory that other deployments' workloads need on it."""
+    """Memory that other deployments' workloads need on it, or asked for where that is more."""
+    taken_millis: int = 0
+    """CPU that other deployments' workloads asked for, in thousandths of a core."""
     workloads: int = 0
     """Other deployments' workloads on it."""
+    replaced_version: str = ""
+    """The model version of this deployment that is on it already."""
+    replaced_bytes: int = 0
+    """What that needs: in shadow mode both run for a while."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +90,8 @@ class Placement:
     variant: Variant | None
     reason: str
     """Why this one, or why none: one sentence."""
+    memory_bytes: int = 0
+    """What the chosen one is counted with on the device."""
     candidates: tuple[Candidate, ...] = ()
     """All variants, best first, then those that do not fit by name."""
 
@@ -84,15 +101,26 @@ def machine_of(facts: DeviceFacts | DeviceStatus, record: DesiredRecord | None =
 
     What a device says of itself is bounded here, for it comes back in sentences.
     """
-    others = [] if record is None else [a.workload for a in record.assignments if a.workload.name != deployment]
+    held = [] if record is None else [a for a in record.assignments if a.workload.name != deployment]
+    others = [assignment.workload for assignment in held]
+    own = None if record is None else record.find(deployment)
     return Machine(
         arch=facts.hardware.arch[:_MAX_WORD],
         memory_bytes=facts.hardware.memory_bytes,
         engines=tuple(_engine_of(engine) for engine in facts.engines[:_MAX_ITEMS]),
         runtimes=_words(facts.runtimes),
-        taken_bytes=sum(max(workload.needs.memory_bytes, 0) for workload in others),
+        cores=facts.hardware.cores,
+        taken_bytes=sum(_memory_of(assignment) for assignment in held),
+        taken_millis=sum(workload.cpu_request_millis for workload in others),
         workloads=len(others),
+        replaced_version="" if own is None else own.workload.model_version,
+        replaced_bytes=0 if own is None else _memory_of(own),
     )
+
+
+def _memory_of(held: Assignment) -> int:
+    workload = held.workload
+    return max(held.memory_bytes or workload.needs.memory_bytes, workload.memory_request_bytes, 0)
 
 
 def place(
@@ -100,36 +128,51 @@ def place(
     variants: Iterable[Variant],
     template: ModelDeploymentSpec,
     measured: Mapping[str, Cost] | None = None,
+    *,
+    refused: Mapping[str, str] | None = None,
+    note: str = "",
 ) -> Placement:
     """Choose a variant for a machine within a deployment's limits.
 
-    `measured` maps variant names to their costs on the machine's class. The order of `variants` does not matter.
+    `measured` maps variant names to their costs on the machine's class, `refused` to why the device would not take
+    them. `note` is added to the reason when the factory's numbers decided. The order of `variants` does not matter.
     Raises InvalidError when a quantity or duration of the template cannot be read.
     """
     if not machine.arch and not machine.memory_bytes:
         return Placement(variant=None, reason="the device has not reported its hardware yet")
     if machine.workloads >= MAX_WORKLOADS:
         return Placement(variant=None, reason=f"the device already has {machine.workloads} workloads")
-    limits = _limits_of(template)
-    offers = [_Offer(machine=machine, variant=v, limits=limits, cost=(measured or {}).get(v.name)) for v in variants]
+    offers = _offers(machine, variants, template, measured or {}, refused or {})
     if not offers:
         return Placement(variant=None, reason="the model version has no variants")
-    refused = sorted((o.variant.name, o, reason) for o in offers if (reason := _refusal(o)))
-    names = {name for name, _, _ in refused}
-    ranked = _rank([o for o in offers if o.variant.name not in names])
-    misfits = [_candidate(offer, taken=False, reason=reason) for _, offer, reason in refused]
+    unfit = sorted((o.variant.name, o, reason) for o in offers if (reason := _refusal(o)))
+    names = {name for name, _, _ in unfit}
+    ranked = _rank_alike([o for o in offers if o.variant.name not in names])
+    misfits = [_candidate(offer, taken=False, reason=reason) for _, offer, reason in unfit]
     if not ranked:
         return Placement(variant=None, reason=_why_none(misfits), candidates=tuple(misfits))
     best = ranked[0]
-    taken = _candidate(best, taken=True, reason=_why_taken(best, len(ranked), len(offers)))
+    reason = _why_taken(best, len(ranked), len(offers)) + (f"; {note}" if note and best.cost is None else "")
+    taken = _candidate(best, taken=True, reason=reason)
     rest = [_candidate(offer, taken=False, reason=_why_behind(offer, best)) for offer in ranked[1:]]
-    return Placement(variant=best.variant, reason=taken.reason, candidates=(taken, *rest, *misfits))
+    everything = (taken, *rest, *misfits)
+    return Placement(variant=best.variant, reason=reason, memory_bytes=best.needed, candidates=everything)
+
+
+def runnable(machine: Machine, variants: Iterable[Variant], template: ModelDeploymentSpec) -> list[Variant]:
+    """Return the variants that a machine can run as far as facts go, by name: what is worth measuring on it.
+
+    Constraints on latency and memory are left out: measuring may show that they hold, or not.
+    """
+    offers = _offers(machine, variants, template, {}, {})
+    fit = [offer.variant for offer in offers if not any(check(offer) for check in _FACTS)]
+    return sorted(fit, key=lambda variant: variant.name)
 
 
 def build_workload(rollout: Rollout, model: ModelVersion, variant: Variant) -> WorkloadDesired:
     """Return what a device is told: everything it needs to install that variant for that rollout."""
     template = rollout.spec.template
-    limit = template.resources.limits.memory
+    limits, requests = template.resources.limits, template.resources.requests
     return WorkloadDesired(
         name=rollout.spec.deployment,
         rollout=rollout.metadata.name,
@@ -145,12 +188,29 @@ def build_workload(rollout: Rollout, model: ModelVersion, variant: Variant) -> W
         blob=variant.blob,
         golden=model.spec.golden.blob,
         serving=ServingDesired(port=template.serving.port, threads=template.serving.threads),
-        memory_limit_bytes=quantity.to_bytes(limit) if limit else 0,
+        memory_limit_bytes=quantity.to_bytes(limits.memory) if limits.memory else 0,
+        cpu_limit_millis=quantity.to_millis(limits.cpu) if limits.cpu else 0,
+        memory_request_bytes=quantity.to_bytes(requests.memory) if requests.memory else 0,
+        cpu_request_millis=quantity.to_millis(requests.cpu) if requests.cpu else 0,
+        require_unmetered=template.link.require_unmetered,
     )
 
 
+def serving_of(template: ModelDeploymentSpec) -> tuple[int, int]:
+    """Return what of a template bears on speed: the engine's threads, and the CPU limit in millicores (0: none)."""
+    cpu = template.resources.limits.cpu
+    return template.serving.threads, quantity.to_millis(cpu) if cpu else 0
+
+
 def build_assignment(
-    rollout: Rollout, model: ModelVersion, placement: Placement, *, wave: int, now: datetime, returned_from: str = ""
+    rollout: Rollout,
+    model: ModelVersion,
+    placement: Placement,
+    *,
+    wave: int,
+    now: datetime,
+    returned_from: str = "",
+    refusals: Sequence[Refused] = (),
 ) -> Assignment:
     """Return the assignment for a placement that found a variant. Raises ValueError for one that did not."""
     if placement.variant is None:
@@ -161,6 +221,8 @@ def build_assignment(
         wave=wave,
         reason=placement.reason,
         candidates=list(placement.candidates[:_MAX_KEPT]),
+        memory_bytes=placement.memory_bytes,
+        refusals=list(refusals),
         assigned_at=now,
         returned_from=returned_from,
     )
@@ -172,6 +234,8 @@ class _Limits:
     latency_ms: float
     max_memory_bytes: int | None
     limit_bytes: int | None
+    request_bytes: int
+    request_millis: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +246,11 @@ class _Offer:
     variant: Variant
     limits: _Limits
     cost: Cost | None
+    """Measured on the machine's class; None when it was not."""
+    failure: str = ""
+    """Why it could not be measured there, though it was tried."""
+    refused: str = ""
+    """Why the device would not take it."""
 
     @property
     def latency(self) -> float:
@@ -194,17 +263,49 @@ class _Offer:
         return self.cost.peak_memory_bytes if self.cost else self.variant.needs.memory_bytes
 
     @property
+    def needed(self) -> int:
+        """Bytes it must find: its peak, but the factory's when the class's is that within the tolerance."""
+        factory = self.variant.needs.memory_bytes
+        return factory if abs(self.memory - factory) <= MEMORY_TOLERANCE * factory else self.memory
+
+    @property
     def measured_on(self) -> str:
         return self.cost.measured_on if self.cost else "factory"
 
 
+def _offers(
+    machine: Machine,
+    variants: Iterable[Variant],
+    template: ModelDeploymentSpec,
+    measured: Mapping[str, Cost],
+    refused: Mapping[str, str],
+) -> list[_Offer]:
+    limits, offers = _limits_of(template), []
+    for variant in variants:
+        cost = measured.get(variant.name)
+        failure = cost.failure if cost is not None else ""
+        offers.append(
+            _Offer(
+                machine=machine,
+                variant=variant,
+                limits=limits,
+                cost=None if failure else cost,
+                failure=failure,
+                refused=refused.get(variant.name, ""),
+            )
+        )
+    return offers
+
+
 def _limits_of(template: ModelDeploymentSpec) -> _Limits:
-    wanted, limit = template.constraints, template.resources.limits.memory
+    wanted, limit, asked = template.constraints, template.resources.limits.memory, template.resources.requests
     return _Limits(
         template=template,
         latency_ms=duration.to_seconds(wanted.max_latency) * 1000 if wanted.max_latency else math.inf,
         max_memory_bytes=quantity.to_bytes(wanted.max_memory) if wanted.max_memory else None,
         limit_bytes=quantity.to_bytes(limit) if limit else None,
+        request_bytes=quantity.to_bytes(asked.memory) if asked.memory else 0,
+        request_millis=quantity.to_millis(asked.cpu) if asked.cpu else 0,
     )
 
 
@@ -256,20 +357,50 @@ def _engine(offer: _Offer) -> str:
     return reason
 
 
-def _memory(offer: _Offer) -> str:
-    machine, limits, name = offer.machine, offer.limits, offer.variant.name
-    needs = f"{name} needs {quantity.human_bytes(offer.memory)}"
-    free = machine.memory_bytes - machine.taken_bytes
-    if limits.max_memory_bytes is not None and offer.memory > limits.max_memory_bytes:
+def _refused(offer: _Offer) -> str:
+    return offer.refused
+
+
+def _allowed_memory(offer: _Offer) -> str:
+    limits = offer.limits
+    needs = f"{offer.variant.name} needs {quantity.human_bytes(offer.needed)}"
+    if limits.max_memory_bytes is not None and offer.needed > limits.max_memory_bytes:
         return f"{needs}, the deployment allows {quantity.human_bytes(limits.max_memory_bytes)}"
-    if limits.limit_bytes is not None and offer.memory > limits.limit_bytes:
+    if limits.limit_bytes is not None and offer.needed > limits.limit_bytes:
         return f"{needs}, its memory limit is {quantity.human_bytes(limits.limit_bytes)}"
-    if offer.memory <= free:
+    return ""
+
+
+def _memory(offer: _Offer) -> str:
+    machine, limits = offer.machine, offer.limits
+    beside = _beside(offer)
+    free = machine.memory_bytes - machine.taken_bytes - beside
+    if max(offer.needed, limits.request_bytes) <= free:
         return ""
+    needs = f"{offer.variant.name} needs {quantity.human_bytes(offer.needed)}"
+    if limits.request_bytes > offer.needed:
+        needs = f"the deployment requests {quantity.human_bytes(limits.request_bytes)} of memory"
     gives = f"the device gives workloads {quantity.human_bytes(machine.memory_bytes)}"
     if machine.taken_bytes:
         return f"{needs}, {gives} and {quantity.human_bytes(max(free, 0))} of that are left"
+    if beside:
+        return f"{needs} beside {machine.replaced_version}'s {quantity.human_bytes(beside)} in shadow mode, {gives}"
     return f"{needs}, {gives}"
+
+
+def _beside(offer: _Offer) -> int:
+    """Memory of the version that goes on serving while the new one runs in its shadow."""
+    template, machine = offer.limits.template, offer.machine
+    replaces = machine.replaced_version not in ("", template.model_version)
+    return machine.replaced_bytes if template.strategy.shadow is not None and replaces else 0
+
+
+def _cpu(offer: _Offer) -> str:
+    machine, asked = offer.machine, offer.limits.request_millis
+    if not asked or not machine.cores or machine.taken_millis + asked <= machine.cores * 1000:
+        return ""
+    left = max(machine.cores * 1000 - machine.taken_millis, 0)
+    return f"the deployment requests {asked} m of CPU, {left} m of the device's {machine.cores} cores are left"
 
 
 def _latency(offer: _Offer) -> str:
@@ -285,7 +416,19 @@ def _metric(offer: _Offer) -> str:
     return f"accuracy {offer.variant.metric:.4g} is below the limit {wanted:.4g}"
 
 
-_CHECKS: tuple[Callable[[_Offer], str], ...] = (_wanted, _architecture, _runtime, _engine, _memory, _latency, _metric)
+_FACTS: tuple[Callable[[_Offer], str], ...] = (_wanted, _architecture, _runtime, _engine, _memory, _cpu, _metric)
+_CHECKS: tuple[Callable[[_Offer], str], ...] = (
+    _wanted,
+    _architecture,
+    _runtime,
+    _engine,
+    _refused,
+    _allowed_memory,
+    _memory,
+    _cpu,
+    _latency,
+    _metric,
+)
 
 
 def _refusal(offer: _Offer) -> str:
@@ -295,6 +438,18 @@ def _refusal(offer: _Offer) -> str:
 # --- ranking and its sentences -------------------------------------------------------------------------------------
 
 _Key: TypeAlias = tuple[int, float, str]
+
+
+def _rank_alike(offers: Sequence[_Offer]) -> list[_Offer]:
+    """Rank by the class's costs if each was tried there, those that could not be measured behind; else the factory's.
+
+    Numbers of two machines cannot be compared: whatever was measured on the slower one would never be taken.
+    """
+    measured = [offer for offer in offers if offer.cost is not None]
+    failed = [offer for offer in offers if offer.cost is None and offer.failure]
+    if measured and len(measured) + len(failed) == len(offers):
+        return _rank(measured) + _rank(failed)
+    return _rank([replace(offer, cost=None, failure="") for offer in offers])
 
 
 def _rank(offers: Sequence[_Offer]) -> list[_Offer]:
@@ -327,6 +482,8 @@ def _candidate(offer: _Offer, *, taken: bool, reason: str) -> Candidate:
 
 def _why_taken(best: _Offer, fitting: int, offered: int) -> str:
     where = "in the factory" if best.cost is None else f"on class {best.measured_on}"
+    if best.cost is not None and best.cost.devices:
+        where += f" by {best.cost.devices} device{'' if best.cost.devices == 1 else 's'}"
     measured = f"p95 {_ms(best.latency)} and {quantity.human_bytes(best.memory)}, measured {where}"
     if fitting > 1:
         return f"{best.variant.name} is the best of {fitting} that fit: {measured}"
@@ -335,6 +492,8 @@ def _why_taken(best: _Offer, fitting: int, offered: int) -> str:
 
 def _why_behind(offer: _Offer, best: _Offer) -> str:
     other = best.variant.name
+    if offer.failure and not best.failure:
+        return f"fits, but could not be measured on the class: {offer.failure}"
     if offer.latency > best.latency * (1 + LATENCY_TOLERANCE):
         return f"fits, but its p95 {_ms(offer.latency)} is slower than {other}'s {_ms(best.latency)}"
     if offer.memory != best.memory:

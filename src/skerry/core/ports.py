@@ -138,7 +138,9 @@ class DeviceLink(Protocol):
 class DeviceConnection(Protocol):
     """One live connection; online is announced by the driver, with offline as its last will."""
 
-    async def send(self, message: messages.Reported | messages.CommandResult) -> None: ...  # UnavailableError
+    async def send(
+        self, message: messages.Reported | messages.CommandResult | messages.Telemetry
+    ) -> None: ...  # UnavailableError
     def incoming(
         self,
     ) -> AsyncIterator[tuple[Literal["desired", "command"], bytes]]: ...  # raw envelopes; ends by UnavailableError
@@ -172,6 +174,15 @@ class Launch:
     environment: Mapping[str, str]
     log: Path
     memory_limit_bytes: int = 0
+    cpu_limit_millis: int = 0
+    memory_request_bytes: int = 0
+    cpu_request_millis: int = 0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether any limit or request was set."""
+        amounts = (self.memory_limit_bytes, self.cpu_limit_millis, self.memory_request_bytes, self.cpu_request_millis)
+        return any(amount > 0 for amount in amounts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,8 @@
 
 A rollout that failed, and one that has rolled back, converge on the previous rollout: what a wave moved returns, what a
 superseded rollout left behind follows, late devices join. Where there is no previous rollout, or none of its variants
-fits, what failed is withdrawn: it does not keep running. What this rollout has not touched is not taken away. A
+fits, what failed is withdrawn: it does not keep running; also from a device on which the previous one no longer works
+and that fell back to what failed. What this rollout has not touched is not taken away. A
 cordoned device is brought back too, for returning is no new placement. Done when every device that is online says it is
 back, or one device timeout after the failure; the others are named.
 
@@ -18,14 +19,14 @@ import msgspec
 
 from skerry.api import duration
 from skerry.api.kinds.rollout import RolloutStatus
-from skerry.core import steps, waves
+from skerry.core import pace, steps, waves, windows
 from skerry.core.steps import Action, Return, Step, View, Withdraw
 from skerry.core.waves import Member
 
 
 def roll_back(view: View, now: datetime) -> Step:
     """Return every device, and be done when all that are online say they are back, or their time is over."""
-    follow = converge(view)
+    follow, _ = converge(view, now)
     deadline = deadline_of(view, view.rollout.status)
     moved = [member for member in view.members if _moved(member, view)]
     away = sorted(member.name for member in moved if not _is_back(member, view))
@@ -38,37 +39,79 @@ def roll_back(view: View, now: datetime) -> Step:
     where = f" on {steps.devices(len(moved) - len(away))}" if view.previous else ""
     rest = f"; not yet confirmed by {steps.names(away)}" if away else ""
     status = msgspec.structs.replace(
-        view.rollout.status, phase="RolledBack", finished_at=now, message=f"{_cause(view)}; {place}{where}{rest}"
+        view.rollout.status,
+        phase="RolledBack",
+        finished_at=now,
+        message=f"{view.rollout.status.message}; {place}{where}{rest}",
     )
     return Step(actions=steps.set_status(view, steps.with_condition(view, status, "False", "RolledBack", now)))
 
 
-def rest(view: View, now: datetime) -> Step:  # noqa: ARG001 - the table's shape
+def rest(view: View, now: datetime) -> Step:
     """Keep everybody on the previous rollout, late devices too."""
-    return Step(actions=converge(view))
+    actions, wake_at = converge(view, now)
+    return Step(actions=actions, wake_at=wake_at)
 
 
-def converge(view: View) -> tuple[Action, ...]:
-    """Bring everybody to the previous rollout; take what failed off where there is none, or where it does not fit."""
+def converge(view: View, now: datetime) -> tuple[tuple[Action, ...], datetime | None]:
+    """Bring everybody to the previous rollout; take what failed off where there is none, or where it does not fit.
+
+    The second value is when a window lets more devices join.
+    """
     actions: list[Action] = [*withdrawals(view)]
+    joining: list[Member] = []
     for member in view.members:
-        if not member.selected or (view.previous and member.rollout == view.previous and not _stranger(member, view)):
+        if not member.selected:
+            continue
+        if view.previous and member.rollout == view.previous and not _stranger(member, view):
+            actions += [Withdraw(uid=member.uid)] if _clings(member, view) else []
             continue
         moved = waves.belongs(member, view.rollout)
-        if view.previous and not member.previous_unfit and (moved or not member.cordoned):
+        if not moved and not member.cordoned and _is_idle(member, view):
+            joining.append(member)
+        elif view.previous and not member.previous_unfit and (moved or not member.cordoned):
             failed = view.rollout.metadata.name if moved else ""
             actions.append(Return(uid=member.uid, rollout=view.previous, returned_from=failed))
         elif moved:
             actions.append(Withdraw(uid=member.uid))
-    return tuple(actions)
+    joined, wake_at = join_previous(view, joining, now)
+    return (*actions, *joined), wake_at
 
 
-def join_previous(view: View, members: Iterable[Member]) -> list[Action]:
-    """Devices that run nothing and whose wave is still to come get the version that is proven."""
+def join_previous(view: View, members: Iterable[Member], now: datetime) -> tuple[tuple[Action, ...], datetime | None]:
+    """Devices that run nothing and whose wave is still to come get the version that is proven, in their window.
+
+    The second value is when a window lets more devices join.
+    """
     if not view.previous:
-        return []
-    idle = [m for m in members if (m.assignment is None or _stranger(m, view)) and not m.previous_unfit]
-    return [Return(uid=member.uid, rollout=view.previous, returned_from="") for member in idle]
+        return (), None
+    actions: list[Action] = []
+    later: list[datetime] = []
+    wanted = view.spec.strategy.windows
+    for member in members:
+        if not _is_idle(member, view) or member.previous_unfit or _still_runs(member, view.rollout.metadata.name):
+            continue
+        opens = pace.opens_at(wanted, member, now)
+        if opens is not None and opens <= now:
+            told = windows.desired_of(wanted, member.uid)
+            actions.append(Return(uid=member.uid, rollout=view.previous, returned_from="", windows=told))
+        elif opens is not None:
+            later.append(opens)
+    return tuple(actions), min(later, default=None)
+
+
+def _is_idle(member: Member, view: View) -> bool:
+    return member.assignment is None or _stranger(member, view)
+
+
+def _clings(member: Member, view: View) -> bool:
+    """The previous version does not work on the device (any more), and so it fell back to the one that failed."""
+    report, failed = member.current_report, view.rollout.metadata.name
+    return report is not None and report.phase == "Running" and _still_runs(member, failed)
+
+
+def _still_runs(member: Member, name: str) -> bool:
+    return member.report is not None and member.report.running is not None and member.report.running.rollout == name
 
 
 def withdrawals(view: View) -> list[Action]:
@@ -98,11 +141,5 @@ def _is_back(member: Member, view: View) -> bool:
 
 def deadline_of(view: View, status: RolloutStatus) -> datetime | None:
     """How long the returning devices are waited for: one device timeout from the failure on."""
-    failed_at = next((w.finished_at for w in status.waves if w.phase == "Failed"), None)
+    failed_at = status.failed_at or next((w.finished_at for w in status.waves if w.phase == "Failed"), None)
     return failed_at + duration.parse(view.spec.strategy.device_timeout) if failed_at else None
-
-
-def _cause(view: View) -> str:
-    """The sentence that says which wave failed at which gate, from the verdicts that were written then."""
-    wave = next((w for w in view.rollout.status.waves if w.phase == "Failed"), None)
-    return f"wave {wave.name} failed at gate {steps.verdicts(wave.gates)}" if wave else view.rollout.status.message

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from skerry.api.errors import ForbiddenError, SkerryError
-from skerry.api.kinds.device import DeviceFacts, WorkloadStatus
+from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, HoldStatus, WorkloadStatus
 from skerry.core import messages, trust
 
 MAX_REMEMBERED_COMMANDS = 1024
@@ -54,11 +54,14 @@ class Session:
         self._keys = dict(keys)
         self._heartbeat = heartbeat_seconds
         self._refused = ""
+        self._refused_version = 0
         self._seq = 0
         self._connected = False
         self._facts_due = True
         self._facts = DeviceFacts()
         self._workloads: tuple[WorkloadStatus, ...] = ()
+        self._benchmarks: tuple[BenchmarkStatus, ...] = ()
+        self._holds: tuple[HoldStatus, ...] = ()
         self._dirty = True
         self._next_heartbeat = 0.0
         self._commands: OrderedDict[str, datetime] = OrderedDict()
@@ -72,20 +75,24 @@ class Session:
     def offer(self, raw: bytes) -> Offer | None:
         """Check an envelope with a desired state. None: it is the very one accepted before.
 
-        Raises InvalidError, UnsupportedError, IntegrityError, ForbiddenError; the sentence goes into the next report.
+        Raises InvalidError, UnsupportedError, IntegrityError, ForbiddenError; the sentence goes into the next report,
+        with the version where a newer one, or the same with other content, was accepted before.
         """
+        contested = 0
         try:
             desired = trust.open_envelope(raw, messages.DesiredState, uid=self.uid, keys=self._keys)
+            contested = desired.manifest_version
             rises = trust.check_rises(self.floor, desired)
             if not rises and self.accepted is not None and not _same(self.accepted, desired):
                 raise ForbiddenError(
                     f"version {desired.manifest_version} was accepted before with other content",
                     element="desired state",
-                    hint="if the hub was restored from a backup, its desired states must be reissued",
+                    hint="if the hub was restored from a backup, run `skerry device reconcile`",
                 )
+            contested = 0
             _check_names(desired)
         except SkerryError as error:
-            self.refuse(error)
+            self._set_refused(error.sentence[:MAX_REFUSED], contested)
             raise
         if not rises and self.accepted is not None:
             self._set_refused("")
@@ -97,12 +104,13 @@ class Session:
         if offer.desired.manifest_version < self.floor:
             raise ForbiddenError(f"version {offer.desired.manifest_version} was overtaken", element="desired state")
         self.accepted, self.floor = offer.desired, offer.desired.manifest_version
-        self._refused, self._dirty = "", True
+        self._refused, self._refused_version, self._dirty = "", 0, True
         return offer.desired
 
     def refuse(self, error: SkerryError) -> None:
         """Say in the next report why the last desired state was not accepted."""
-        self._set_refused(error.sentence[:MAX_REFUSED])
+        sentence = error.sentence[:MAX_REFUSED]
+        self._set_refused(sentence, self._refused_version if sentence == self._refused else 0)
 
     def receive_command(self, raw: bytes, now: datetime) -> messages.Command | None:
         """Check an envelope with a command. None: a command with this id was received before.
@@ -133,8 +141,21 @@ class Session:
         """The connection is gone; changes are kept until the next one."""
         self._connected = False
 
-    def update(self, *, workloads: Sequence[WorkloadStatus] | None = None, facts: DeviceFacts | None = None) -> None:
+    def update(
+        self,
+        *,
+        workloads: Sequence[WorkloadStatus] | None = None,
+        facts: DeviceFacts | None = None,
+        benchmarks: Sequence[BenchmarkStatus] | None = None,
+        holds: Sequence[HoldStatus] | None = None,
+    ) -> None:
         """Take note of what the device is and does now."""
+        if holds is not None and tuple(holds) != self._holds:
+            self._holds = tuple(holds[: messages.MAX_HOLDS])
+            self._dirty = True
+        if benchmarks is not None and tuple(benchmarks) != self._benchmarks:
+            self._benchmarks = tuple(benchmarks[: messages.MAX_BENCHMARKS])
+            self._dirty = True
         if workloads is not None and tuple(workloads) != self._workloads:
             self._workloads = tuple(workloads[: messages.MAX_WORKLOADS])
             self._dirty = True
@@ -162,16 +183,19 @@ class Session:
             observed_manifest_version=self.floor,
             facts=facts,
             workloads=list(self._workloads),
+            benchmarks=list(self._benchmarks),
+            holds=list(self._holds),
             refused=self._refused,
+            refused_manifest_version=self._refused_version,
         )
 
     def seconds_to_heartbeat(self, monotonic: float) -> float:
         """Return how long nothing need be sent if nothing changes."""
         return max(0.0, self._next_heartbeat - monotonic)
 
-    def _set_refused(self, sentence: str) -> None:
-        if sentence != self._refused:
-            self._refused, self._dirty = sentence, True
+    def _set_refused(self, sentence: str, version: int = 0) -> None:
+        if (sentence, version) != (self._refused, self._refused_version):
+            self._refused, self._refused_version, self._dirty = sentence, version, True
 
     def _forget_commands(self, now: datetime) -> None:
         for known in [known for known, expiry in self._commands.items() if expiry < now]:

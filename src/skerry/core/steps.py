@@ -17,6 +17,7 @@ from skerry.api.kinds.model_deployment import ModelDeploymentSpec
 from skerry.api.kinds.rollout import GateResult, Rollout, RolloutStatus
 from skerry.api.meta import Condition, set_condition
 from skerry.core import gates
+from skerry.core.messages import WindowsDesired
 from skerry.core.waves import MAX_LISTED, Member
 
 Phase: TypeAlias = Literal[
@@ -62,6 +63,8 @@ class Assign:
 
     uid: str
     wave: int
+    windows: WindowsDesired | None = None
+    """When the device may fetch and switch over; the one thing that is brought up to date on a device that waits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +75,8 @@ class Return:
     rollout: str
     returned_from: str
     """The rollout that failed; empty for a device that only joins the previous one."""
+    windows: WindowsDesired | None = None
+    """For a device that only joins; the way back waits for no window."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +130,17 @@ def set_status(view: View, status: RolloutStatus) -> tuple[Action, ...]:
 
 def verdicts(results: Sequence[GateResult]) -> str:
     """Return the gates that failed, each with its sentence."""
-    return "; ".join(f"{result.gate}: {result.message}" for result in gates.failed(results))
+    return sentences(gates.failed(results))
+
+
+def sentences(results: Sequence[GateResult]) -> str:
+    """Return the gates, each with its sentence."""
+    return "; ".join(f"{result.gate}: {result.message}" for result in results)
+
+
+def earliest(*times: datetime | None) -> datetime | None:
+    """Return the first of the times there are."""
+    return min((time for time in times if time is not None), default=None)
 
 
 def devices(count: int) -> str:

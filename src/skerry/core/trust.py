@@ -92,7 +92,7 @@ def check_rises(accepted: messages.DesiredState | int, offered: messages.Desired
         raise ForbiddenError(
             f"version {offered.manifest_version} is older than {version}, which was accepted before",
             element="desired state",
-            hint="if the hub was restored from a backup, its desired states must be reissued",
+            hint="if the hub was restored from a backup, run `skerry device reconcile`",
         )
     return offered.manifest_version > version
 

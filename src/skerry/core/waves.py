@@ -6,18 +6,22 @@ here: verdicts (`core.gates`) or what follows from them (`core.rollout`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 
 import msgspec
 
+from skerry.api import selector
 from skerry.api.kinds.device import Device, WorkloadStatus
 from skerry.api.kinds.model_deployment import Wave
 from skerry.api.kinds.rollout import Rollout, WaveDevice, WaveStatus
+from skerry.api.meta import find_condition
+from skerry.core import windows
 from skerry.core.desired import Assignment, DesiredRecord
-from skerry.core.gates import Sample, State
+from skerry.core.readings import Sample, State
 
 MAX_LISTED = 50
 """Devices listed of one wave; the counts are complete."""
@@ -25,6 +29,7 @@ MAX_LISTED_IN_ALL = 500
 """Devices listed of all waves, so that a status with many waves still fits into the store."""
 _MAX_TEXT = 300
 _FALLEN = ("RollingBack", "Failed")
+_TRIED = ("Probing", "Shadowing")
 _ORDER: dict[State, int] = {"Failed": 0, "Waiting": 1, "Running": 2}
 
 
@@ -38,6 +43,7 @@ class Member:
     """It matches the deployment's selector."""
     online: bool = True
     cordoned: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
     unfit: str = ""
     """Why no variant of this rollout fits it; empty when one does."""
     previous_unfit: str = ""
@@ -89,12 +95,19 @@ def member_of(
         selected=selected,
         online=device.status.phase == "Online",
         cordoned=device.spec.cordoned,
+        labels=device.metadata.labels,
         unfit=unfit,
         previous_unfit=previous_unfit,
         assignment=record.find(deployment) if record else None,
-        observed=device.status.observed_manifest_version,
+        observed=0 if _awaits_reconciliation(device) else device.status.observed_manifest_version,
         report=next((w for w in device.status.workloads if w.name == deployment), None),
     )
+
+
+def _awaits_reconciliation(device: Device) -> bool:
+    """It speaks of desired states that this hub does not know, be their names the same."""
+    found = find_condition(device.status.conditions, "AwaitingReconciliation")
+    return found is not None and found.status == "True"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +123,8 @@ class Standing:
     """When it counts as failed if nothing changes; for those that wait."""
     proven: bool = False
     """Its wave has passed."""
+    silent: bool = False
+    """Its time is over, and it said nothing of this rollout or is offline."""
 
     @property
     def sample(self) -> Sample:
@@ -119,7 +134,11 @@ class Standing:
             device=self.member.name,
             state=self.state,
             measurement=report.measurement if report else None,
+            observation=report.observation if report else None,
+            shadow=report.shadow if report else None,
+            asked=self.member.assignment.workload if self.member.assignment else None,
             why=self.message,
+            silent=self.silent,
             excused=self.proven,
         )
 
@@ -143,17 +162,18 @@ def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, meas
     """Say how a device that is on the rollout stands while wave `index` is under way.
 
     Failed: it says so (RollingBack, Failed, or Running another rollout), or its time is over. Running: it serves this
-    rollout and, if gates need it (`measured`), has measured it; or it did both before and is restarting.
+    rollout and, if gates need it (`measured`), has measured it; or it did both before and is restarting. A policy that
+    holds it up stops its clock.
     """
     assignment = member.assignment
     if assignment is None:
         raise ValueError(f"{member.name} is on no rollout")
     report = member.current_report
-    proven, deadline = assignment.wave < index, assignment.assigned_at + timeout
+    proven = assignment.wave < index
     phase = report.phase if report else "Pending"
     said = report.message[:_MAX_TEXT] if report else ""
 
-    def standing(state: State, message: str = "", until: datetime | None = None) -> Standing:
+    def standing(state: State, message: str = "", until: datetime | None = None, *, silent: bool = False) -> Standing:
         return Standing(
             member=member,
             wave=assignment.wave,
@@ -162,6 +182,7 @@ def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, meas
             message=message,
             deadline=until,
             proven=proven,
+            silent=silent,
         )
 
     if report is not None and report.phase in _FALLEN:
@@ -171,8 +192,11 @@ def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, meas
         return standing("Failed", f"it fell back to {back_on}" + (f": {said}" if said else ""))
     if proven or _has_run(member, measured=measured):
         return standing("Running", said)
+    if report is not None and (report.waiting_for or _stays_in_shadow(report, assignment)):
+        return standing("Waiting", said or f"it waits for {report.waiting_for or 'requests'}")
+    deadline = _deadline(assignment, report, timeout, now)
     if now >= deadline:
-        return standing("Failed", _late(member, report, timeout))
+        return standing("Failed", _late(member, report, timeout), silent=report is None or not member.online)
     return standing("Waiting", said or ("" if member.online else "offline"), deadline)
 
 
@@ -185,7 +209,29 @@ def target_of(wave: Wave, base: int) -> int:
 
 def plan_of(waves: Sequence[Wave]) -> list[Wave]:
     """Return the waves to go through: those asked for and, if they end below 100 percent, one for all the rest."""
-    return [*waves] if waves and waves[-1].percent == 100 else [*waves, Wave(name="rest", percent=100)]
+    whole = bool(waves) and waves[-1].percent == 100 and waves[-1].selector is None
+    return [*waves] if whole else [*waves, Wave(name="rest", percent=100)]
+
+
+def matching(wave: Wave, members: Sequence[Member]) -> Sequence[Member]:
+    """Return those that the wave's selector matches; all without one. Raises InvalidError."""
+    if wave.selector is None:
+        return members
+    wanted = selector.requirements(wave.selector)
+    return [member for member in members if selector.matches(wanted, member.labels)]
+
+
+def reach_of(wave: Wave, on: Sequence[Member], free: Sequence[Member], reached: int) -> int:
+    """Return how many devices are on the rollout when this wave is done, after waves that went as far as `reached`.
+
+    A wave with a selector adds to those before it what it lacks of the devices that match.
+    """
+    base = len(on) + len(free)
+    if wave.selector is None:
+        return max(reached, target_of(wave, base))
+    there, others = matching(wave, on), matching(wave, free)
+    lacking = max(target_of(wave, len(there) + len(others)) - len(there), 0)
+    return max(reached, min(max(reached, len(on)) + lacking, base))
 
 
 def name_of(wave: Wave, index: int) -> str:
@@ -240,6 +286,30 @@ def _fell_back(report: WorkloadStatus) -> bool:
     return report.phase == "Running" and report.running is not None and report.running.rollout != report.rollout
 
 
+def _deadline(assignment: Assignment, report: WorkloadStatus | None, timeout: timedelta, now: datetime) -> datetime:
+    """Time outside of the windows does not count, nor what it says it had to wait; the two overlap."""
+    start, told = assignment.assigned_at, assignment.workload.windows
+    shadow = assignment.workload.shadow
+    timeout += timedelta(seconds=0 if shadow is None else shadow.seconds)
+    waited = start + timeout + _waited(report, assignment, now)
+    if told is None:
+        return waited
+    return max(windows.deadline(told.switch_over or told.download, start, timeout), waited)
+
+
+def _stays_in_shadow(report: WorkloadStatus, assignment: Assignment) -> bool:
+    """It was told to wait for requests without end."""
+    shadow = assignment.workload.shadow
+    return report.phase == "Shadowing" and shadow is not None and shadow.missing == "wait"
+
+
+def _waited(report: WorkloadStatus | None, assignment: Assignment, now: datetime) -> timedelta:
+    """Time in which a policy held the device up: never more than has passed, whatever it says."""
+    said = report.waited_seconds if report is not None else 0.0
+    passed = max((now - assignment.assigned_at).total_seconds(), 0.0)
+    return timedelta(seconds=min(said, passed) if math.isfinite(said) and said > 0 else 0.0)
+
+
 def _has_run(member: Member, *, measured: bool) -> bool:
     """It serves and is measured; or it was and is restarting, with nothing else serving in its place."""
     report = member.current_report
@@ -248,7 +318,8 @@ def _has_run(member: Member, *, measured: bool) -> bool:
     if member.serves_assigned:
         return report.measurement is not None or not measured
     elsewhere = report.running is not None and report.running.rollout != report.rollout
-    return report.served and report.measurement is not None and not elsewhere
+    tried = report.phase in _TRIED
+    return report.served and report.measurement is not None and not elsewhere and not tried
 
 
 def _late(member: Member, report: WorkloadStatus | None, timeout: timedelta) -> str:

@@ -6,10 +6,10 @@ Rules:
    full disk it may go on where `must_be_durable` is false). Every action may be carried out twice, so a power cut
    between any two instructions is healed by stepping `Resumed`.
 2. Each phase has one piece of work in hand (`RESUME`), whose outcome is the next event.
-3. Two slots live side by side. `current` serves; `candidate` is being installed, on a port of its own. Only a candidate
-   that has answered its golden samples becomes current, in one journal write; what it replaces stays on the disk as
-   `previous` until the next success. Nothing is stopped before that. A candidate that asks for a fixed port is started
-   on it, unless the current server holds it: then it moves there when it has become current.
+3. Two slots live side by side. `current` serves; `candidate` is being installed, on a private port. Only a candidate
+   that has answered its golden samples is let to the workload's endpoint (`Switch`), beside the current one; once it
+   accepts there it becomes current, in one journal write. What it replaces stays on the disk as `previous` until the
+   next success. Nothing is stopped before that.
 4. Whatever a state does not name is stopped and erased (`Tidy`).
 5. A network that is away is waited for without end; damaged or missing content is final; a candidate's server gets
    `MAX_STARTS` starts. As current it is started again for ever, ever slower; after `MAX_CRASHES` in a row the
@@ -17,6 +17,8 @@ Rules:
 6. What serves and turns out damaged gives way to the previous version, if there is one, and is fetched again.
 7. Accuracy is measured here and judged by the hub. A server that does not answer as its signature says is a failure.
 8. An event about a slot that is no longer named is void.
+9. A policy (a hold, a window, the link) may keep the work in hand waiting. That is told (`Waits`), fails nothing,
+   counts as no attempt, and changes no phase.
 
 Lives here: the tables and the rules. States, events and actions are in `core.journal`. Must not live here: time,
 randomness (the caller draws the jitter), I/O.
@@ -25,13 +27,15 @@ randomness (the caller draws the jitter), I/O.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from skerry.api.kinds.device import RunningRevision, WorkloadPhase, WorkloadStatus
+from skerry.api.kinds.device import RunningRevision, ShadowReport, WorkloadPhase, WorkloadStatus
+from skerry.core import trial
 from skerry.core.journal import (
     Action,
+    Endpoint,
     Event,
     Exited,
     Faulted,
@@ -41,16 +45,21 @@ from skerry.core.journal import (
     Laid,
     Launched,
     Moment,
+    Observed,
     Probe,
     Probed,
     Ready,
     Resumed,
     Serve,
+    Shadowed,
     Slot,
     State,
+    Switch,
+    Switched,
     Tidied,
     Tidy,
     Unwanted,
+    Waits,
     Wanted,
 )
 from skerry.core.messages import WorkloadDesired
@@ -67,7 +76,7 @@ MAX_MESSAGE = 2000
 
 Outcome = tuple[State | None, list[Action]]
 
-_LAUNCHED: tuple[WorkloadPhase, ...] = ("Installed", "Starting", "Probing")
+_LAUNCHED: tuple[WorkloadPhase, ...] = ("Installed", "Starting", "Probing", "Shadowing")
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
@@ -81,6 +90,11 @@ WISHES: Mapping[type[Any], str] = {
 """Events about the workload as a whole, in any phase."""
 
 INSTALLING: Mapping[tuple[WorkloadPhase, type[Any]], str] = {
+    ("Fetching", Waits): "waits",
+    ("Installed", Waits): "waits",
+    ("Starting", Waits): "waits",
+    ("Probing", Waits): "waits",
+    ("Shadowing", Waits): "waits",
     ("Fetching", Fetched): "verified",
     ("Fetching", Faulted): "fetch_failed",
     ("Verified", Laid): "installed",
@@ -91,9 +105,14 @@ INSTALLING: Mapping[tuple[WorkloadPhase, type[Any]], str] = {
     ("Starting", Ready): "probing",
     ("Starting", Faulted): "start_failed",
     ("Starting", Exited): "start_failed",
-    ("Probing", Probed): "promoted",
+    ("Probing", Probed): "probed",
+    ("Probing", Switched): "promoted",
     ("Probing", Faulted): "roll_back",
     ("Probing", Exited): "start_failed",
+    ("Shadowing", Shadowed): "shadowed",
+    ("Shadowing", Switched): "promoted",
+    ("Shadowing", Faulted): "roll_back",
+    ("Shadowing", Exited): "start_failed",
 }
 """Events about the candidate, by phase; all others are void."""
 
@@ -102,6 +121,7 @@ SERVING: Mapping[type[Any], str] = {
     Ready: "answers",
     Faulted: "went_down",
     Exited: "went_down",
+    Observed: "observed",
 }
 """Events about the current slot, in any phase."""
 
@@ -111,6 +131,7 @@ RESUME: Mapping[WorkloadPhase, type[Any]] = {
     "Installed": Serve,
     "Starting": Serve,
     "Probing": Serve,
+    "Shadowing": Serve,
 }
 """The candidate's work in hand in each phase, taken up again after a restart of the agent."""
 
@@ -122,7 +143,15 @@ def step(state: State, event: Event, now: Moment) -> Outcome:
     state changes nothing.
     """
     rule = _find_rule(state, event)
-    return (state, []) if rule is None else _RULES[rule](state, event, now)
+    if rule is None:
+        return state, []
+    after, actions = _RULES[rule](state, event, now)
+    if after is not None and after is not state and rule in _MOVES and after.waiting_for:
+        after = _go_on(after, now)
+    if after is None:
+        return None, actions
+    after, begun = trial.follow(state, event, after)
+    return after, [*actions, *begun]
 
 
 def report(state: State) -> WorkloadStatus:
@@ -136,7 +165,7 @@ def report(state: State) -> WorkloadStatus:
             revision=current.desired.revision,
             model_version=current.desired.model_version,
             variant=current.desired.variant,
-            port=current.port,
+            port=state.endpoint,
             since=current.since,
         )
     return WorkloadStatus(
@@ -146,7 +175,12 @@ def report(state: State) -> WorkloadStatus:
         variant="" if desired is None else desired.variant,
         phase=state.phase,
         message=(state.message or state.failure)[:MAX_MESSAGE],
+        refusal=state.refusal,
+        waiting_for=state.waiting_for,
+        waited_seconds=state.waited_seconds,
         measurement=None if slot is None else slot.measurement,
+        observation=state.observation,
+        shadow=state.shadow,
         running=running,
         served=slot is not None and slot.since is not None,
         restarts=state.restarts,
@@ -162,19 +196,21 @@ def sentence(phase: WorkloadPhase, fault: Faulted) -> str:
 
 
 def same_content(one: WorkloadDesired, other: WorkloadDesired) -> bool:
-    """Return whether two wishes differ at most in the rollout that carries them."""
-    return msgspec.structs.replace(one, rollout="", revision=0) == msgspec.structs.replace(
-        other, rollout="", revision=0
-    )
+    """Return whether two wishes differ at most in the rollout that carries them, and in how they come and are tried."""
+    how = {"rollout": "", "revision": 0, "require_unmetered": False, "windows": None}
+    return bool(_replace(trial.plain(one), **how) == _replace(trial.plain(other), **how))
 
 
 def must_be_durable(before: State, after: State) -> bool:
-    """Return whether this step may be acted on only once it is on the disk: it names a new slot, or another wish.
+    """Return whether this step may be acted on only once it is on the disk: it names or admits a slot, or another wish.
 
     All else is done again from the state before, so a full disk need not keep what is installed from being served.
     """
     roles = ((before.current, after.current), (before.candidate, after.candidate), (before.previous, after.previous))
-    named = any(new is not None and (old is None or old.serial != new.serial) for old, new in roles)
+    named = any(
+        new is not None and (old is None or (old.serial, old.admitted) != (new.serial, new.admitted))
+        for old, new in roles
+    )
     return named or before.desired != after.desired or (before.phase != after.phase and after.phase == "Removing")
 
 
@@ -206,12 +242,17 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
         desired=desired,
         message="",
         failure="",
+        refusal="",
         attempts=0,
         fetched_bytes=0,
+        waited_seconds=0.0,
         install_seconds=None,
         accepted_boot=now.boot,
         accepted_monotonic=now.monotonic,
     )
+    anew = state.desired is None or state.desired.rollout != desired.rollout
+    if anew:
+        fresh = _replace(fresh, observation=None, shadow=None)
     if removing:
         fresh = _replace(fresh, current=None, previous=None, up=False)
     if fresh.candidate is not None and same_content(fresh.candidate.desired, desired):
@@ -219,9 +260,12 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
             fresh, candidate=_replace(fresh.candidate, desired=desired), fetched_bytes=state.fetched_bytes
         ), []
     if fresh.current is not None and same_content(fresh.current.desired, desired):
+        # One that is down has not served for this wish yet.
+        slot = _replace(fresh.current, desired=desired, since=fresh.current.since if fresh.up else None)
         kept = _replace(
             fresh,
-            current=_replace(fresh.current, desired=desired, since=fresh.current.since if fresh.up else None),
+            current=trial.replacing_nothing(slot) if anew else slot,
+            shadow=trial.no_shadow(desired) if anew else fresh.shadow,
             candidate=None,
             phase="Running" if fresh.up else "Starting",
             install_seconds=0.0 if fresh.up else None,
@@ -250,8 +294,8 @@ def _tidied(state: State, event: Tidied, now: Moment) -> Outcome:  # noqa: ARG00
         return None, []
     if state.phase == "RollingBack" and state.current is None:
         return _replace(state, phase="Failed"), []
-    if state.phase == "RollingBack" and state.up:
-        return _replace(state, phase="Running"), []
+    if state.candidate is None and state.current is not None and state.up and state.phase != "Running":
+        return _replace(state, phase="Running", install_seconds=_installed_within(state, now)), []
     return state, []
 
 
@@ -260,10 +304,10 @@ def _resume(state: State, event: Resumed, now: Moment) -> Outcome:  # noqa: ARG0
     actions: list[Action] = [] if state.current is None else [_serve(state, state.current)]
     slot = state.candidate
     if slot is None:
-        if state.phase == "Running":
+        if state.current is not None and state.phase in ("Running", "Probing", "Shadowing"):
             state = _replace(state, phase="Starting")
         return state, [_tidy(state), *actions]
-    if state.phase in ("Starting", "Probing"):  # it may be what took the agent, or the machine, down
+    if state.phase in ("Starting", "Probing", "Shadowing"):  # it may be what took the agent, or the machine, down
         if state.interruptions + 1 >= MAX_INTERRUPTIONS:
             fault = Faulted(
                 serial=slot.serial,
@@ -281,6 +325,27 @@ def _resume(state: State, event: Resumed, now: Moment) -> Outcome:  # noqa: ARG0
 
 
 # --- rules: the candidate -----------------------------------------------------------------------------------------
+
+
+def _waits(state: State, event: Waits, now: Moment) -> Outcome:
+    message = event.message[:MAX_MESSAGE]
+    if (state.waiting_for, state.message) == (event.waiting_for, message):
+        return state, []
+    if not event.waiting_for:
+        return _replace(_go_on(state, now), message=message), []
+    if not state.waiting_for:
+        since = {"waiting_since": now.wall, "waiting_boot": now.boot, "waiting_monotonic": now.monotonic}
+        state = _replace(state, **since)
+    return _replace(state, waiting_for=event.waiting_for, message=message), []
+
+
+def _go_on(state: State, now: Moment) -> State:
+    """The wait is over; across a reboot only the wall clock can tell how long it was."""
+    passed = now.monotonic - state.waiting_monotonic
+    if now.boot != state.waiting_boot and state.waiting_since is not None:
+        passed = (now.wall - state.waiting_since).total_seconds()
+    waited = round(state.waited_seconds + max(passed, 0.0), 3) if state.waiting_for else state.waited_seconds
+    return cast(State, _replace(state, waiting_for="", waiting_since=None, waited_seconds=waited))
 
 
 def _verified(state: State, event: Fetched, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
@@ -331,26 +396,65 @@ def _start_failed(state: State, event: Faulted | Exited, now: Moment) -> Outcome
 
 
 def _probing(state: State, event: Ready, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
-    return _replace(state, phase="Probing", message=""), [Probe(slot=_candidate(state))]
+    return _replace(state, phase="Probing", message=""), [
+        Probe(slot=_candidate(state), beside=state.current if _candidate(state).desired.compare else None)
+    ]
 
 
-def _promoted(state: State, event: Probed, now: Moment) -> Outcome:
-    slot = _replace(_candidate(state), measurement=event.measurement, since=now.wall)
+def _probed(state: State, event: Probed, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
+    slot = _replace(_candidate(state), measurement=event.measurement)
+    state = _replace(state, candidate=slot)
+    if slot.desired.shadow is None or state.shadow is not None:
+        return _switching(state)
+    if state.current is None:
+        return _switching(_replace(state, shadow=trial.no_shadow(slot.desired)))
+    return _replace(state, phase="Shadowing", message=trial.message(slot, state.current)), []
+
+
+def _shadowed(state: State, event: Shadowed, now: Moment) -> Outcome:
+    slot = _candidate(state)
+    state = _replace(state, shadow=event.report, message="")
+    cause = "" if slot.desired.shadow is None else trial.refusal(slot.desired.shadow, event.report)
+    if not cause:
+        return _switching(state)
+    element = f"{slot.desired.model_version} {slot.desired.variant}"
+    fault = Faulted(serial=slot.serial, component="shadow mode", element=element, cause=cause)
+    return _roll_back(state, fault, now)
+
+
+def _switching(state: State) -> Outcome:
+    slot = _replace(_candidate(state), admitted=True)
+    return _replace(state, candidate=slot), [Switch(slot=slot, endpoint=_endpoint(state, slot))]
+
+
+def _promoted(state: State, event: Switched, now: Moment) -> Outcome:
+    slot = _replace(_candidate(state), since=now.wall)
     promoted = _replace(
-        state, current=slot, candidate=None, previous=state.current, attempts=0, crashes=0, restarts=0, message=""
+        state,
+        current=slot,
+        candidate=None,
+        previous=state.current,
+        endpoint=event.endpoint,
+        attempts=0,
+        crashes=0,
+        restarts=0,
+        message="",
+        up=True,
     )
-    fixed = slot.desired.serving.port
-    if fixed not in (0, slot.port):
-        # The old server held the port that was asked for. The new one has proved itself, so it moves there now.
-        moving = _replace(promoted, phase="Starting", up=False, current=_replace(slot, port=0, since=None))
-        return moving, [_tidy(moving), _serve(moving, _replace(slot, port=0))]
-    promoted = _replace(promoted, phase="Running", up=True, install_seconds=_since_accepted(state, now))
-    return promoted, [_tidy(promoted)]
+    return promoted, [_tidy(promoted)]  # it is Running once the one before it accepts nothing more
 
 
 def _roll_back(state: State, event: Faulted, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
     failure = sentence(state.phase, event)
-    rolled = _replace(state, phase="RollingBack", candidate=None, attempts=0, message="", failure=failure)
+    rolled = _replace(
+        state,
+        phase="RollingBack",
+        candidate=None,
+        attempts=0,
+        message="",
+        failure=failure,
+        refusal=event.refusal,
+    )
     return rolled, [_tidy(rolled)]
 
 
@@ -361,13 +465,21 @@ def _launched_again(state: State, event: Launched, now: Moment) -> Outcome:  # n
     return _replace(state, current=_replace(_current(state), port=event.port)), []
 
 
-def _answers(state: State, event: Ready, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
-    current = _current(state)
-    seconds = state.install_seconds
-    if seconds is None and current.desired == state.desired:
-        seconds = _since_accepted(state, now)
-    up = _replace(state, up=True, current=_replace(current, since=current.since or now.wall), install_seconds=seconds)
+def _answers(state: State, event: Ready, now: Moment) -> Outcome:
+    current, seconds = _current(state), _installed_within(state, now)
+    up = _replace(
+        state,
+        up=True,
+        endpoint=event.endpoint or state.endpoint,
+        current=_replace(current, since=current.since or now.wall),
+        install_seconds=seconds,
+    )
     return (up if state.candidate is not None else _replace(up, phase="Running", message="")), []
+
+
+def _observed(state: State, event: Observed, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
+    about = state.up and state.observation is not None and _current(state).desired == state.desired
+    return (_replace(state, observation=event.observation) if about else state), []
 
 
 def _went_down(state: State, event: Faulted | Exited, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
@@ -380,6 +492,10 @@ def _went_down(state: State, event: Faulted | Exited, now: Moment) -> Outcome:  
     again = _serve(down, current, delay_ceiling=_backoff(0.5, crashes, RESTART_CEILING_SECONDS))
     if fault.damaged and crashes < MAX_CRASHES and (state.previous is not None or state.candidate is None):
         return _give_way(down, current)
+    if state.phase == "Shadowing" and state.candidate and state.shadow is None and crashes >= MAX_CRASHES:
+        # What it is compared with does not work any more: better the one that has answered its golden samples.
+        down, switch = _switching(_replace(down, shadow=ShadowReport(beside=current.desired.model_version)))
+        return down, [again, *switch]
     if state.candidate is not None:
         return down, [again]
     if crashes >= MAX_CRASHES and state.previous is not None:
@@ -415,15 +531,14 @@ def _tidy(state: State) -> Tidy:
 
 
 def _serve(state: State, slot: Slot, *, delay_ceiling: float = 0.0) -> Serve:
-    """The port asked for, else the slot's own, else the one before the current: two ports take turns."""
-    fixed, current = slot.desired.serving.port, state.current
-    others = [slot.port, 0 if state.previous is None else state.previous.port]
-    ports = dict.fromkeys(port for port in (fixed, *others) if port)
-    # Only our own old server is waited for to leave the fixed port; who cannot have it otherwise replaces nothing.
-    ours = (
-        current is not None and current.serial != slot.serial and fixed in (current.port, current.desired.serving.port)
-    )
-    return Serve(slot=slot, ports=tuple(ports), strict=bool(fixed) and not ours, delay_ceiling=delay_ceiling)
+    is_current = state.current is not None and slot.serial == state.current.serial
+    return Serve(slot=slot, endpoint=_endpoint(state, slot) if is_current else None, delay_ceiling=delay_ceiling)
+
+
+def _endpoint(state: State, slot: Slot) -> Endpoint:
+    """The port that was asked for and no other, else the workload's own for as long as it is to be had."""
+    fixed = slot.desired.serving.port
+    return Endpoint(port=fixed or state.endpoint, strict=bool(fixed))
 
 
 def _as_fault(state: State, event: Faulted | Exited) -> Faulted:
@@ -439,7 +554,9 @@ def _as_fault(state: State, event: Faulted | Exited) -> Faulted:
     )
 
 
-def _since_accepted(state: State, now: Moment) -> float | None:
+def _installed_within(state: State, now: Moment) -> float | None:
+    if state.install_seconds is not None or _current(state).desired != state.desired:
+        return state.install_seconds
     return round(now.monotonic - state.accepted_monotonic, 3) if now.boot == state.accepted_boot else None
 
 
@@ -468,6 +585,7 @@ _RULES: Mapping[str, Callable[[State, Any, Moment], Outcome]] = {
     "remove": _remove,
     "resume": _resume,
     "tidied": _tidied,
+    "waits": _waits,
     "verified": _verified,
     "fetch_failed": _fetch_failed,
     "installed": _installed,
@@ -475,9 +593,15 @@ _RULES: Mapping[str, Callable[[State, Any, Moment], Outcome]] = {
     "starting": _starting,
     "start_failed": _start_failed,
     "probing": _probing,
+    "probed": _probed,
+    "shadowed": _shadowed,
+    "observed": _observed,
     "promoted": _promoted,
     "roll_back": _roll_back,
     "launched_again": _launched_again,
     "answers": _answers,
     "went_down": _went_down,
 }
+
+_MOVES = frozenset({"want", "remove", "resume", *INSTALLING.values()} - {"waits"})
+"""Rules after which the candidate no longer waits for what it waited for."""

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from skerry.core.ports import ArtifactStore, Clock
 from skerry.hub.objects import Objects
@@ -28,5 +29,5 @@ class HubContext:
     hub_url: str
     mqtt_host: str
     mqtt_port: int
-    claim_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Uses of join tokens are taken one after the other; the store's revisions make it right, this makes it quick."""
+    claim_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    """Uses of one token are taken one after the other; the store's revisions make it right, this makes it quick."""

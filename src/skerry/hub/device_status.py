@@ -17,6 +17,7 @@ from skerry.core.messages import Reported
 
 CONNECTED = "Connected"
 DESIRED_ACCEPTED = "DesiredAccepted"
+AWAITING_RECONCILIATION = "AwaitingReconciliation"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,17 @@ class News:
     why: str = ""
     """Why it is offline, in words for a condition."""
     last_seen: datetime | None = None
+    desired_version: int = 0
+    """The version that this hub desires of the device, as far as is known; 0 when it desires nothing."""
+
+
+def is_behind(report: Reported, desired_version: int) -> bool:
+    """Return whether the device has accepted what this hub does not know: only an operator can say who is right.
+
+    It accepted a higher version than the hub's, or refuses the very one that the hub desires. A refused version that
+    is lower than the hub's was a stale message, which means nothing.
+    """
+    return report.observed_manifest_version > desired_version or 0 < desired_version == report.refused_manifest_version
 
 
 def observe(status: DeviceStatus, news: News, *, now: datetime, resolution: timedelta) -> DeviceStatus:
@@ -37,7 +49,7 @@ def observe(status: DeviceStatus, news: News, *, now: datetime, resolution: time
     """
     changed = status
     if news.report is not None:
-        changed = _reported(changed, news.report, now)
+        changed = _reported(changed, news.report, news.desired_version, now)
     if news.online is not None:
         changed = _present(changed, news.online, news.why, now)
     seen = news.last_seen
@@ -47,19 +59,38 @@ def observe(status: DeviceStatus, news: News, *, now: datetime, resolution: time
     return msgspec.structs.replace(changed, last_seen=seen) if lags or changed != status else status
 
 
-def _reported(status: DeviceStatus, report: Reported, now: datetime) -> DeviceStatus:
+def _reported(status: DeviceStatus, report: Reported, desired_version: int, now: datetime) -> DeviceStatus:
     changed = msgspec.structs.replace(
         status,
         observed_manifest_version=report.observed_manifest_version,
         workloads=report.workloads,
+        benchmarks=report.benchmarks,
+        holds=report.holds,
         **(_facts(report.facts, report.boot_id) if report.facts is not None else {}),
     )
-    if report.refused:
+    changed = _reconciled(changed, report, desired_version, now)
+    if report.refused and not 0 < report.refused_manifest_version < desired_version:
         return _with_condition(changed, _condition(DESIRED_ACCEPTED, "False", "Refused", report.refused, now))
     if report.observed_manifest_version:
         message = f"version {report.observed_manifest_version} was accepted"
         return _with_condition(changed, _condition(DESIRED_ACCEPTED, "True", "Accepted", message, now))
     return changed
+
+
+def _reconciled(status: DeviceStatus, report: Reported, desired_version: int, now: datetime) -> DeviceStatus:
+    accepted = report.observed_manifest_version
+    if is_behind(report, desired_version):
+        message = (
+            f"the device has accepted version {accepted}, this hub desires version {desired_version}: it knows less "
+            "than the device, as after a restoration from a backup; run `skerry device reconcile`"
+        )
+        new = _condition(AWAITING_RECONCILIATION, "True", "HubIsBehind", message, now)
+    elif find_condition(status.conditions, AWAITING_RECONCILIATION) is not None:
+        message = f"the device has accepted version {accepted}, this hub desires version {desired_version}"
+        new = _condition(AWAITING_RECONCILIATION, "False", "Reconciled", message, now)
+    else:
+        return status
+    return _with_condition(status, new)
 
 
 def _facts(facts: DeviceFacts, boot_id: str) -> dict[str, Any]:
@@ -69,6 +100,7 @@ def _facts(facts: DeviceFacts, boot_id: str) -> dict[str, Any]:
         "engines": facts.engines,
         "runtimes": facts.runtimes,
         "network": facts.network,
+        "limits": facts.limits,
         "agent_version": facts.agent_version,
         "boot_id": facts.boot_id or boot_id,
     }

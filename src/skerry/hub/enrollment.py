@@ -109,7 +109,7 @@ async def _claim(context: HubContext, presented: join_tokens.Presented, record: 
 
     Returns the enrollment if it is recorded; else the uid the device gets, and the name if it exists already.
     """
-    async with context.claim_lock:
+    async with join_tokens.lock_of(context, presented.namespace, presented.name):
         for _ in range(_ATTEMPTS):
             token = await join_tokens.find(context, presented)
             existing = await context.objects.find(Enrollment, presented.namespace, record)

@@ -81,15 +81,17 @@ class Gateway:
         self._jitter = jitter
         self._devices: dict[str, tuple[str, str]] = {}
         self._waiting: dict[str, tuple[str, asyncio.Future[messages.CommandResult]]] = {}
+        self._telemetry: dict[str, messages.Sample] = {}
         self._connection: HubConnection | None = None
+        self._publisher = Publisher(objects, clock, known=self.known, sign=self._sign)
         self._observer = Observer(
             objects,
             clock,
             self._devices.get,
+            desired_version=self._publisher.version,
             last_seen_seconds=self._settings.last_seen_seconds,
             presence_seconds=self._settings.presence_seconds,
         )
-        self._publisher = Publisher(objects, clock, known=self.known, sign=self._sign)
 
     def known(self, uid: str) -> bool:
         """Return whether a Device with that uid exists."""
@@ -98,6 +100,10 @@ class Gateway:
     def online(self, uid: str) -> bool:
         """Return whether the device is connected now."""
         return self._connection is not None and self.known(uid) and self._observer.online(uid)
+
+    def telemetry(self, uid: str) -> messages.Sample | None:
+        """Return the newest sample of a device since this hub started; None when none came."""
+        return self._telemetry.get(uid)
 
     async def run(self) -> None:
         """Serve devices, forever: the store's and the broker's failures are logged and waited out."""
@@ -215,6 +221,7 @@ class Gateway:
     def _forget(self, uid: str) -> None:
         if self._devices.pop(uid, None) is None:
             return
+        self._telemetry.pop(uid, None)
         self._observer.forget(uid)
         self._publisher.forget(uid)
         self._fail_commands("was deleted", uid)
@@ -267,6 +274,9 @@ class Gateway:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     def _dispatch(self, uid: str, message: messages.FromDevice) -> None:
+        if isinstance(message, messages.Telemetry):
+            self._note_sample(uid, message)
+            return
         if not isinstance(message, messages.CommandResult):
             self._observer.take(uid, message)
             if isinstance(message, messages.Online) and not message.online:
@@ -277,6 +287,16 @@ class Gateway:
             answer.set_result(message)
         else:
             log.debug("gateway.unasked_result uid=%s id=%s", uid, message.id)
+
+    def _note_sample(self, uid: str, message: messages.Telemetry) -> None:
+        """Keep the newest: samples that waited on the device come late, and may come twice."""
+        known = self._telemetry.get(uid)
+        comparable = (sample for sample in message.samples if sample.at.tzinfo is not None)
+        newest = max(comparable, key=lambda sample: sample.at, default=None)
+        if newest is not None and self.known(uid) and (known is None or newest.at >= known.at):
+            self._telemetry[uid] = newest
+        if message.dropped:
+            log.info("gateway.samples_lost uid=%s count=%d", uid, message.dropped)
 
     def _fail_commands(self, why: str, uid: str = "") -> None:
         """End the waiting for answers that will not come: one device's, or all."""

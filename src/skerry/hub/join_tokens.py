@@ -7,6 +7,7 @@ secret (256 random bits, stored as a hash only) proves it, the last part lets th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import logging
@@ -90,6 +91,11 @@ def token_id(token: JoinToken) -> str:
     return meta.name if meta.namespace == "default" else f"{meta.namespace}/{meta.name}"
 
 
+def lock_of(context: HubContext, namespace: str, name: str) -> asyncio.Lock:
+    """Return what is held while a use of this token is taken or its claim forgotten."""
+    return context.claim_locks.setdefault(f"{namespace}/{name}", asyncio.Lock())
+
+
 async def forget_expired(context: HubContext) -> None:
     """Delete join tokens that expired a week ago or longer."""
     limit = context.clock.now() - KEPT_AFTER_EXPIRY
@@ -107,7 +113,7 @@ async def release(context: HubContext, token: JoinToken, record: str) -> None:
         return msgspec.structs.replace(current, status=msgspec.structs.replace(current.status, claims=claims))
 
     with contextlib.suppress(NotFoundError):  # deleted meanwhile: nothing to take back
-        async with context.claim_lock:
+        async with lock_of(context, token.metadata.namespace, token.metadata.name):
             await context.objects.update_status(JoinToken, token.metadata.namespace, token.metadata.name, change)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import msgspec
@@ -19,7 +19,7 @@ from skerry.api.errors import InvalidError, NotFoundError, SkerryError, TooLarge
 from skerry.api.kinds.device import Device
 from skerry.core.messages import Online, Reported
 from skerry.core.ports import Clock
-from skerry.hub.device_status import News, observe
+from skerry.hub.device_status import News, is_behind, observe
 from skerry.hub.objects import Objects
 from skerry.kit.workqueue import WorkQueue
 
@@ -71,12 +71,15 @@ class Observer:
         clock: Clock,
         locate: Locate,
         *,
+        desired_version: Callable[[str], int],
         last_seen_seconds: float,
         presence_seconds: float,
     ) -> None:
+        """`desired_version` is what the hub desires of a device, as far as it was heard of; it may lag."""
         self._objects = objects
         self._clock = clock
         self._locate = locate
+        self._desired_version = desired_version
         self._resolution = timedelta(seconds=last_seen_seconds)
         self._presence = timedelta(seconds=presence_seconds)
         self._heard: dict[str, _Heard] = {}
@@ -172,6 +175,8 @@ class Observer:
             return msgspec.structs.replace(device, status=status)
 
         try:
+            if news.report is not None:
+                news = replace(news, desired_version=await self._version_for(uid, news.report))
             device = await self._objects.update_status(Device, *place, change)
         except NotFoundError:
             return
@@ -188,6 +193,14 @@ class Observer:
         heard.written_seen = device.status.last_seen
         if heard.report is news.report:
             heard.report = None
+
+    async def _version_for(self, uid: str, report: Reported) -> int:
+        """Return what is desired of the device; looked up only where what was heard of it would be an alarm."""
+        heard = self._desired_version(uid)
+        if not is_behind(report, heard):
+            return heard
+        record = await self._objects.get_desired(uid)
+        return 0 if record is None else record.manifest_version
 
     def _now(self) -> datetime:
         return self._clock.now().replace(microsecond=0)

@@ -43,6 +43,7 @@ class Publisher:
         self._connection: HubConnection | None = None
         self._newest: dict[str, DesiredRecord] = {}
         self._published: dict[str, int] = {}
+        self._versions: dict[str, int] = {}
         self._deleted: set[str] = set()
         self._queue: WorkQueue[str] = WorkQueue()
 
@@ -62,6 +63,10 @@ class Publisher:
         """Publish nothing until the next connection, which gets everything."""
         self._connection = None
 
+    def version(self, uid: str) -> int:
+        """Return the newest version desired of a device that was heard of; 0 when none was."""
+        return self._versions.get(uid, 0)
+
     def refresh(self, uid: str) -> None:
         """A device became known: publish what is desired of it."""
         self._deleted.discard(uid)
@@ -71,6 +76,7 @@ class Publisher:
         """A device was deleted: clear what the broker keeps for it."""
         self._newest.pop(uid, None)
         self._published.pop(uid, None)
+        self._versions.pop(uid, None)
         self._deleted.add(uid)
         self._queue.add(uid)
 
@@ -117,6 +123,8 @@ class Publisher:
         if not self._known(uid):
             return  # its Device comes with the other watch, and `refresh`
         record = self._newest.pop(uid, None) or await self._objects.get_desired(uid)
+        if record is not None:
+            self._versions[uid] = max(record.manifest_version, self._versions.get(uid, 0))
         if record is None or not record.manifest_version or record.manifest_version <= self._published.get(uid, 0):
             return
         envelope = self._sign(render(record, issued_at=self._clock.now()))
@@ -145,4 +153,5 @@ class Publisher:
         except msgspec.DecodeError as error:
             log.error("gateway.record_unreadable key=%s cause=%s", change.record.key, error)
             return
+        self._versions[uid] = self._newest[uid].manifest_version
         self._queue.add(uid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from skerry.api.errors import StorageFullError
@@ -34,6 +35,23 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def remove_drafts(directory: Path) -> int:
+    """Remove what writers that were killed left behind in a directory and below; return how many there were.
+
+    For whoever owns the directory, before it writes there: drafts of processes that still run stay.
+    """
+    removed = 0
+    for path in directory.rglob(".*.tmp"):
+        owner = path.name.removesuffix(".tmp").rpartition(".")[2]
+        if owner.isdigit() and (int(owner) == os.getpid() or not Path(f"/proc/{owner}").exists()):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # a disk that became read-only
+                return removed
+            removed += 1
+    return removed
+
+
 def sync_directory(path: Path) -> None:
     """Make a rename or an unlink in this directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -46,5 +64,6 @@ def sync_directory(path: Path) -> None:
 def private_directory(path: Path) -> Path:
     """Create a directory, with parents, that only its owner may enter."""
     path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
+    if stat.S_IMODE(path.stat().st_mode) != 0o700:  # on a disk that became read-only it must not be touched
+        path.chmod(0o700)
     return path

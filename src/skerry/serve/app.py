@@ -1,7 +1,8 @@
 """The program: settings from the command line, wiring, signals, and the way in and out.
 
-Lives here: what happens when. It listens at once (live), loads the model beside (then ready), and on SIGTERM or SIGINT
-answers what is under way and exits with 0. Must not live here: the protocol, or a model's engine.
+Lives here: what happens when. It listens at once (live), loads the model beside (then ready), and on SIGTERM or SIGINT,
+or retired by the agent, answers what is under way and exits with 0. Must not live here: the protocol, or a model's
+engine.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError, UnavailableError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.serve import engines, http1
+from skerry.serve.control import ControlSocket
 from skerry.serve.dataplane import DataPlane, ModelSettings
+from skerry.serve.lifecycle import Lifecycle
 from skerry.serve.limits import MIB, Limits
 from skerry.serve.metrics import Metrics
 from skerry.serve.rest import Rest
+from skerry.serve.shadow import Shadow
 from skerry.serve.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -46,6 +51,7 @@ class Settings:
     port: int
     limits: Limits
     grace_seconds: float
+    control: Path | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,26 +72,32 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     plane = DataPlane(settings.model)
     worker = Worker(max_queued=limits.queued)
     metrics = Metrics(model=plane.name, version=plane.version)
-    server = http1.Server(Rest(plane, worker, metrics, limits).handle, limits)
+    shadow = Shadow(plane.name)
+    server = http1.Server(Rest(plane, worker, metrics, limits, shadow).handle, limits)
     stopping = _stop_signal()
+    grace = settings.grace_seconds
     try:
-        await server.start(listener)
-        url = _url(listener)
-        log.info("serve.listening url=%s", url)
-        loading = worker.submit(lambda: _load(plane))
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            loading.result()
-            log.info(
-                "serve.ready model=%s version=%s url=%s load_seconds=%.3f",
-                plane.name,
-                plane.version,
-                url,
-                plane.load_seconds,
-            )
-        await stopping
+        async with _controlled(settings.control, Lifecycle(server, plane, worker, metrics, shadow)) as retired:
+            await server.listen(listener)
+            url = _url(listener)
+            log.info("serve.listening url=%s", url)
+            loading = worker.submit(lambda: _load(plane))
+            await _first(loading, stopping, retired)
+            if loading.done():
+                loading.result()
+                log.info(
+                    "serve.ready model=%s version=%s url=%s load_seconds=%.3f",
+                    plane.name,
+                    plane.version,
+                    url,
+                    plane.load_seconds,
+                )
+            await _first(stopping, retired)
+            if retired.done() and not retired.result():
+                grace = 0.0  # what is still under way has had its time
     finally:
-        in_time = await server.stop(settings.grace_seconds)
+        shadow.stop()
+        in_time = await server.stop(grace)
         worker.close()
         log.info("serve.stopped model=%s in_time=%s", plane.name, in_time)
     code = 0 if in_time else 1
@@ -93,6 +105,29 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
         logging.shutdown()
         os._exit(code)
     return code
+
+
+@contextlib.asynccontextmanager
+async def _controlled(path: Path | None, lifecycle: Lifecycle) -> AsyncIterator[asyncio.Task[bool]]:
+    """Answer the agent while the context is open; the task ends when the server is to go (see `Lifecycle`)."""
+    retired = asyncio.create_task(lifecycle.until_retired())
+    tasks: set[asyncio.Task[Any]] = {retired}
+    channel = None if path is None else ControlSocket(path)
+    try:
+        if channel is not None:
+            tasks.add(asyncio.create_task(channel.run(lifecycle.answer)))
+        yield retired
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        if channel is not None:
+            channel.close()
+
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    """Wait for any of them."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _stop_signal() -> asyncio.Future[None]:
@@ -167,7 +202,12 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         queued=arguments.max_queued,
     )
     return Settings(
-        model=model, host=arguments.host, port=arguments.port, limits=limits, grace_seconds=arguments.grace_seconds
+        model=model,
+        host=arguments.host,
+        port=arguments.port,
+        limits=limits,
+        grace_seconds=arguments.grace_seconds,
+        control=arguments.control,
     )
 
 
@@ -194,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", default="onnxruntime", choices=engines.names())
     add("--host", default="127.0.0.1")
     add("--port", default=8080, type=_number(0, 65535), help="0 lets the system choose; default 8080")
+    add("--control", type=Path, help="Unix socket through which the agent hands over connections; default none")
     add("--threads", default=1, type=_number(0, 1024), help="threads the engine computes with; 0 means all cores")
     add("--max-body-bytes", default=Limits().body_bytes, type=_number(1024, 2**40), help="default 64 MiB")
     add("--max-queued", default=Limits().queued, type=_number(0, 100_000), help="requests that may wait; default 64")

@@ -1,7 +1,8 @@
 """HTTP/1.1 connections on asyncio and llhttp (httptools): bounded, in order, and nothing else.
 
-Lives here: one connection's state, its bounds and timeouts, keep-alive, pipelining, refusals, draining at the end.
-Must not live here: a path or a meaning; the handler gets whole requests and gives whole responses.
+Lives here: one connection's state, its bounds and timeouts, keep-alive, pipelining, refusals, draining at the end,
+several listening sockets. Must not live here: a path or a meaning; the handler gets whole requests and gives whole
+responses.
 
 Source: RFC 9110, RFC 9112. Why not a general server: docs/adr/0020-inference-server-http.md.
 """
@@ -34,6 +35,10 @@ _KEPT_HEADERS = frozenset(
 _JOIN_BYTES = 64 * 1024
 """Up to here an answer is written in one piece."""
 _FOREVER = float("inf")
+BACKLOG = 512
+_TURNS_OF_ACCEPT = 3
+"""Turns of the event loop between a connection's accept and its `connection_made`, and one to spare. asyncio drops,
+with a reset, what was accepted but not made when its server is closed (CPython's `Server._attach`)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,7 +77,7 @@ def busy_response(sentence: str) -> Response:
 
 
 class Server:
-    """Accepts connections on a bound socket; `stop` ends them when their requests are answered."""
+    """Accepts connections on bound sockets; `stop` ends them when their requests are answered, `retire` gently."""
 
     def __init__(self, handler: Handler, limits: Limits) -> None:
         self.handler = handler
@@ -80,24 +85,66 @@ class Server:
         self.stopping = False
         self.connections: set[Connection] = set()
         self._buffered = 0
-        self._listener: asyncio.Server | None = None
+        self.retiring_until = _FOREVER
+        """When connections that ask nothing more are closed; for ever while it is not retiring."""
+        self._listeners: dict[int, asyncio.Server] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
         self._date = (0, b"")
 
-    async def start(self, bound: socket.socket) -> None:
-        """Listen."""
+    @property
+    def retiring(self) -> bool:
+        """Whether it accepts nothing more and sees its connections off."""
+        return self.retiring_until != _FOREVER
+
+    async def listen(self, bound: socket.socket) -> None:
+        """Accept connections on this socket too, which is the server's from now on."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: Connection(self, loop), sock=bound, backlog=512)
+        listener = await loop.create_server(lambda: Connection(self, loop), sock=bound, backlog=BACKLOG)
+        self._listeners[bound.fileno()] = listener
+
+    async def withdraw(self, bound: socket.socket) -> None:
+        """Accept nothing more on this socket and close this process's descriptor of it; its connections stay."""
+        listener = self._listeners.pop(bound.fileno(), None)
+        if listener is not None:
+            _accept_no_more(listener)
+            await _turn_over()
+            listener.close()
+
+    def retire(self, idle_seconds: float) -> None:
+        """Accept nothing more; each connection is closed after its next answer, or when it is idle for so long.
+
+        What waits in the queue of a socket that another process holds too is that one's.
+        """
+        if self.retiring or self.stopping:
+            return
+        self.retiring_until = time.monotonic() + idle_seconds
+        for listener in self._listeners.values():
+            _accept_no_more(listener)
+        for connection in self.connections:
+            connection.retire()
+
+    async def retired(self, seconds: float) -> bool:
+        """Wait until a retiring server's connections are gone; False when they are not, after so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._close_listeners()
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def stop(self, grace_seconds: float) -> bool:
-        """Accept nothing more and wait for the requests under way; say whether all were answered in time."""
+        """Accept nothing more and wait for the requests under way; say whether all were answered in time.
+
+        Idle connections are closed at once, those of a retiring server when it has promised.
+        """
+        await self._close_listeners()
         self.stopping = True
-        if self._listener is not None:
-            self._listener.close()
         for connection in list(self.connections):
-            connection.finish()
+            if not self.retiring:
+                connection.finish()
         try:
             async with asyncio.timeout(grace_seconds):
                 await self._empty.wait()
@@ -113,7 +160,7 @@ class Server:
 
     def opened(self, connection: Connection) -> bool:
         """Take a connection in; False when there are too many."""
-        if len(self.connections) >= self.limits.connections or self.stopping:
+        if len(self.connections) >= self.limits.connections or (self.stopping and not self.retiring):
             return False
         self.connections.add(connection)
         self._empty.clear()
@@ -145,12 +192,31 @@ class Server:
             self._date = (now, time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now)).encode())
         return self._date[1]
 
+    async def _close_listeners(self) -> None:
+        for listener in self._listeners.values():
+            _accept_no_more(listener)
+        await _turn_over()  # what was accepted a moment ago is about to become a connection
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+
     def _sweep(self) -> None:
         now = time.monotonic()
         for connection in list(self.connections):
             connection.sweep(now)
         again = bool(self.connections)  # an idle server without connections does not wake up
         self._sweeper = asyncio.get_running_loop().call_later(self.limits.sweep_seconds, self._sweep) if again else None
+
+
+def _accept_no_more(listener: asyncio.Server) -> None:
+    loop = asyncio.get_running_loop()
+    for one in listener.sockets:
+        loop.remove_reader(one.fileno())
+
+
+async def _turn_over() -> None:
+    for _ in range(_TURNS_OF_ACCEPT):
+        await asyncio.sleep(0)
 
 
 class Connection(asyncio.Protocol):
@@ -189,7 +255,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or turn it away."""
         self._transport = cast("asyncio.Transport", transport)
-        self._deadline = time.monotonic() + self._limits.keep_alive_seconds
+        self._deadline = min(time.monotonic() + self._limits.keep_alive_seconds, self._server.retiring_until)
         if not self._server.opened(self):
             self._lingering = True
             response = busy_response("too many connections")
@@ -329,6 +395,11 @@ class Connection(asyncio.Protocol):
         if (self._lingering or not (self._busy or self._ready or self._receiving)) and self._transport is not None:
             self._transport.close()
 
+    def retire(self) -> None:
+        """The server is retiring: if nothing more is asked, close in time; `_write` closes after the next answer."""
+        if not (self._lingering or self._busy or self._ready or self._receiving or self._write_paused):
+            self._deadline = min(self._deadline, self._server.retiring_until)
+
     def abort(self) -> None:
         """Close at once."""
         if self._transport is not None:
@@ -424,6 +495,8 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         keep = request is not None and request.keep_alive and not self._last and not self._server.stopping
+        if self._server.retiring and not (self._ready or self._receiving):
+            keep = False  # whatever it has sent already is answered first
         head = self._head(request, response, keep=keep)
         body = () if request is not None and request.method == b"HEAD" else response.body
         if sum(len(piece) for piece in body) <= _JOIN_BYTES:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -48,10 +48,15 @@ class Metrics:
 
     def __init__(self, *, model: str, version: str) -> None:
         self._labels = f'model="{_escaped(model)}",version="{_escaped(version)}"'
-        self._requests: dict[str, int] = dict.fromkeys(get_args(Outcome), 0)
+        self._requests: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         self._duration = Histogram()
         self._engine = Histogram()
         self._start_seconds = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + _start_after_boot()
+
+    @property
+    def outcomes(self) -> Mapping[Outcome, int]:
+        """Finished requests by outcome, since the start."""
+        return self._requests
 
     def finished(self, outcome: Outcome, seconds: float) -> None:
         """Count a finished request."""

@@ -22,6 +22,7 @@ from skerry.serve.dataplane import DataPlane
 from skerry.serve.http1 import Request, Response, busy_response, error_response
 from skerry.serve.limits import Limits
 from skerry.serve.metrics import CONTENT_TYPE, Metrics, Outcome
+from skerry.serve.shadow import Sample, Shadow
 from skerry.serve.worker import Quick, Worker
 
 log = logging.getLogger(__name__)
@@ -45,16 +46,19 @@ class _Answer:
     engine_seconds: float | None = None
     cpu_seconds: float = 0.0
     """Of the thread that computed it."""
+    sample: Sample | None = None
+    """What a shadow may be asked, and what was answered."""
 
 
 class Rest:
     """The handler of `http1.Server`."""
 
-    def __init__(self, plane: DataPlane, worker: Worker, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, plane: DataPlane, worker: Worker, metrics: Metrics, limits: Limits, shadow: Shadow) -> None:
         self._plane = plane
         self._worker = worker
         self._metrics = metrics
         self._limits = limits
+        self._shadow = shadow
         self._quick = Quick(enabled=plane.single_threaded)
 
     def handle(self, request: Request) -> Response | asyncio.Future[Response]:
@@ -155,6 +159,7 @@ class Rest:
             outcome="ok",
             engine_seconds=inference.engine_seconds,
             cpu_seconds=time.thread_time() - begin,
+            sample=Sample(inputs=request.inputs, outputs=inference.outputs) if self._shadow.aimed else None,
         )
 
     def _count(self, answer: _Answer, begin: float, size: int, *, at_once: bool) -> Response:
@@ -162,6 +167,8 @@ class Rest:
         if answer.engine_seconds is not None:
             self._metrics.computed(answer.engine_seconds)
             self._quick.learn(size, answer.cpu_seconds, at_once=at_once)
+        if answer.sample is not None:
+            self._shadow.offer(answer.sample)
         return answer.response
 
     def _settle(

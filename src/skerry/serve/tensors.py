@@ -59,6 +59,11 @@ def datatype_of(array: Array) -> str:
         raise SkerryError(f"the protocol has no datatype for {array.dtype}") from None
 
 
+def is_datatype(name: str) -> bool:
+    """Return whether the protocol has a datatype of this name, and NumPy one for it."""
+    return name in _DTYPES
+
+
 def from_json(data: bytes, datatype: str, shape: Sequence[int], *, element: str) -> Array:
     """Parse a JSON array, flat or nested as the shape says. Raises BadRequestError.
 

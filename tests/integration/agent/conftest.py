@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -43,9 +44,9 @@ from skerry.api.kinds.device import WorkloadStatus
 from skerry.api.kinds.enrollment import Endpoints
 from skerry.api.kinds.tensors import ModelSignature, TensorSpec
 from skerry.api.kinds.variants import Blob, Requirements
-from skerry.core import messages, trust
+from skerry.core import access, messages, trust
 from skerry.core.messages import DesiredState, Reported, ServingDesired, WorkloadDesired
-from skerry.core.ports import HubConnection, Instance
+from skerry.core.ports import Clock, HubConnection, Instance
 from skerry.core.session import Session
 from skerry.drivers.link.memory import MemoryCarrier, MemoryDeviceLink, MemoryHubLink
 from skerry.drivers.registry.oci import OciArtifactSource, OciSettings
@@ -239,6 +240,9 @@ class Hub:
         self.version = 0
         self.reports: list[Reported] = []
         self.results: list[messages.CommandResult] = []
+        self.telemetry: list[messages.Telemetry] = []
+        self.heard: list[str] = []
+        """The types of all messages, in order."""
         self.carrier = MemoryCarrier()
         self.connection: HubConnection | None = None
         self.ready = asyncio.Event()
@@ -249,10 +253,13 @@ class Hub:
             self.ready.set()
             async for _, message in self.connection.incoming():
                 async with self._news:
+                    self.heard.append(type(message).__name__)
                     if isinstance(message, Reported):
                         self.reports.append(message)
                     elif isinstance(message, messages.CommandResult):
                         self.results.append(message)
+                    elif isinstance(message, messages.Telemetry):
+                        self.telemetry.append(message)
                     self._news.notify_all()
 
     def sign(self, *wanted: WorkloadDesired, version: int = 0, key: Ed25519PrivateKey | None = None) -> bytes:
@@ -313,6 +320,7 @@ class World:
     hub: Hub
     settings: AgentSettings
     limit_bytes: int | None = None
+    clock: Clock = field(default_factory=SystemClock)
     disk: Disk = field(init=False)
 
     def __post_init__(self) -> None:
@@ -337,7 +345,7 @@ class World:
                     floor=0 if kept is None else kept.manifest_version,
                     accepted=accepted,
                 ),
-                clock=SystemClock(),
+                clock=self.clock,
                 settings=self.settings,
                 facts=lambda: facts.collect(self.settings, self.directory),
             )
@@ -422,23 +430,36 @@ class Authority:
     def pem(self) -> str:
         return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
 
-    def issue(self, name: str) -> bytes:
-        """Key and certificate in one PEM."""
+    def issue(self, name: str, *, days: tuple[float, float] = (-1, 30), organisation: str = "") -> bytes:
+        """Key and certificate in one PEM; `days` from now is when it is valid."""
         key = ec.generate_private_key(ec.SECP256R1())
-        made = self.build(name, key).sign(self.key, hashes.SHA256())
+        made = self.build(name, key, days=days, organisation=organisation).sign(self.key, hashes.SHA256())
         return private_pem(key) + made.public_bytes(serialization.Encoding.PEM)
 
-    def build(self, name: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        return certificate_builder(name, key, issuer=self.certificate.subject).add_extension(
+    def build(
+        self,
+        name: str,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        days: tuple[float, float] = (-1, 30),
+        organisation: str = "",
+    ) -> x509.CertificateBuilder:
+        built = certificate_builder(name, key, issuer=self.certificate.subject, days=days, organisation=organisation)
+        return built.add_extension(
             x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
             critical=False,
         )
 
-    def server_context(self) -> ssl.SSLContext:
-        path = self.directory / "server.pem"
-        path.write_bytes(self.issue("server"))
+    def server_context(self, *, days: tuple[float, float] = (-1, 30), clients: bool = False) -> ssl.SSLContext:
+        """With `clients` their certificates are asked for, as a broker does."""
+        path = self.directory / f"server-{secrets.token_hex(4)}.pem"
+        path.write_bytes(self.issue("server", days=days))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(path)
+        if clients:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(cadata=self.pem)
         return context
 
 
@@ -448,16 +469,24 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def certificate_builder(name: str, key: ec.EllipticCurvePrivateKey, *, issuer: x509.Name) -> x509.CertificateBuilder:
+def certificate_builder(
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    issuer: x509.Name,
+    days: tuple[float, float] = (-1, 30),
+    organisation: str = "",
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
+    attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation)] if organisation else []
     return (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .subject_name(x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, name)]))
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
+        .not_valid_before(now + datetime.timedelta(days=days[0]))
+        .not_valid_after(now + datetime.timedelta(days=days[1]))
     )
 
 
@@ -488,11 +517,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @dataclass
 class Device:
-    """A real agent process on its own state directory, enrolled at a hub that is out of reach."""
+    """A real agent process on its own state directory, enrolled at a hub that is out of reach, unless told where."""
 
     directory: Path
     authority: Authority
     registry: Registry
+    uid: str = UID
+    mqtt_port: int = 9
     process: subprocess.Popen[bytes] | None = None
     version: int = 0
 
@@ -504,33 +535,38 @@ class Device:
         )
         now = datetime.datetime.now(datetime.UTC)
         known = Identity(
-            uid=UID,
+            uid=self.uid,
             name="till-1",
-            endpoints=Endpoints(mqtt_host="127.0.0.1", mqtt_port=9, hub_url=self.registry.url),
+            endpoints=Endpoints(mqtt_host="127.0.0.1", mqtt_port=self.mqtt_port, hub_url=self.registry.url),
             ca=self.authority.pem,
             desired_keys={KEY_ID: public.decode()},
             not_before=now,
             not_after=now + datetime.timedelta(days=30),
         )
-        identity.save(self.disk, known, pem=self.authority.issue(UID))
+        identity.save(self.disk, known, pem=self.authority.issue(self.uid, organisation=access.DEVICES))
 
-    def accept(self, *wanted: WorkloadDesired) -> None:
-        """Put a desired state on the disk, as if the hub had been there once."""
+    def sign(self, *wanted: WorkloadDesired) -> bytes:
+        """Return the next desired state as the hub would send it."""
         self.version += 1
         state = DesiredState(
-            uid=UID,
+            uid=self.uid,
             manifest_version=self.version,
             issued_at=datetime.datetime.now(datetime.UTC),
             workloads=list(wanted),
         )
-        envelope = messages.encode(trust.sign(state, self.authority.signing, KEY_ID))
+        return messages.encode(trust.sign(state, self.authority.signing, KEY_ID))
+
+    def accept(self, *wanted: WorkloadDesired) -> None:
+        """Put a desired state on the disk, as if the hub had been there once."""
+        envelope = self.sign(*wanted)
         self.disk.write_desired(AcceptedDesired(manifest_version=self.version, envelope=envelope))
 
-    def start(self) -> None:
+    def start(self, *launcher: str) -> None:
+        """Start the agent, through another program if one is given."""
         log = self.log_file.open("ab")
         with log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "skerry.agent", "run", "--state-dir", str(self.directory)],
+                [sys.executable, *(launcher or ("-m", "skerry.agent")), "run", "--state-dir", str(self.directory)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -587,11 +623,11 @@ class Device:
 def make_device(authority: Authority, models: dict[str, Model]) -> Iterator[Callable[[Path], Device]]:
     with contextlib.ExitStack() as stack:
 
-        def make(directory: Path) -> Device:
+        def make(directory: Path, **fields: Any) -> Device:
             registry = Registry(authority.server_context())
             stack.callback(registry.close)
             registry.add(*models.values())
-            made = Device(directory, authority, registry)
+            made = Device(directory, authority, registry, **fields)
             stack.callback(made.close)
             return made
 

@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from skerry.api import codec
+from skerry.api.kinds.model_deployment import ModelDeploymentSpec
+from skerry.api.kinds.rollout import Rollout, RolloutSpec
+from skerry.api.meta import LabelSelector, ObjectMeta
+from skerry.core import promotion
 
 if TYPE_CHECKING:
     from tests.integration.api.conftest import Hub
@@ -170,3 +174,29 @@ def test_get_w_prints_changes_as_they_come(hub: Hub, namespace: str, environment
             assert next(lines).split()[:2] == ["till-8", "Online"]
         finally:
             watching.kill()
+
+
+def test_pacing_as_people_write_it_and_words_to_a_rollout(
+    hub: Hub, namespace: str, kubectl: Run, deployment: Make
+) -> None:
+    raw = deployment("paced")
+    raw["spec"]["strategy"] = {
+        "promotion": "manual",
+        "rate": {"base": 10, "maxPerMinute": 100},
+        "disruption": {"groupBy": "site", "maxUnavailable": 1},
+        "failureThreshold": 2,
+        "windows": {"switchOver": [{"schedule": "0 2 * * 1-5", "timeZone": "Europe/Berlin", "duration": "3h"}]},
+    }
+    kubectl("apply", "-f", "-", text=json.dumps(raw))
+    kubectl("apply", "-f", "-", text=json.dumps(raw))
+    stored = json.loads(kubectl("get", "modeldeployment", "paced", "-o", "json").stdout)
+    strategy = stored["spec"]["strategy"]
+    assert (strategy["disruption"]["maxUnavailable"], strategy["failureThreshold"]) == ("1", "2")
+    assert stored["metadata"]["generation"] == 1, "a number and its text are the same wish"
+    spec = ModelDeploymentSpec(model_version="v1", device_selector=LabelSelector())
+    frozen = RolloutSpec(deployment="paced", deployment_uid="u", revision=1, template=spec)
+    hub.call(hub.objects.create(Rollout(metadata=ObjectMeta(name="paced-1", namespace=namespace), spec=frozen)))
+    kubectl("annotate", "rollout", "paced-1", f"{promotion.APPROVED}=canary")
+    kubectl("annotate", "rollout", "paced-1", f"{promotion.ABORT}=not today")
+    item = hub.call(hub.objects.get(Rollout, namespace, "paced-1"))
+    assert item.metadata.annotations == {promotion.APPROVED: "canary", promotion.ABORT: "not today"}

@@ -27,6 +27,7 @@ from skerry.drivers.link.mqtt import MqttDeviceConnection, MqttDeviceLink, MqttH
 from skerry.drivers.store.feed import FeedSettings
 from skerry.drivers.store.logstore import LogSettings
 from skerry.drivers.store.sqlite import SqliteSettings, open_store
+from skerry.hub import reconciliation
 from skerry.hub.gateway import Gateway, GatewaySettings
 from skerry.hub.objects import Objects
 from skerry.kit.clock import SystemClock
@@ -424,3 +425,37 @@ async def test_a_device_heard_of_before_its_object_is_seen_is_not_forgotten(hub:
             assert gateway.online("dev-a")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_newest_sample_of_a_known_device_is_kept(hub: Hub) -> None:
+    def sample(minute: int) -> messages.Sample:
+        return messages.Sample(at=datetime(2026, 1, 1, 0, minute, tzinfo=UTC), cpu=0.1, memory_bytes=minute)
+
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        assert running.gateway.telemetry("dev-a") is None
+        async with running.device("dev-a").connect(boot_id="b") as device:
+            for minutes in ([3, 4], [1, 2]):
+                told = messages.Telemetry(uid="dev-a", boot_id="b", samples=[sample(m) for m in minutes])
+                await device.send(told)
+            await until(lambda: running.gateway.telemetry("dev-a") == sample(4))
+
+
+async def test_a_device_that_knows_more_than_the_hub_awaits_reconciliation_until_its_record_is_raised(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.enrol("dev-a")
+        assert await running.assign("dev-a") == 1
+        async with running.device("dev-a").connect(boot_id="b") as device:
+            await device.send(report(seq=1, observed_manifest_version=9, refused="older", refused_manifest_version=1))
+            found = await running.status("dev-a", lambda d: awaiting(d) == "True")
+            done = await reconciliation.reconcile(running.objects, found)
+            assert (done.changed, done.manifest_version, done.workloads) == (True, 10, ["work"])
+            again = await reconciliation.reconcile(running.objects, found)
+            assert (again.changed, again.manifest_version) == (False, 10)
+            assert [w.name for w in (await next_desired(device, "dev-a", 10)).workloads] == ["work"]
+            await device.send(report(seq=2, observed_manifest_version=10))
+            await running.status("dev-a", lambda d: awaiting(d) == "False")
+
+
+def awaiting(device: Device) -> str:
+    return next((c.status for c in device.status.conditions if c.type == "AwaitingReconciliation"), "")

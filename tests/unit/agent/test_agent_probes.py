@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skerry.agent import probes
+from skerry.agent import inference, probes
 from skerry.agent.loopback import Answer, LoopbackClient
 from skerry.api.errors import InvalidError, UnavailableError
 from skerry.api.kinds.device import Measurement
@@ -45,7 +45,7 @@ async def server(*answers: Answer) -> AsyncIterator[tuple[int, list[tuple[dict[s
                 assert lines[0] == "POST /v2/models/m/infer HTTP/1.1"
                 headers = dict(line.split(": ", 1) for line in lines[1:] if line)
                 body = await reader.readexactly(int(headers["Content-Length"]))
-                length = int(headers[probes.LENGTH_HEADER])
+                length = int(headers[inference.LENGTH_HEADER])
                 asked.append((msgspec.json.decode(body[:length]), body[length:]))
                 answer = answers[min(len(asked), len(answers)) - 1]
                 told = {"Content-Length": str(len(answer.body)), **answer.headers}
@@ -193,13 +193,13 @@ async def test_arbitrary_answers_raise_only_what_is_promised(tmp_path: Path, bod
 
 def test_percentiles_are_nearest_ranks() -> None:
     ordered = [float(n) for n in range(1, 21)]
-    assert [probes._percentile(ordered, share) for share in (0.5, 0.95, 1.0)] == [10.0, 19.0, 20.0]
-    assert probes._percentile([7.0], 0.95) == 7.0
+    assert [probes.percentile(ordered, share) for share in (0.5, 0.95, 1.0)] == [10.0, 19.0, 20.0]
+    assert probes.percentile([7.0], 0.95) == 7.0
 
 
 def test_big_tensors_are_read_exactly() -> None:
-    assert list(probes._numbers("INT64", struct.pack("<q", -(2**63)))) == [-(2**63)]
+    assert list(inference.numbers_of("INT64", struct.pack("<q", -(2**63)))) == [-(2**63)]
     with pytest.raises(InvalidError):
-        probes._numbers("INT64", b"1234567")
+        inference.numbers_of("INT64", b"1234567")
     with pytest.raises(InvalidError):
-        probes._numbers("BYTES", b"")
+        inference.numbers_of("BYTES", b"")

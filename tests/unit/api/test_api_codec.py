@@ -136,7 +136,59 @@ def test_a_good_object_with_amounts_as_people_write_them() -> None:
             "",
         ),
         ("spec.strategy.deviceTimeout", "0s", "spec.strategy.deviceTimeout", "longer than 0", "10m"),
-        ("spec.strategy.gates.latencyP95", {}, "spec.strategy.gates.latencyP95.max", "required", ""),
+        (
+            "spec.strategy.waves",
+            [{"selector": {"matchLabels": {"a": "b c"}}}],
+            "spec.strategy.waves[0].selector.matchLabels[a]",
+            "label value",
+            "",
+        ),
+        ("spec.strategy.promotion", "auto", "spec.strategy.promotion", "not one of automatic, manual", "automatic"),
+        ("spec.strategy.rate", {}, "spec.strategy.rate.base", "is required", ""),
+        ("spec.strategy.rate", {"base": 9, "maxPerMinute": 3}, "spec.strategy.rate.base", "more than maxPer", "higher"),
+        ("spec.strategy.rate", {"base": 1, "factor": 0.5}, "spec.strategy.rate.factor", "out of range", "at least 1"),
+        ("spec.strategy.disruption", {}, "spec.strategy.disruption", "neither maxUnavailable nor", "maxUnavailable: 1"),
+        (
+            "spec.strategy.disruption",
+            {"maxUnavailable": 1, "minAvailable": "50%"},
+            "spec.strategy.disruption",
+            "both",
+            "",
+        ),
+        (
+            "spec.strategy.disruption",
+            {"maxUnavailable": "0%"},
+            "spec.strategy.disruption.maxUnavailable",
+            "more than 0",
+            "",
+        ),
+        (
+            "spec.strategy.disruption",
+            {"minAvailable": "100%"},
+            "spec.strategy.disruption.minAvailable",
+            "less than 100%",
+            "",
+        ),
+        ("spec.strategy.disruption", {"maxUnavailable": "1.5"}, "spec.strategy.disruption.maxUnavailable", "count", ""),
+        ("spec.strategy.disruption", {"maxUnavailable": "7%%"}, "spec.strategy.disruption.maxUnavailable", "share", ""),
+        (
+            "spec.strategy.disruption",
+            {"maxUnavailable": 1, "groupBy": "a b"},
+            "spec.strategy.disruption.groupBy",
+            "label key",
+            "",
+        ),
+        ("spec.strategy.successThreshold", 0, "spec.strategy.successThreshold", "more than 0", "95%"),
+        ("spec.strategy.failureThreshold", "100%", "spec.strategy.failureThreshold", "exceeded", ""),
+        ("spec.strategy.failureThreshold", -1, "spec.strategy.failureThreshold", "count such as 5", ""),
+        ("spec.strategy.gates.latencyP95", {}, "spec.strategy.gates.latencyP95", "neither max nor maxRatio", "1.1"),
+        ("spec.strategy.gates.latencyP95", {"maxRatio": 0}, "spec.strategy.gates.latencyP95.maxRatio", "out of", ""),
+        ("spec.strategy.gates.health", {}, "spec.strategy.gates.health", "there is none", "bakeTime"),
+        ("spec.strategy.gates.errorRate", {"max": 0.1}, "spec.strategy.gates.errorRate", "there is none", "bakeTime"),
+        ("spec.strategy.gates.agreement", {"min": 1, "missing": "no"}, "spec.strategy.gates.agreement.missing", "", ""),
+        ("spec.strategy.gates.shadowAgreement", {"min": 1}, "spec.strategy.gates.shadowAgreement", "shadow mode", ""),
+        ("spec.strategy.shadow", {"share": 0}, "spec.strategy.shadow.share", "out of range", ""),
+        ("spec.strategy.shadow", {"duration": "0s"}, "spec.strategy.shadow.duration", "longer than 0", "10m"),
         ("spec.strategy.gates.latencyP95", {"max": "0"}, "spec.strategy.gates.latencyP95.max", "longer than 0", ""),
         ("spec.deviceSelector", {"matchLabels": {"a": "b c"}}, "spec.deviceSelector.matchLabels[a]", "label value", ""),
         (
@@ -243,7 +295,7 @@ def test_any_bytes_are_read_and_checked_or_refused(data: bytes) -> None:
 def test_what_is_shown_is_what_was_meant() -> None:
     device = Device(metadata=ObjectMeta(name="a"), status=DeviceStatus(phase="Pending"))
     shown = codec.present(device)
-    assert shown["spec"] == {"cordoned": False}
+    assert shown["spec"] == {"cordoned": False, "link": {}}
     assert shown["status"]["phase"] == "Pending"
     assert "hardware" not in shown["status"]
     assert "lastSeen" not in shown["status"]
@@ -298,3 +350,30 @@ def test_a_wave_is_named_by_plain_words() -> None:
     for name in ("[bold]canary[/x]", "a\x1b[2J", "x" * 64, " a", "a\n"):
         with pytest.raises(InvalidError, match=r"spec\.strategy\.waves\[0\]\.name"):
             codec.validate(deployment(name))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "cause"),
+    [
+        ({"schedule": "0 2 * *"}, "schedule", "has 4 fields"),
+        ({"schedule": "0 2 31 2 *"}, "schedule", "never comes"),
+        ({"timeZone": "Europe/Berln"}, "timeZone", "not a time zone"),
+        ({"duration": "30s"}, "duration", "not between 1m and 168h"),
+        ({"duration": "169h"}, "duration", "not between"),
+        ({"spread": "5h"}, "spread", "longer than the window"),
+    ],
+)
+def test_a_window_that_could_not_be_kept_is_refused(fields: dict[str, str], field: str, cause: str) -> None:
+    window = {"schedule": "0 2 * * *", "duration": "4h", **fields}
+    found = problems(change(good(), "spec.strategy.windows", {"switchOver": [window]}))
+    assert set(found) == {f"spec.strategy.windows.switchOver[0].{field}"}
+    assert cause in found[f"spec.strategy.windows.switchOver[0].{field}"].cause
+
+
+def test_amounts_of_devices_may_be_written_as_numbers() -> None:
+    budget = change(good(), "spec.strategy.disruption", {"groupBy": "site", "minAvailable": 2})
+    item = codec.validate(change(budget, "spec.strategy.failureThreshold", 3))
+    assert isinstance(item, ModelDeployment)
+    assert item.spec.strategy.failure_threshold == "3"
+    assert item.spec.strategy.disruption is not None
+    assert item.spec.strategy.disruption.min_available == "2"

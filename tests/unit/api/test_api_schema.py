@@ -80,3 +80,7 @@ def test_constraints_are_shown() -> None:
     accuracy = COMPONENTS[f"{schema.PREFIX}AccuracyGate"]
     assert accuracy["required"] == ["min"]
     assert (accuracy["properties"]["min"]["minimum"], accuracy["properties"]["min"]["maximum"]) == (0, 1)
+    share = COMPONENTS[f"{schema.PREFIX}Shadow"]["properties"]["share"]
+    assert (share["minimum"], share["exclusiveMinimum"]) == (0, True), "kubectl reads OpenAPI 3.0"
+    amount = COMPONENTS[f"{schema.PREFIX}Disruption"]["properties"]["maxUnavailable"]
+    assert (amount["type"], amount["format"]) == ("string", "int-or-string")

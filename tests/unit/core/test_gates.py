@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skerry.api.kinds.device import Measurement
-from skerry.api.kinds.model_deployment import AccuracyGate, Gates, LatencyGate, SuccessGate
+from skerry.api.kinds.gates import AccuracyGate, Gates, LatencyGate, SuccessGate
 from skerry.api.kinds.rollout import GateResult
 from skerry.core import gates
-from skerry.core.gates import Sample
+from skerry.core.readings import Sample
 
 
 def measured(accuracy: float | None = 0.97, *, samples: int = 64, latency: float = 5.0) -> Measurement:

@@ -102,6 +102,35 @@ def test_the_same_version_with_other_content_is_refused() -> None:
     assert one.accepted.workloads == [workload()]
 
 
+def test_the_hub_is_told_which_version_is_contested() -> None:
+    one = session()
+    one.connected()
+    take(one, desired(3, workload()))
+
+    def contested() -> int:
+        report = reported(one)
+        assert report is not None
+        return report.refused_manifest_version
+
+    assert contested() == 0
+    with pytest.raises(ForbiddenError) as older:
+        one.offer(signed(desired(2)))
+    one.refuse(older.value)
+    assert contested() == 2
+    with pytest.raises(ForbiddenError):
+        one.offer(signed(desired(3, workload(rollout="other"))))
+    assert contested() == 3
+    assert one.offer(signed(desired(3, workload()))) is None
+    assert contested() == 0, "what the hub says is what was accepted"
+    with pytest.raises(ForbiddenError):
+        one.offer(signed(desired(4, workload("a"), workload("a"))))
+    assert contested() == 0, "it is refused for another reason"
+    with pytest.raises(ForbiddenError):
+        one.offer(signed(desired(1)))
+    take(one, desired(5))
+    assert contested() == 0
+
+
 def test_a_version_whose_content_was_lost_is_taken_again() -> None:
     one = session(floor=3)
     assert take(one, desired(3, workload())) is not None

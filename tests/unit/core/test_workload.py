@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skerry.api.kinds.device import Measurement
+from skerry.api.kinds.device import Measurement, Observation, ShadowReport
 from skerry.api.kinds.tensors import ModelSignature, TensorSpec
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.core import journal, workload
 from skerry.core.journal import (
+    Endpoint,
     Exited,
     Faulted,
     Fetch,
@@ -25,18 +26,24 @@ from skerry.core.journal import (
     Laid,
     Launched,
     Moment,
+    Observe,
+    Observed,
     Probe,
     Probed,
     Ready,
     Resumed,
     Serve,
+    ShadowBeside,
+    Shadowed,
     State,
+    Switch,
+    Switched,
     Tidied,
     Tidy,
     Unwanted,
     Wanted,
 )
-from skerry.core.messages import ServingDesired, WorkloadDesired
+from skerry.core.messages import ObserveDesired, ServingDesired, ShadowDesired, WorkloadDesired
 
 MEASURED = Measurement(
     samples=4,
@@ -47,6 +54,11 @@ MEASURED = Measurement(
     latency_p95_ms=2.0,
     peak_memory_bytes=1,
 )
+
+
+SHADOWED = ShadowReport(beside="digits-v1", seconds=600, requests=20, answered=20, agreed=20)
+DISAGREES = ShadowReport(beside="digits-v1", seconds=600, requests=20, answered=20, agreed=3)
+OBSERVED = Observation(seconds=60, requests=100, checks=20)
 
 
 def wish(version: str, *, rollout: str = "", port: int = 0) -> WorkloadDesired:
@@ -69,6 +81,14 @@ def wish(version: str, *, rollout: str = "", port: int = 0) -> WorkloadDesired:
     )
 
 
+def tried(version: str, *, rollout: str = "") -> WorkloadDesired:
+    """A version that is tried in the shadow first, and watched afterwards."""
+    shadow = ShadowDesired(seconds=600, min_requests=10, min_agreement=0.9, missing="fail")
+    return msgspec.structs.replace(
+        wish(version, rollout=rollout), compare=True, observe=ObserveDesired(seconds=60), shadow=shadow
+    )
+
+
 class KilledError(Exception):
     """The agent's end."""
 
@@ -85,11 +105,17 @@ class World:
     cache: set[str] = field(default_factory=set)
     files: set[int] = field(default_factory=set)
     servers: dict[int, int] = field(default_factory=dict)
+    """Private ports."""
+    accepting: set[int] = field(default_factory=set)
+    """Slots whose servers accept connections at the endpoint."""
+    endpoint: int = 0
     broken: frozenset[str] = frozenset()
     """Versions whose server never answers."""
     unprobeable: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
     """Versions the registry does not have."""
+    disagreeing: frozenset[str] = frozenset()
+    """Versions that answer otherwise than the one they run beside."""
     away: frozenset[str] = frozenset()
     """Versions the registry cannot be reached for."""
     rotten: frozenset[str] = frozenset()
@@ -101,18 +127,29 @@ class World:
     instruction: int = 0
     seconds: float = 0.0
     must_serve: bool = False
-    """From here on some server has to answer at every instruction."""
+    """From here on some server has to accept connections at the endpoint at every instruction."""
     next_port: int = 40000
-    occupied: frozenset[int] = frozenset()
-    """Ports that other programs hold."""
 
     def tick(self) -> None:
         self.seconds += 0.25
         if self.must_serve:
-            assert self.servers, "nothing serves"
+            assert self.accepting, "nothing serves"
         self.instruction += 1
         if self.instruction == self.kill_at:
             raise KilledError
+
+    def stop(self, serial: int) -> None:
+        self.servers.pop(serial, None)
+        self.accepting.discard(serial)
+
+    def accept(self, serial: int, endpoint: Endpoint) -> int:
+        """Two ports at a time cannot be: an application that knows the one would not find the other."""
+        assert serial in self.servers
+        if not self.endpoint or endpoint.port not in (0, self.endpoint):
+            self.endpoint = endpoint.port or 30000
+        self.accepting.add(serial)
+        self.tick()
+        return self.endpoint
 
     def moment(self) -> Moment:
         return Moment(
@@ -163,12 +200,12 @@ class Agent:
             self.carry_out(action)
             self.world.tick()
 
-    def carry_out(self, action: journal.Action) -> None:
+    def carry_out(self, action: journal.Action) -> None:  # noqa: C901 - one branch for each action
         world = self.world
         match action:
             case Tidy():
                 for serial in [s for s in world.servers if s not in action.running]:
-                    del world.servers[serial]
+                    world.stop(serial)
                     world.tick()
                 for serial in [s for s in world.files if s not in action.files]:
                     world.files.discard(serial)
@@ -183,6 +220,10 @@ class Agent:
                 self.queue.append(Laid(serial=slot.serial))
             case Serve():
                 self.serve(action)
+            case ShadowBeside() | Observe():
+                self.try_out(action)
+            case Switch():
+                self.switch(action)
             case Probe(slot=slot):
                 assert slot.serial in world.servers
                 if slot.desired.version in world.unprobeable:
@@ -202,6 +243,28 @@ class Agent:
             world.cache.add(slot.desired.blob.digest)
             self.queue.append(Fetched(serial=slot.serial, network_bytes=10 if new else 0))
 
+    def try_out(self, action: ShadowBeside | Observe) -> None:
+        world, slot = self.world, action.slot
+        if isinstance(action, Observe):
+            assert slot.serial in world.accepting
+            self.queue.append(Observed(serial=slot.serial, observation=OBSERVED))
+            return
+        assert {slot.serial, action.beside.serial} <= set(world.servers)
+        assert world.accepting == {action.beside.serial}, "what runs in the shadow answers nobody"
+        world.tick()
+        disagrees = slot.desired.version in world.disagreeing
+        self.queue.append(Shadowed(serial=slot.serial, report=DISAGREES if disagrees else SHADOWED))
+
+    def switch(self, action: Switch) -> None:
+        world, slot = self.world, action.slot
+        if slot.desired.shadow is not None and self.state.current is not None:
+            assert self.state.shadow == SHADOWED, "admitted before it was tried"
+        assert slot.serial in world.servers
+        assert slot.admitted
+        assert world.journal is not None
+        assert world.journal.candidate == slot, "admitted before it was written down"
+        self.queue.append(Switched(serial=slot.serial, endpoint=world.accept(slot.serial, action.endpoint)))
+
     def serve(self, action: Serve) -> None:
         world, slot = self.world, action.slot
         assert slot.serial in world.files, "started without its files"
@@ -218,7 +281,7 @@ class Agent:
             )
             return
         if slot.desired.version in world.broken:
-            world.servers.pop(slot.serial, None)
+            world.stop(slot.serial)
             self.queue.append(Launched(serial=slot.serial, port=1))
             self.queue.append(
                 Faulted(
@@ -231,28 +294,13 @@ class Agent:
             )
             return
         if slot.port == 0 or slot.serial not in world.servers:
-            world.servers.pop(slot.serial, None)
-            taken = world.occupied | set(world.servers.values())
-            allowed = action.ports[:1] if action.strict else action.ports
-            free = next((p for p in allowed if p not in taken), None)
-            if free is None and action.strict:
-                self.queue.append(
-                    Faulted(
-                        serial=slot.serial,
-                        component="the inference server",
-                        element="digits",
-                        cause="port in use",
-                        final=False,
-                    )
-                )
-                return
-            if free is None:
-                world.next_port += 1
-                free = world.next_port
-            world.servers[slot.serial] = free
+            world.stop(slot.serial)
+            world.next_port += 1
+            world.servers[slot.serial] = world.next_port
             world.tick()
         self.queue.append(Launched(serial=slot.serial, port=world.servers[slot.serial]))
-        self.queue.append(Ready(serial=slot.serial))
+        port = 0 if action.endpoint is None else world.accept(slot.serial, action.endpoint)
+        self.queue.append(Ready(serial=slot.serial, endpoint=port))
 
 
 def live(world: World) -> Agent:
@@ -265,6 +313,7 @@ def live(world: World) -> Agent:
         except KilledError:
             if world.power:
                 world.servers.clear()
+                world.accepting.clear()
             continue
         return agent
 
@@ -292,7 +341,7 @@ def rot(world: World) -> None:
     assert world.damaged
     world.cache -= {slot.desired.blob.digest for slot in slots}
     for serial in world.damaged:
-        world.servers.pop(serial, None)
+        world.stop(serial)
 
 
 SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, Mapping[str, object], str, str]] = {
@@ -301,13 +350,15 @@ SCENARIOS: dict[str, tuple[tuple[str, ...], WorkloadDesired | None, Mapping[str,
     "update": (("v1",), wish("v2"), {}, "Running", "v2"),
     "third": (("v1", "v2"), wish("v3"), {}, "Running", "v3"),
     "fixed port": (("v1",), wish("v2", port=8080), {}, "Running", "v2"),
-    "fixed port taken": (("v1",), wish("v2", port=8080), {"occupied": frozenset({8080})}, "Running", "v1"),
-    "first, fixed port taken": ((), wish("v1", port=8080), {"occupied": frozenset({8080})}, "Failed", ""),
     "rollback: server": (("v1",), wish("v2"), {"broken": frozenset({"v2"})}, "Running", "v1"),
     "rollback: probe": (("v1",), wish("v2"), {"unprobeable": frozenset({"v2"})}, "Running", "v1"),
     "rollback: fetch": (("v1",), wish("v2"), {"missing": frozenset({"v2"})}, "Running", "v1"),
     "first fails": ((), wish("v1"), {"broken": frozenset({"v1"})}, "Failed", ""),
     "removal": (("v1", "v2"), None, {}, "", ""),
+    "shadow": (("v1",), tried("v2"), {}, "Running", "v2"),
+    "shadow: disagrees": (("v1",), tried("v2"), {"disagreeing": frozenset({"v2"})}, "Running", "v1"),
+    "shadow: nothing to replace": ((), tried("v1"), {}, "Running", "v1"),
+    "shadow: the same again": (("v1",), tried("v1", rollout="digits-9"), {}, "Running", "v1"),
     "damaged": (("v1", "v2"), wish("v2"), {"rotten": frozenset({"v2"})}, "Running", "v2"),
     "damaged, and the previous": (("v1", "v2"), wish("v2"), {"rotten": frozenset({"v1", "v2"})}, "Running", "v2"),
     "damaged, and another wanted": (("v1", "v2"), wish("v3"), {"rotten": frozenset({"v2"})}, "Running", "v3"),
@@ -355,7 +406,8 @@ def test_damaged_without_a_network_the_previous_version_serves_through_every_kil
         assert (status.phase, status.rollout) == ("Fetching", wish(wanted).rollout)
         assert status.running is not None
         assert status.running.model_version == "digits-v1"
-        assert list(world.servers.values()) == [status.running.port]
+        assert world.accepting == set(world.servers)
+        assert status.running.port == world.endpoint
         world.away, world.kill_at, world.must_serve = frozenset(), -1, True
         check_rest(world, install(world, wish(wanted)), wish(wanted), "Running", wanted)
 
@@ -379,13 +431,19 @@ def check_rest(world: World, agent: Agent, desired: WorkloadDesired | None, phas
     assert state.current is not None
     assert status.running is not None
     assert status.running.model_version == f"digits-{version}"
-    assert world.servers == {state.current.serial: status.running.port}
+    assert world.servers == {state.current.serial: state.current.port}
+    assert world.accepting == {state.current.serial}
+    assert status.running.port == state.endpoint == world.endpoint
     if desired.serving.port and version == desired.version:
         assert status.running.port == desired.serving.port
     if version == desired.version:
-        assert status.measurement == MEASURED
         assert status.message == ""
         assert status.install_seconds is not None
+        assert status.measurement is not None
+        assert status.measurement.accuracy == MEASURED.accuracy
+        assert status.observation == (None if desired.observe is None else OBSERVED)
+        if desired.shadow is not None:
+            assert status.shadow in (SHADOWED, ShadowReport())
     else:
         assert status.message.startswith("While ")
         assert status.measurement is None
@@ -434,6 +492,8 @@ def running(version: str = "v1") -> State:
         Launched(serial=1, port=4001),
         Ready(serial=1),
         Probed(serial=1, measurement=MEASURED),
+        Switched(serial=1, endpoint=4000),
+        Tidied(),
     )
     assert state.phase == "Running"
     return state
@@ -512,6 +572,8 @@ def test_a_crash_loop_falls_back_to_the_previous_version() -> None:
         Launched(serial=2, port=4002),
         Ready(serial=2),
         Probed(serial=2, measurement=None),
+        Switched(serial=2, endpoint=4000),
+        Tidied(),
     )
     for crash in range(1, workload.MAX_CRASHES):
         state, [serve] = drive(state, Exited(serial=2, cause="it ended by signal 11", uptime_seconds=1))
@@ -559,7 +621,9 @@ def test_the_current_server_is_restarted_while_a_candidate_is_being_fetched() ->
     status = workload.report(state)
     assert status.phase == "Fetching"
     assert status.running is not None
-    assert status.running.port == 4009
+    assert status.running.port == 4000, "applications find it where it was"
+    assert state.current is not None
+    assert state.current.port == 4009
 
 
 def test_damaged_files_are_fetched_again() -> None:
@@ -581,6 +645,8 @@ def test_damaged_files_of_the_previous_version_too_are_no_loop() -> None:
         Launched(serial=2, port=4002),
         Ready(serial=2),
         Probed(serial=2, measurement=None),
+        Switched(serial=2, endpoint=30000),
+        Tidied(),
     )
     bad = Faulted(serial=2, component="the disk", element="model", cause="digest", final=False, damaged=True)
     state, actions = drive(state, bad)
@@ -609,32 +675,6 @@ def test_an_agent_that_dies_with_every_start_gives_the_candidate_up() -> None:
     assert state.phase == "Running"
 
 
-def test_a_fixed_port_that_our_own_old_server_holds_is_moved_to_and_not_served_before() -> None:
-    before, _ = drive(
-        State(name="digits"),
-        Wanted(wish("v1", port=8080)),
-        Fetched(serial=1, network_bytes=5),
-        Laid(serial=1),
-        Launched(serial=1, port=8080),
-        Ready(serial=1),
-        Probed(serial=1, measurement=MEASURED),
-    )
-    assert workload.report(before).served
-    state, [serve] = drive(before, Wanted(wish("v2", port=8080)), Fetched(serial=2, network_bytes=5), Laid(serial=2))
-    assert isinstance(serve, Serve)
-    assert not serve.strict
-    state, actions = drive(
-        state, Launched(serial=2, port=4002), Ready(serial=2), Probed(serial=2, measurement=MEASURED)
-    )
-    assert [type(a) for a in actions] == [Tidy, Serve]
-    status = workload.report(state)
-    assert (status.phase, status.measurement, status.served) == ("Starting", MEASURED, False)
-    state, _ = drive(state, Tidied(), Launched(serial=2, port=8080), Ready(serial=2))
-    assert (state.phase, workload.report(state).served) == ("Running", True)
-    state, _ = drive(state, Exited(serial=2, cause="it ended", uptime_seconds=1))
-    assert (state.phase, workload.report(state).served) == ("Starting", True)
-
-
 def test_the_same_content_on_a_server_that_is_down_has_not_served_for_the_new_rollout() -> None:
     down, _ = drive(running(), Exited(serial=1, cause="it ended", uptime_seconds=1))
     assert workload.report(down).served
@@ -652,6 +692,8 @@ def test_install_seconds_need_the_same_boot() -> None:
         Launched(serial=1, port=4001),
         Ready(serial=1),
         Probed(serial=1, measurement=None),
+        Switched(serial=1, endpoint=4000),
+        Tidied(),
     ]
     same, _ = drive(state, *events, at=102.5)
     assert same.install_seconds == 2.5
@@ -667,7 +709,7 @@ def test_install_seconds_need_the_same_boot() -> None:
 
 
 EVENTS = st.one_of(
-    st.builds(Wanted, st.sampled_from([wish("v1"), wish("v2"), wish("v2", port=8080)])),
+    st.builds(Wanted, st.sampled_from([wish("v1"), wish("v2"), wish("v2", port=8080), tried("v1"), tried("v3")])),
     st.just(Unwanted()),
     st.just(Resumed()),
     st.just(Tidied()),
@@ -676,6 +718,7 @@ EVENTS = st.one_of(
     st.builds(Launched, serial=st.integers(1, 4), port=st.integers(1, 9)),
     st.builds(Ready, serial=st.integers(1, 4)),
     st.builds(Probed, serial=st.integers(1, 4), measurement=st.sampled_from([None, MEASURED])),
+    st.builds(Switched, serial=st.integers(1, 4), endpoint=st.integers(1, 9)),
     st.builds(
         Faulted,
         serial=st.integers(1, 4),
@@ -686,6 +729,8 @@ EVENTS = st.one_of(
         damaged=st.booleans(),
     ),
     st.builds(Exited, serial=st.integers(1, 4), cause=st.just("x"), uptime_seconds=st.sampled_from([0.0, 100.0])),
+    st.builds(Shadowed, serial=st.integers(1, 4), report=st.sampled_from([SHADOWED, DISAGREES, ShadowReport()])),
+    st.builds(Observed, serial=st.integers(1, 4), observation=st.just(OBSERVED)),
 )
 
 
@@ -711,6 +756,34 @@ def test_no_order_of_events_breaks_it(events: list[journal.Event]) -> None:
         state = after
 
 
+def test_the_endpoint_stays_where_it_is_unless_another_is_asked_for() -> None:
+    measured = [Fetched(serial=2, network_bytes=5), Laid(serial=2), Launched(serial=2, port=4002), Ready(serial=2)]
+    for wanted, endpoint in (
+        (wish("v2"), Endpoint(port=4000, strict=False)),
+        (wish("v2", port=8080), Endpoint(port=8080, strict=True)),
+    ):
+        state, [switch] = drive(running(), Wanted(wanted), *measured, Probed(serial=2, measurement=MEASURED))
+        assert isinstance(switch, Switch)
+        assert switch.endpoint == endpoint
+        serving = workload.report(state).running
+        assert serving is not None
+        assert (serving.model_version, serving.port) == ("digits-v1", 4000), "until the new one accepts there"
+        taken = Faulted(serial=2, component="the endpoint", element="8080", cause="is taken")
+        refused, [tidy] = drive(state, taken)
+        assert (refused.phase, tidy) == ("RollingBack", Tidy(running=frozenset({1}), files=frozenset({1})))
+        promoted, [tidy] = drive(state, Switched(serial=2, endpoint=endpoint.port))
+        assert tidy == Tidy(running=frozenset({2}), files=frozenset({1, 2}))
+        assert workload.report(promoted).phase == "Probing", "until the old one accepts nothing more"
+        promoted, _ = drive(promoted, Tidied())
+        assert workload.report(promoted).phase == "Running"
+        serving = workload.report(promoted).running
+        assert serving is not None
+        assert (serving.model_version, serving.port) == ("digits-v2", endpoint.port)
+        _, [_, serve] = drive(promoted, Resumed())
+        assert isinstance(serve, Serve)
+        assert serve.endpoint == endpoint
+
+
 def test_only_what_names_other_slots_must_be_durable() -> None:
     before = running()
     down, _ = drive(before, Exited(serial=1, cause="it ended", uptime_seconds=1))
@@ -724,6 +797,8 @@ def test_only_what_names_other_slots_must_be_durable() -> None:
     failed, _ = drive(wanted, Faulted(serial=2, component="the disk", element="e", cause="full"))
     assert not workload.must_be_durable(wanted, failed), "or nobody could be told that the disk is full"
     probing, _ = drive(fetched, Laid(serial=2), Launched(serial=2, port=4002), Ready(serial=2))
-    promoted, _ = drive(probing, Probed(serial=2, measurement=None))
-    assert workload.must_be_durable(probing, promoted)
+    switching, _ = drive(probing, Probed(serial=2, measurement=None))
+    assert workload.must_be_durable(probing, switching)
+    promoted, _ = drive(switching, Switched(serial=2, endpoint=4000))
+    assert workload.must_be_durable(switching, promoted)
     assert workload.must_be_durable(before, drive(before, Unwanted())[0])

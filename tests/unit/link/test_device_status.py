@@ -91,3 +91,56 @@ def test_a_condition_keeps_the_time_of_its_last_transition() -> None:
     assert (first.status, first.message, first.last_transition_time) == ("False", "is older", NOW)
     assert (second.status, second.message, second.last_transition_time) == ("False", "is much older", NOW)
     assert (third.status, third.last_transition_time) == ("True", NOW + LAG)
+
+
+def awaiting(status: DeviceStatus) -> str:
+    found = find_condition(status.conditions, "AwaitingReconciliation")
+    return "" if found is None else found.status
+
+
+def test_a_device_that_accepted_what_the_hub_does_not_know_awaits_reconciliation() -> None:
+    ahead = report(observed_manifest_version=9, refused="no", refused_manifest_version=4)
+    status = see(DeviceStatus(), report=ahead, desired_version=4)
+    assert awaiting(status) == "True"
+    condition = find_condition(status.conditions, "AwaitingReconciliation")
+    assert condition is not None
+    assert "accepted version 9, this hub desires version 4" in condition.message
+    assert "skerry device reconcile" in condition.message
+    assert see(status, report=ahead, desired_version=4) == status
+    after = see(status, report=report(observed_manifest_version=10), desired_version=10)
+    assert awaiting(after) == "False"
+    accepted = find_condition(after.conditions, "DesiredAccepted")
+    assert accepted is not None
+    assert accepted.status == "True"
+
+
+def test_the_same_version_with_other_content_awaits_reconciliation_too() -> None:
+    contested = report(observed_manifest_version=4, refused="other content", refused_manifest_version=4)
+    assert awaiting(see(DeviceStatus(), report=contested, desired_version=4)) == "True"
+
+
+def test_a_hub_that_desires_nothing_knows_less_than_a_device_that_accepted_something() -> None:
+    assert awaiting(see(DeviceStatus(), report=report(observed_manifest_version=1), desired_version=0)) == "True"
+    assert awaiting(see(DeviceStatus(), report=report(), desired_version=0)) == ""
+
+
+def test_a_stale_message_that_was_refused_is_no_news() -> None:
+    late = report(observed_manifest_version=5, refused="version 3 is older than 5", refused_manifest_version=3)
+    status = see(DeviceStatus(), report=late, desired_version=5)
+    assert awaiting(status) == ""
+    accepted = find_condition(status.conditions, "DesiredAccepted")
+    assert accepted is not None
+    assert accepted.status == "True"
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.booleans())
+def test_who_is_behind_is_a_matter_of_versions_alone(accepted: int, refused: int, desired: int, before: bool) -> None:
+    start = see(DeviceStatus(), report=report(observed_manifest_version=9), desired_version=0 if before else 9)
+    status = see(
+        start,
+        report=report(
+            observed_manifest_version=accepted, refused="x" if refused else "", refused_manifest_version=refused
+        ),
+        desired_version=desired,
+    )
+    assert (awaiting(status) == "True") == (accepted > desired or 0 < refused == desired)

@@ -91,7 +91,7 @@ async def serving(limits: Limits = LIMITS) -> AsyncIterator[Running]:
     listener.bind(("127.0.0.1", 0))
     echo = Echo()
     server = Server(echo, limits)
-    await server.start(listener)
+    await server.listen(listener)
     try:
         yield Running(server, echo, listener.getsockname()[1])
     finally:

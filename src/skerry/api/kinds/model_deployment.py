@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from skerry.api.amount import Amount
 from skerry.api.duration import Duration
+from skerry.api.kinds.gates import Gates, Shadow
+from skerry.api.kinds.pacing import Disruption, Rate, UpdateWindows
 from skerry.api.kinds.variants import Engine, Format, Precision
 from skerry.api.meta import API_VERSION, Condition, LabelSelector, Name, ObjectMeta, Ratio, Struct
 from skerry.api.quantity import Quantity
@@ -36,7 +39,10 @@ class ResourceList(Struct, frozen=True, kw_only=True):
 class Resources(Struct, frozen=True, kw_only=True):
     """What the inference server is given."""
 
+    requests: ResourceList = ResourceList()
+    """What it gets when the device is busy: placement keeps it free, and the kernel shares CPU by it."""
     limits: ResourceList = ResourceList()
+    """What it never exceeds: beyond its CPU it waits, beyond its memory it is killed."""
 
 
 class Serving(Struct, frozen=True, kw_only=True):
@@ -48,8 +54,21 @@ class Serving(Struct, frozen=True, kw_only=True):
     """Threads the engine may use; 0 means all cores."""
 
 
+class DeploymentLink(Struct, frozen=True, kw_only=True):
+    """What the deployment asks of the devices' networks."""
+
+    require_unmetered: bool = False
+    """Nothing of it is fetched over a metered link: such a device waits, and says so."""
+
+
+Promotion = Literal["automatic", "manual"]
+
+
 class Wave(Struct, frozen=True, kw_only=True):
-    """How far one step of the rollout goes, by `count` or by `percent` of the devices that can be placed."""
+    """How far one step of the rollout goes: by `count` or `percent` of the devices that can be placed, by `selector`.
+
+    A selector alone takes all devices that match it; with count or percent, so many of those that match it.
+    """
 
     name: Annotated[
         str, msgspec.Meta(pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9 ]{0,61}[A-Za-z0-9])?)?$(?!\n)", max_length=63)
@@ -59,38 +78,14 @@ class Wave(Struct, frozen=True, kw_only=True):
     """Devices on the new version when this wave is done."""
     percent: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
     """Share of the selected devices that some variant fits, on the new version when this wave is done; rounded up."""
+    selector: LabelSelector | None = None
+    """Only devices whose labels match are taken by this wave, and counted for its count or percent."""
+    promotion: Promotion | None = None
+    """What follows when this wave has passed: the next one at once, or after an approval; absent: as the strategy."""
 
 
 def _default_waves() -> list[Wave]:
     return [Wave(name="canary", count=1), Wave(name="all", percent=100)]
-
-
-class SuccessGate(Struct, frozen=True, kw_only=True):
-    """Share of the devices on the rollout, of this wave and those before, that reached Running."""
-
-    min: Ratio = 1.0
-
-
-class AccuracyGate(Struct, frozen=True, kw_only=True):
-    """Accuracy on the golden samples, measured on the device; the worst device on the rollout counts."""
-
-    min: Ratio
-    min_samples: Annotated[int, msgspec.Meta(ge=1)] = 1
-    """A device with fewer golden samples than this fails the gate."""
-
-
-class LatencyGate(Struct, frozen=True, kw_only=True):
-    """p95 latency of the golden samples through the local server; the worst device on the rollout counts."""
-
-    max: Duration
-
-
-class Gates(Struct, frozen=True, kw_only=True):
-    """Conditions, measured on the devices of a wave, that the next wave waits for; all must hold."""
-
-    success_ratio: SuccessGate = SuccessGate()
-    accuracy: AccuracyGate | None = None
-    latency_p95: LatencyGate | None = msgspec.field(default=None, name="latencyP95")
 
 
 class Strategy(Struct, frozen=True, kw_only=True):
@@ -101,18 +96,47 @@ class Strategy(Struct, frozen=True, kw_only=True):
     )
     """Cumulative, in order; unless the last is `percent: 100`, one gated wave for all the rest follows."""
     gates: Gates = Gates()
+    shadow: Shadow | None = None
+    """Run the new version beside the old one first; absent: it takes over once its golden samples were answered."""
+    promotion: Promotion = "automatic"
+    """From a wave that passed to the next: at once, or after `skerry rollout approve` (an annotation, see the docs)."""
+    rate: Rate | None = None
+    """How many devices a minute; absent: a whole wave at once."""
+    disruption: Disruption | None = None
+    """How many devices of one site, say, may be disturbed at a time; absent: no bound."""
+    windows: UpdateWindows = UpdateWindows()
+    """When devices may download, and when they may switch over; empty: at any time."""
+    success_threshold: Amount | None = None
+    """A wave is done when so many devices, or that share of them, run, without waiting for the others; absent: when
+    each runs or has failed."""
+    failure_threshold: Amount | None = None
+    """The rollout fails as soon as more devices than this, or than this share of them, have failed; absent: by its
+    gates alone."""
     bake_time: Duration = "0s"
     """How long a wave must stay healthy before its gates are judged."""
     device_timeout: Duration = "10m"
-    """A device that is not Running this long after its assignment counts as failed."""
+    """A device that is not Running this long after its assignment counts as failed; only time in which the windows
+    let it go on counts."""
     on_failure: Literal["rollback", "pause"] = "rollback"
     """After a failed gate: put the previous version back on the devices that moved, or stop and wait."""
 
 
-class ModelDeploymentSpec(Struct, frozen=True, kw_only=True):
-    """The wish itself; a change of model version, constraints, resources, runtime or serving starts a rollout.
+class PlacementPolicy(Struct, frozen=True, kw_only=True):
+    """How variants are chosen; see docs/placement.md."""
 
-    The selector, the strategy and `paused` take effect on the rollout at hand.
+    benchmark: bool = False
+    """Before a wave takes devices of a class on which a candidate was never measured, have one device of that class
+    fetch and measure all candidates. False: the factory's numbers count until installs have measured them."""
+    timeout: Duration = "5m"
+    """How long a rollout waits for benchmarks, counted from the first; then the factory's numbers count."""
+    on_refusal: Literal["nextBest", "fail"] = "fail"
+    """When a device refuses its variant: give it the next best of those it has not refused, or leave it failed."""
+
+
+class ModelDeploymentSpec(Struct, frozen=True, kw_only=True):
+    """The wish itself; a change of model version, constraints, resources, runtime, serving or link starts a rollout.
+
+    The selector, placement, the strategy and `paused` take effect on the rollout at hand.
     """
 
     model_version: Name
@@ -122,6 +146,8 @@ class ModelDeploymentSpec(Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     runtime: Literal["auto", "process"] = "auto"
     serving: Serving = Serving()
+    link: DeploymentLink = DeploymentLink()
+    placement: PlacementPolicy = PlacementPolicy()
     strategy: Strategy = Strategy()
     paused: bool = False
     """No further wave starts while true."""

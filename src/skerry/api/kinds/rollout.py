@@ -30,13 +30,20 @@ class GateResult(Struct, frozen=True, kw_only=True):
     """One gate's verdict on one wave, with the measured value."""
 
     gate: str
-    """`successRatio`, `accuracy` or `latencyP95`."""
+    """`successRatio`, `failureThreshold`, `health`, `accuracy`, `agreement`, `agreementDifference`, `latencyP95`,
+    `latencyP95Ratio`, `peakMemory`, `errorRate` or `shadowAgreement`."""
     verdict: Verdict
     threshold: float
     measured: float | None = None
-    """In the threshold's unit: a ratio, or milliseconds."""
+    """In the threshold's unit: a ratio, milliseconds, bytes, or the outputs' own."""
     devices: int = 0
     """Devices that contributed a measurement."""
+    missing: int = 0
+    """Devices that run and did not answer this gate."""
+    samples: int = 0
+    """Golden samples or requests behind the measured value, over all devices."""
+    worst: str = ""
+    """The device with the worst value."""
     message: str = ""
 
 
@@ -87,6 +94,8 @@ class RolloutStatus(Struct, frozen=True, kw_only=True):
     unplaced: dict[str, str] = {}
     """Device name -> why no variant fits it; the first 50."""
     started_at: datetime | None = None
+    failed_at: datetime | None = None
+    """When a gate failed, or it was aborted, and the way back began."""
     finished_at: datetime | None = None
     conditions: list[Condition] = []
 

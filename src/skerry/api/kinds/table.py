@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from skerry.api.kinds.device import Device
+from skerry.api.kinds.device_class import DeviceClass
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 
-Resource: TypeAlias = Device | Enrollment | JoinToken | ModelVersion | ModelDeployment | Rollout
+Resource: TypeAlias = Device | DeviceClass | Enrollment | JoinToken | ModelVersion | ModelDeployment | Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class KindInfo:
     columns: tuple[Column, ...]
     immutable_spec: bool = False
     """The spec may be set at creation only."""
+    made_by_hub: str = ""
+    """Clients cannot create it; says what they can do instead."""
+    read_only: bool = False
+    """Clients may not change it either; they may delete it."""
     aliases: tuple[str, ...] = ()
     """Further words the command line accepts."""
 
@@ -65,6 +70,28 @@ KINDS: tuple[KindInfo, ...] = (
             Column(name="CORES", path="status.hardware.cores", wide=True),
             Column(name="NETWORK", path="status.network.kind", wide=True),
             Column(name="UID", path="metadata.uid", wide=True),
+        ),
+    ),
+    KindInfo(
+        kind="DeviceClass",
+        type=DeviceClass,
+        plural="deviceclasses",
+        singular="deviceclass",
+        short_names=("dc",),
+        immutable_spec=True,
+        read_only=True,
+        made_by_hub="it is learnt from the devices; delete it to have its measurements taken anew",
+        aliases=("classes", "class"),
+        columns=(
+            Column(name="ARCH", path="spec.arch"),
+            Column(name="CORES", path="spec.cores"),
+            Column(name="MEMORY", path="spec.memoryBytes", kind="bytes"),
+            Column(name="ENGINES", path="spec.engines[].name"),
+            Column(name="MEMBERS", path="status.members"),
+            Column(name="MEASURED", path="status.measured"),
+            _AGE,
+            Column(name="CPU", path="spec.cpuModel", wide=True),
+            Column(name="ACCELERATORS", path="spec.accelerators[]", wide=True),
         ),
     ),
     KindInfo(
@@ -140,6 +167,7 @@ KINDS: tuple[KindInfo, ...] = (
         singular="rollout",
         short_names=("ro",),
         immutable_spec=True,
+        made_by_hub="create or change a ModelDeployment instead",
         columns=(
             Column(name="DEPLOYMENT", path="spec.deployment"),
             Column(name="REVISION", path="spec.revision"),

@@ -288,6 +288,10 @@ class HubClient:
         parameters = {"workload": workload, "tailLines": str(tail_lines)}
         return self._request("GET", f"{self._path(_DEVICE, device)}/log", parameters=parameters).text
 
+    def reconcile(self, device: str) -> dict[str, Any]:
+        """Make the hub's word count again on a device that has accepted something newer; return what was done."""
+        return self._json("POST", f"{self._path(_DEVICE, device)}/reconcile", content={})
+
     def explain(self, deployment: str, device: str) -> dict[str, Any]:
         """Return which variant a device was given, and the verdict on every candidate."""
         path = f"{self._path(_DEPLOYMENT, deployment)}/explain"

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import ssl
 import time
+from asyncio import sslproto
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from typing import Any
 from skerry.api.errors import InvalidError, UnavailableError
 from skerry.core import access
 from skerry.drivers.link import packets, topics
+from skerry.drivers.link.admission import Admission
 from skerry.drivers.link.inbox import Drops
 from skerry.drivers.link.outbox import Message, Outbox
 from skerry.drivers.link.topics import Peer
@@ -49,6 +51,10 @@ class BrokerSettings:
     """A device may connect before the hub's watch has shown its new Device."""
     max_keepalive_seconds: int = 1200
     """Whoever wants no keepalive, or a longer one, is held to this."""
+    admissions_per_second: float = 300.0
+    """New connections; a handshake takes 1 to 2 ms of one core, and those who are connected must not wait for all."""
+    admission_burst: int = 600
+    """New connections at once, after a quiet time."""
     max_connections: int = 10_000
     """Admitted at the same time."""
     hub_buffer_bytes: int = 64 * _MIB
@@ -58,6 +64,12 @@ class BrokerSettings:
     hub_window: int = 64
     device_window: int = 16
     """QoS 1 messages sent and not acknowledged."""
+
+
+class _SmallTls(sslproto.SSLProtocol):
+    """asyncio's TLS with a buffer for what devices send: by default each connection holds a quarter of a megabyte."""
+
+    max_size = 16 * 1024
 
 
 class _RefusedError(Exception):
@@ -111,6 +123,18 @@ def server_context(*, certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
     return context
 
 
+class _Door(asyncio.Protocol):
+    """A connection before its first byte is read."""
+
+    def __init__(self, arrived: Callable[[asyncio.Transport], None]) -> None:
+        self._arrived = arrived
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()  # what comes belongs to the handshake
+        self._arrived(transport)
+
+
 class EmbeddedBroker:
     """An async context manager; it listens inside the block. `known` tells which devices exist."""
 
@@ -125,6 +149,9 @@ class EmbeddedBroker:
         self._known = known
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._admission = Admission(
+            rate=settings.admissions_per_second, burst=settings.admission_burst, monotonic=time.monotonic
+        )
         self._hub: _Session | None = None
         self._devices: dict[str, _Session] = {}
         self._hub_outbox = Outbox(max_bytes=settings.hub_buffer_bytes, window=settings.hub_window)
@@ -142,14 +169,8 @@ class EmbeddedBroker:
         """Listen. Raises UnavailableError when the port is taken."""
         settings = self._settings
         try:
-            self._server = await asyncio.start_server(
-                self._connected,
-                settings.host,
-                settings.port,
-                ssl=self._tls,
-                ssl_handshake_timeout=settings.connect_timeout_seconds,
-                ssl_shutdown_timeout=_CLOSE_SECONDS,
-                backlog=1024,
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Door(self._arrived), settings.host, settings.port, backlog=1024
             )
         except OSError as error:
             raise UnavailableError(
@@ -180,10 +201,58 @@ class EmbeddedBroker:
         if session is not None:
             session.end(reason)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._live(reader, writer))
+    def _arrived(self, transport: asyncio.Transport) -> None:
+        """Take a connection in, or send it away before it has cost a handshake."""
+        address = str((transport.get_extra_info("peername") or ("?",))[0])
+        if not (self._admission.admit() or self._may_be_the_hub(transport)):
+            self.drops.add("busy", source=address, detail="too many connections at a time")
+            transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._greet(transport, address))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _may_be_the_hub(self, transport: asyncio.Transport) -> bool:
+        """The hub itself, on this machine, must not wait behind its devices: without it nobody is served."""
+        ends = (transport.get_extra_info(end) for end in ("peername", "sockname"))
+        return self._hub is None and len({end[0] if end else "" for end in ends}) == 1
+
+    async def _greet(self, transport: asyncio.Transport, address: str) -> None:
+        """Do the TLS handshake, then live the connection."""
+        try:
+            streams = await self._secure(transport)
+        except OSError as error:  # SSLError is one
+            transport.abort()
+            _log.debug("broker.handshake_failed address=%s cause=%s", address, error)
+            return
+        if streams is not None:
+            await self._live(*streams)
+
+    async def _secure(self, transport: asyncio.Transport) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Do what `loop.start_tls` does, with our own buffer; None when it was lost in the moment of its success."""
+        loop = asyncio.get_running_loop()
+        opened: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, lambda *streams: opened.append(streams), loop=loop)
+        done: asyncio.Future[None] = loop.create_future()
+        tls = _SmallTls(
+            loop,
+            protocol,
+            self._tls,
+            done,
+            server_side=True,
+            ssl_handshake_timeout=self._settings.connect_timeout_seconds,  # type: ignore[arg-type] # seconds
+            ssl_shutdown_timeout=_CLOSE_SECONDS,
+        )
+        transport.set_protocol(tls)
+        tls.connection_made(transport)
+        transport.resume_reading()
+        try:
+            await done
+        except BaseException:
+            transport.abort()
+            raise
+        return opened[0] if opened else None
 
     async def _live(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Live one connection's life; nothing it does reaches the others."""

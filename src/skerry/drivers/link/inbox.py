@@ -21,6 +21,7 @@ LOG_INTERVAL_SECONDS = 10.0
 _KINDS: dict[Channel, Any] = {
     "reported": messages.Reported | messages.CommandResult,
     "online": messages.Online,
+    "telemetry": messages.Telemetry,
 }
 
 

@@ -165,12 +165,13 @@ class _DeviceEnd:
         self.feed: _Feed[tuple[Literal["desired", "command"], bytes]] = _Feed()
         self._carrier = carrier
 
-    async def send(self, message: messages.Reported | messages.CommandResult) -> None:
+    async def send(self, message: messages.Reported | messages.CommandResult | messages.Telemetry) -> None:
         """Hand the message to the carrier. Raises UnavailableError, TooLargeError."""
         raw = messages.encode(message)
+        channel: Channel = "telemetry" if isinstance(message, messages.Telemetry) else "reported"
         if self.feed.lost:
             raise UnavailableError("the connection was lost", element="link in memory")
-        self._carrier.to_hub(self.uid, "reported", raw)
+        self._carrier.to_hub(self.uid, channel, raw)
 
     async def incoming(self) -> AsyncIterator[tuple[Literal["desired", "command"], bytes]]:
         """Yield raw envelopes; ends by UnavailableError."""

@@ -92,9 +92,10 @@ class MqttDeviceConnection:
         self._client = client
         self._channels: dict[str, DeviceChannel] = {topic(uid, "desired"): "desired", topic(uid, "command"): "command"}
 
-    async def send(self, message: messages.Reported | messages.CommandResult) -> None:
+    async def send(self, message: messages.Reported | messages.CommandResult | messages.Telemetry) -> None:
         """Send and wait until the broker has it. Raises UnavailableError, TooLargeError."""
-        await self._client.send(topic(self._uid, "reported"), messages.encode(message))
+        channel: Channel = "telemetry" if isinstance(message, messages.Telemetry) else "reported"
+        await self._client.send(topic(self._uid, channel), _bounded(messages.encode(message), channel))
 
     async def incoming(self) -> AsyncIterator[tuple[DeviceChannel, bytes]]:
         """Yield raw envelopes, each acknowledged when the next is asked for; ends by UnavailableError."""

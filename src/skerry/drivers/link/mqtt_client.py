@@ -53,7 +53,8 @@ class MqttClient(aiomqtt.Client):
         self.failure = _LastError()
         if tls is not None:
             tls.sslsocket_class = _ClosingSocket
-        logger = logging.Logger("paho")  # its own, without handlers: what matters of it ends in our errors
+        # Its own, without handlers: what matters of it ends in our errors. The level spares a record for each packet.
+        logger = logging.Logger("paho", logging.ERROR)
         logger.addHandler(self.failure)
         super().__init__(
             host,
@@ -72,6 +73,7 @@ class MqttClient(aiomqtt.Client):
         )
         self.pending_calls_threshold = 2 * MAX_INFLIGHT
         self._send_timeout = send_timeout_seconds
+        self._check_seconds = max(1.0, keepalive_seconds / 12)  # so late may a ping be; brokers wait half a keepalive
         self._broken: aiomqtt.MqttError | None = None
         self._client.connect_timeout = connect_timeout_seconds
         self._client.manual_ack_set(True)
@@ -153,6 +155,8 @@ class MqttClient(aiomqtt.Client):
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # retrieved, or asyncio complains of a failure that came with the connection's end
 
     def _why_lost(self) -> aiomqtt.MqttError:
         if self._broken is None or isinstance(self._broken, aiomqtt.MqttCodeError):  # its codes explain nothing
@@ -178,6 +182,27 @@ class MqttClient(aiomqtt.Client):
                     return
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection is over
             self._break(aiomqtt.MqttError(str(error)))
+
+    def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:  # noqa: ARG002 - paho's shape
+        """Paho writes right after this; aiomqtt polls for each packet all the same, even a socket closed by then."""
+        here = asyncio._get_running_loop() is self._loop  # noqa: SLF001 - None in the thread that connects
+        (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(self._await_room)
+
+    def _await_room(self) -> None:
+        sock = self._client.socket()
+        if sock is not None and sock.fileno() >= 0 and self._client.want_write():
+            self._loop.add_writer(sock.fileno(), self._write)
+
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is over
+            self._break(aiomqtt.MqttError(str(error)))
+
+    async def _misc_loop(self) -> None:
+        """Look after the keepalive; aiomqtt does every second, which wakes an idle device as often for nothing."""
+        while self._client.loop_misc() == paho.MQTT_ERR_SUCCESS:  # noqa: ASYNC110 - paho signals nothing
+            await asyncio.sleep(self._check_seconds)
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         if message.qos and self._queue.full():  # aiomqtt would drop it in silence, and the broker wait for its PUBACK
@@ -235,6 +260,13 @@ class _LastError(logging.Handler):
         self.text = record.getMessage()
 
 
+_BUSY = "it may be taking on many devices; try again after a random pause"
+_SOCKET_CAUSES: tuple[tuple[type[OSError], str, str], ...] = (
+    (ConnectionRefusedError, "nobody listens there", "is the hub running?"),
+    (ConnectionError, "the broker cut the connection", _BUSY),
+    (socket.gaierror, "the name cannot be resolved", "check the name and the DNS"),
+    (TimeoutError, "no answer", "check the address, the network and the firewall"),
+)
 _TLS_CAUSES: tuple[tuple[str, str, str], ...] = (
     # In what OpenSSL says, the cause, the hint. The first four are our verdict on the broker, the others its on us.
     ("certificate has expired", "the broker's certificate has expired", "renew it; check this machine's clock too"),
@@ -251,6 +283,7 @@ _TLS_CAUSES: tuple[tuple[str, str, str], ...] = (
     ("handshake failure", "the broker refused our certificate or our TLS version", "enrol at this hub; need TLS 1.2"),
     ("bad certificate", "the broker refused our certificate", "enrol at this hub"),
     ("certificate unknown", "the broker refused our certificate", "enrol at this hub"),
+    ("unexpected eof", "the broker cut the connection in the handshake", _BUSY),
     ("wrong version number", "this port does not speak TLS", "check the port"),
 )
 
@@ -272,16 +305,12 @@ def _tls_cause(text: str) -> tuple[str, str] | None:
 
 
 def _cause(error: aiomqtt.MqttError, origin: OSError | None, failure: str) -> tuple[str, str] | None:
-    match origin:
-        case ConnectionRefusedError():
-            return "nobody listens there", "is the hub running?"
-        case socket.gaierror():
-            return "the name cannot be resolved", "check the name and the DNS"
-        case TimeoutError():
-            return "no answer", "check the address, the network and the firewall"
-        case _ if isinstance(error, _HungUpError) and not failure:
-            # asyncio's TLS servers, our embedded broker too, refuse a certificate without saying so (no alert is sent).
-            return str(error), "our certificate may have expired or be another hub's; if so, enrol again"
-        case _ if isinstance(error, MqttConnectError):
-            return f"refused us: {error.rc}", "was the device deleted from the hub?"
+    known = next(((cause, hint) for kind, cause, hint in _SOCKET_CAUSES if isinstance(origin, kind)), None)
+    if known is not None:
+        return known
+    if isinstance(error, _HungUpError) and not failure:
+        # asyncio's TLS servers, our embedded broker too, refuse a certificate without saying so (no alert is sent).
+        return str(error), "our certificate may have expired or be another hub's; if so, enrol again"
+    if isinstance(error, MqttConnectError):
+        return f"refused us: {error.rc}", "was the device deleted from the hub?"
     return None

@@ -20,6 +20,7 @@ import re
 import shutil
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from skerry.api.errors import (
 )
 from skerry.api.kinds.variants import Blob
 from skerry.core import manifest as manifests
+from skerry.drivers.registry.bandwidth import Bandwidth
 from skerry.kit.files import sync_directory
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
@@ -63,10 +65,18 @@ class OciArtifactSource:
     The client's certificate and the authorities it trusts are in `tls`.
     """
 
-    def __init__(self, base_url: str, tls: ssl.SSLContext | None, settings: OciSettings | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        tls: ssl.SSLContext | None,
+        settings: OciSettings | None = None,
+        bandwidth: Bandwidth | None = None,
+    ) -> None:
+        """All fetches together keep to `bandwidth`, which may be changed at any time."""
         self._base = _checked_url(base_url, tls)
         self._tls = tls
         self._settings = settings or OciSettings()
+        self._bandwidth = bandwidth or Bandwidth()
 
     async def fetch(self, repository: str, blob: Blob, target: Path, *, progress: Callable[[int], None]) -> None:
         """Bring a blob into `target`; nothing is fetched when it is there already. `progress` gets counts of bytes.
@@ -83,7 +93,9 @@ class OciArtifactSource:
             loop.call_soon_threadsafe(progress, count)
 
         url = f"{self._base.geturl().rstrip('/')}/v2/{repository}/blobs/{blob.digest}"
-        transfer = _Transfer(url, blob, target, tls=self._tls, settings=self._settings, report=report)
+        transfer = _Transfer(
+            url, blob, target, tls=self._tls, settings=self._settings, bandwidth=self._bandwidth, report=report
+        )
         running = asyncio.ensure_future(asyncio.to_thread(transfer.run))
         try:
             await asyncio.shield(running)
@@ -106,6 +118,7 @@ class _Transfer:
         *,
         tls: ssl.SSLContext | None,
         settings: OciSettings,
+        bandwidth: Bandwidth,
         report: Callable[[int], None],
     ) -> None:
         self._url = url
@@ -115,7 +128,8 @@ class _Transfer:
         self._target = target
         self._partial = target.with_name(f"{target.name}.partial")
         self._report = report
-        self._aborted = False
+        self._bandwidth = bandwidth
+        self._aborted = threading.Event()
         self._line: socket.socket | None = None
         self._file = -1
         self._size = 0  # of what is in the file and in the hash
@@ -123,7 +137,7 @@ class _Transfer:
 
     def abort(self) -> None:
         """Make `run` end soon, with an error nobody is interested in."""
-        self._aborted = True
+        self._aborted.set()
         if self._line is not None:
             with suppress(OSError):
                 socket.socket.shutdown(self._line, socket.SHUT_RDWR)  # not TLS's own: it is not for other threads
@@ -228,17 +242,24 @@ class _Transfer:
                 return
             self._check_answer(answer)
             # `read1` gives what has arrived; `read` would wait for a whole piece and lose it when the line breaks.
-            while chunk := answer.read1(_CHUNK_BYTES):
-                if self._aborted:
-                    raise UnavailableError("was given up", element=self._blob.digest)
+            while chunk := answer.read1(self._bandwidth.piece(_CHUNK_BYTES)):
+                self._bandwidth.take(len(chunk))
+                self._check_wanted()
                 self._report(len(chunk))
                 if self._size + len(chunk) > self._blob.size:
                     raise self._wrong(f"there are more than its {self._blob.size} bytes")
                 self._append(chunk)
+                while self._size < self._blob.size and (pause := self._bandwidth.wait()) > 0:
+                    self._aborted.wait(pause)
+                    self._check_wanted()
         if self._size < self._blob.size:
             raise UnavailableError(
                 f"the connection ended after {self._size} of {self._blob.size} bytes", element=self._blob.digest
             )
+
+    def _check_wanted(self) -> None:
+        if self._aborted.is_set():
+            raise UnavailableError("was given up", element=self._blob.digest)
 
     @contextmanager
     def _answer(self) -> Iterator[http.client.HTTPResponse]:
@@ -247,8 +268,7 @@ class _Transfer:
             with closing(self._connect(url)) as connection:
                 connection.connect()
                 self._line = connection.sock
-                if self._aborted:
-                    raise UnavailableError("was given up", element=self._blob.digest)
+                self._check_wanted()
                 headers = {"Accept-Encoding": "identity", "User-Agent": "skerry"}
                 if self._size:
                     headers["Range"] = f"bytes={self._size}-"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+_PF_KTHREAD = 0x00200000
 MAX_BYTES = 1024 * 1024
 """Of one file of /proc; an environment is smaller than ARG_MAX, usually 128 KiB for one string."""
 
@@ -69,6 +70,22 @@ def read_variable(pid: int, name: str) -> str | None:
         if entry.startswith(prefix):
             return entry[len(prefix) :].decode(errors="replace")
     return None
+
+
+def is_in_transition(pid: int) -> bool:
+    """Return whether it shows no environment for the moment: it is just becoming another program, or ending.
+
+    A process that hides its environment, and a thread of the kernel, which has none, are not.
+    """
+    try:
+        with (PROC / str(pid) / "environ").open("rb") as file:
+            if file.read(1):
+                return False
+    except OSError:
+        return False
+    raw = _read(pid, "stat").decode(errors="replace")
+    fields = raw[raw.rfind(")") + 1 :].split()
+    return len(fields) > 6 and fields[6].isdigit() and not int(fields[6]) & _PF_KTHREAD
 
 
 def read_peak_memory(pid: int) -> int:

@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +25,8 @@ import msgspec
 
 from skerry.api.errors import AlreadyExistsError, InvalidError, UnavailableError
 from skerry.core.ports import Instance, Launch
-from skerry.drivers.runtime import proc, spawn, verdict
+from skerry.drivers.runtime import limits, proc, spawn, verdict
+from skerry.drivers.runtime.cgroups import Kills
 from skerry.kit import files
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     log: str
     memory_limit_bytes: int = 0
+    group: list[str] = []
+    """Directories of its control group; empty when it has none."""
 
 
 class ProcessRuntime:
@@ -60,10 +63,14 @@ class ProcessRuntime:
 
     name = "process"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, way: limits.Way | None = None) -> None:
+        """`way` of limiting is the best one of this machine unless given."""
         self._directory = files.private_directory(directory)
         self._id = _identity(directory / "runtime-id")
+        self._way = way
+        self._swept = False
         self._ended: dict[str, int] = {}
+        self._kills: dict[str, Kills] = {}
         self._stopped: dict[str, bool] = {}
         self._starting: set[str] = set()
 
@@ -102,6 +109,7 @@ class ProcessRuntime:
             status=self._ended.get(instance.id),
             stopped=instance.id in self._stopped,
             oom_kills=proc.read_oom_kills() - kills_before,
+            own=await asyncio.to_thread(self._drop_group, instance, kill=False),
             memory_limit_bytes=record.memory_limit_bytes if record is not None else 0,
             last_line=verdict.last_line(Path(record.log)) if record is not None else "",
         )
@@ -120,6 +128,7 @@ class ProcessRuntime:
                 self._signal_group(instance, signal.SIGKILL)
                 await self._ended_within(instance, KILL_SECONDS)
         await self._kill_rest(instance, session)
+        await asyncio.to_thread(self._drop_group, instance, kill=True)
         self._drop_record(instance)
 
     async def peak_memory(self, instance: Instance) -> int:
@@ -129,6 +138,9 @@ class ProcessRuntime:
     async def list(self) -> Sequence[Instance]:
         """Return every server of this runtime that runs, recorded or not, also those of earlier agents."""
         found = await asyncio.to_thread(self._scan)
+        if not self._swept:
+            self._swept = True
+            await asyncio.to_thread(self._sweep, {instance.name for instance in found.values()})
         return sorted(found.values(), key=lambda instance: (instance.name, instance.id))
 
     # --- starting ---------------------------------------------------------------------------------------------------
@@ -136,22 +148,62 @@ class ProcessRuntime:
     def _start(self, launch: Launch) -> Instance:
         """In a thread of its own: see `spawn.in_fresh_thread`."""
         environment = {**launch.environment, MARKER: f"{self._id}/{launch.name}"}
-        pid = spawn.spawn(launch, environment)
+        limiter = self._limiter
+        pid = spawn.spawn(launch, environment, limiter)
         stat = proc.read_stat(pid)
         if stat is None:  # cannot be: as our child it is at least a zombie
             raise UnavailableError("vanished while it was started", element=launch.name)
         instance = Instance(name=launch.name, id=f"{pid}:{stat.start_time}")
         record = Record(
-            name=launch.name, id=instance.id, log=str(launch.log), memory_limit_bytes=launch.memory_limit_bytes
+            name=launch.name,
+            id=instance.id,
+            log=str(launch.log),
+            memory_limit_bytes=launch.memory_limit_bytes,
+            group=[str(path) for path in limiter.group(launch.name)] if launch.is_limited else [],
         )
         try:
             self._write_record(record)
         except BaseException:
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+            limits.remove(Path(path) for path in record.group)
             raise
         log.info("runtime.started name=%s id=%s", instance.name, instance.id)
         return instance
+
+    # --- limits -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _limiter(self) -> limits.Limiter:
+        """Tried out when it is first needed; blocks for a moment then."""
+        if self._way is None:
+            self._way = limits.find()
+        return limits.Limiter(self._way, self._id)
+
+    def _group(self, instance: Instance) -> Sequence[Path]:
+        record = self._read_record(instance.name)
+        if record is None:  # the agent that started it was killed before it could write one
+            return self._limiter.group(instance.name)
+        return [Path(path) for path in record.group] if record.id == instance.id else []
+
+    def _drop_group(self, instance: Instance, *, kill: bool) -> Kills:
+        """Return what the kernel counted for a server that ended, and remove its group; asked again, still known."""
+        group = self._group(instance)
+        found = limits.read_kills(group)
+        if found.killed:
+            _remember(self._kills, instance.id, found)
+        limits.remove(group, kill=kill)
+        return self._kills.get(instance.id, found)
+
+    def _sweep(self, running: Iterable[str]) -> None:
+        """Remove the groups of servers that ended while no agent was there to see it, wherever that agent made them."""
+        for path in self._directory.glob("*.json"):
+            record = self._read_record(path.name.removesuffix(".json"))
+            if record is not None and record.name not in running and record.group:
+                limits.remove(Path(group) for group in record.group)
+        removed = self._limiter.sweep(running)
+        if removed:
+            log.info("runtime.groups_swept count=%d", removed)
 
     # --- knowing again ----------------------------------------------------------------------------------------------
 
@@ -164,7 +216,8 @@ class ProcessRuntime:
         if stat.ended:
             self._reap(instance)
             return False
-        return proc.read_variable(pid, MARKER) == f"{self._id}/{instance.name}"
+        marker = proc.read_variable(pid, MARKER)
+        return marker == f"{self._id}/{instance.name}" or (marker is None and proc.is_in_transition(pid))
 
     def _session(self, instance: Instance) -> int:
         """Return the session in which its processes are; 0 when there is none any more."""
@@ -179,6 +232,8 @@ class ProcessRuntime:
         best: dict[tuple[str, int], proc.Stat] = {}
         for pid in proc.pids():
             marker = proc.read_variable(pid, MARKER)
+            if marker is None and proc.is_in_transition(pid):
+                marker = self._recorded_marker(pid)
             if marker is None or not marker.startswith(f"{self._id}/"):
                 continue
             stat = proc.read_stat(pid)
@@ -189,6 +244,15 @@ class ProcessRuntime:
             if other is None or stat.pid == stat.session or (other.pid != other.session and stat.pid < other.pid):
                 best[key] = stat
         return {key: Instance(name=key[0], id=f"{stat.pid}:{stat.start_time}") for key, stat in best.items()}
+
+    def _recorded_marker(self, pid: int) -> str | None:
+        """The marker of a server that cannot show it just now, from its record."""
+        stat = proc.read_stat(pid)
+        for path in self._directory.glob("*.json") if stat is not None else ():
+            record = self._read_record(path.name.removesuffix(".json"))
+            if record is not None and stat is not None and record.id == f"{pid}:{stat.start_time}":
+                return f"{self._id}/{record.name}"
+        return None
 
     def _reap(self, instance: Instance) -> None:
         """Collect the exit status of a child that ended; adopted servers are collected by init."""

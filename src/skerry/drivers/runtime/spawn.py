@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import shutil
 import subprocess
 import threading
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 
 from skerry.api.errors import StorageFullError, UnavailableError
 from skerry.core.ports import Launch
+from skerry.drivers.runtime.limits import Limiter, remove
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,6 @@ MAX_LOG_BYTES = 5 * 1024 * 1024
 """Beyond this a log becomes `<log>.1`, in place of the older one."""
 OOM_SCORE = 500
 """Servers die before the agent when the machine runs out of memory."""
-RESERVED_BYTES = 64 * 1024 * 1024
-"""RLIMIT_DATA counts what is reserved, touched or not: stacks of threads and buffers of libraries, 56 MiB of it in our
-own inference server. A limit without this much on top would kill servers that stay within their memory."""
 _PR_SET_NO_NEW_PRIVS = 38
 _Result = TypeVar("_Result")
 
@@ -83,8 +80,8 @@ async def in_fresh_thread(work: Callable[[], _Result]) -> _Result:
     return outcome.result()
 
 
-def spawn(launch: Launch, environment: Mapping[str, str]) -> int:
-    """Start the process and return its pid. Raises UnavailableError, StorageFullError."""
+def spawn(launch: Launch, environment: Mapping[str, str], limiter: Limiter) -> int:
+    """Start the process within its limits and return its pid. Raises UnavailableError, StorageFullError."""
     try:
         launch.log.parent.mkdir(parents=True, exist_ok=True)
         bound_log(launch.log)
@@ -93,9 +90,9 @@ def spawn(launch: Launch, environment: Mapping[str, str]) -> int:
         raise _translated(error, str(launch.log)) from error
     try:
         process = _Detached(
-            list(launch.argv),
+            limiter.prepare(launch),
             cwd=launch.directory,
-            env=dict(environment),
+            env={**limiter.environment, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -103,11 +100,12 @@ def spawn(launch: Launch, environment: Mapping[str, str]) -> int:
             start_new_session=True,
         )
     except (OSError, ValueError, IndexError) as error:
+        remove(limiter.group(launch.name) if launch.is_limited else [])
         culprit = getattr(error, "filename", None) or next(iter(launch.argv), launch.name)
         raise _translated(error, str(culprit)) from error
     finally:
         os.close(output)
-    _limit(process.pid, launch.memory_limit_bytes)
+    _limit(process.pid, launch, limiter)
     return process.pid
 
 
@@ -145,12 +143,9 @@ def write_unsynced(path: Path, content: bytes) -> None:
         raise _translated(error, str(path)) from error
 
 
-def _limit(pid: int, memory_limit_bytes: int) -> None:
+def _limit(pid: int, launch: Launch, limiter: Limiter) -> None:
     try:
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-        if memory_limit_bytes > 0:
-            reserved = memory_limit_bytes + RESERVED_BYTES
-            resource.prlimit(pid, resource.RLIMIT_DATA, (reserved, reserved))
+        limiter.confine(pid, launch)
     except ProcessLookupError:
         return  # it has ended already; the waiter will say why
     except OSError as error:

@@ -10,6 +10,9 @@ import re
 import signal
 from pathlib import Path
 
+from skerry.drivers.runtime.cgroups import Kills
+
+NONE = Kills()
 TAIL_BYTES = 8192
 LINE_CHARACTERS = 300
 _NO_MEMORY = re.compile(
@@ -27,12 +30,19 @@ def describe(
     oom_kills: int,
     memory_limit_bytes: int,
     last_line: str,
+    own: Kills = NONE,
 ) -> str:
-    """Return the sentence. `status` is negative for a signal, None when it belongs to an earlier agent's child."""
+    """Return the sentence. `status` is negative for a signal, None when it belongs to an earlier agent's child.
+
+    `oom_kills` were counted on the whole machine while it was waited for, `own` in the server's own group.
+    """
     if stopped:
         return f"{name} was stopped"
     how = _how(status)
-    if status == -signal.SIGKILL and oom_kills > 0:
+    if own.killed and status != 0:
+        limit = f"it needed more than its memory limit of {memory_limit_bytes // (1024 * 1024)} MiB"
+        return f"{name} {how}: {limit if own.own_limit and memory_limit_bytes else 'the machine ran out of memory'}"
+    if status == -signal.SIGKILL and oom_kills > 0 and not memory_limit_bytes:
         return f"{name} {how}: the machine ran out of memory"
     if memory_limit_bytes > 0 and status != 0 and (_NO_MEMORY.search(last_line) or status == -signal.SIGKILL):
         how = f"{how}, most likely at its memory limit of {memory_limit_bytes // (1024 * 1024)} MiB"

@@ -14,13 +14,14 @@ import msgspec
 from skerry.api import selector
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import Device
+from skerry.api.kinds.device_class import DeviceClass
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
+from skerry.core import benchmarks, classes, placement, steps, waves
 from skerry.core import deployment as deployments
-from skerry.core import placement, waves
 from skerry.core.desired import DesiredRecord
-from skerry.core.placement import Machine
+from skerry.core.placement import Cost, Machine
 from skerry.core.ports import Store
 from skerry.core.steps import Hold
 from skerry.core.waves import Member
@@ -29,6 +30,7 @@ from skerry.hub.controllers import informer
 Key = tuple[str, str]
 """Namespace and name of a deployment."""
 
+_Costs = tuple[tuple[str, Cost], ...]
 _MAX_FITS = 20_000  # remembered answers; one a kind of machine and rollout
 
 
@@ -45,12 +47,17 @@ class Fleet:
         self.models = informer.of_kind(store, ModelVersion, self._model_changed)
         self.devices = informer.of_kind(store, Device, self._device_changed)
         self.records = informer.of_desired(store, self._record_changed)
-        self._fits: dict[tuple[str, str, Machine], str] = {}
+        self.classes = informer.of_kind(store, DeviceClass, self._class_changed)
+        self._fits: dict[tuple[str, str, Machine, _Costs], str] = {}
+        self.measuring: set[str] = set()
+        """Uids of devices that are asked to measure something."""
+        self._costs: dict[str, dict[str, Mapping[str, Cost]]] = {}
+        self._class_names: dict[str, tuple[Device, str]] = {}
 
     @asynccontextmanager
     async def follow(self) -> AsyncIterator[None]:
         """Keep the copies up to date inside the block, which is entered when all are complete."""
-        copies = (self.deployments, self.rollouts, self.models, self.devices, self.records)
+        copies = (self.deployments, self.rollouts, self.models, self.devices, self.records, self.classes)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(copy.run()) for copy in copies]
             for copy in copies:
@@ -77,9 +84,32 @@ class Fleet:
         return [rollout for rollout in found if rollout.spec.deployment == name]
 
     def records_of(self, key: Key) -> list[DesiredRecord]:
-        """Return the records that hold the deployment's workload."""
+        """Return the records that hold the deployment's workload, or have something measured for it."""
         namespace, name = key
-        return [r for r in self.records.values() if r.namespace == namespace and r.find(name) is not None]
+        return [r for r in self.records.values() if r.namespace == namespace and _names(r, name)]
+
+    def class_of(self, device: Device) -> str:
+        """Return the name of the class that a device belongs to, or "" while its hardware is not known."""
+        known = self._class_names.get(device.metadata.uid)
+        if known is None or known[0] is not device:
+            known = self._class_names[device.metadata.uid] = (device, classes.class_name_of(device.status))
+        return known[1]
+
+    def costs_of(self, device: Device, rollout: Rollout) -> Mapping[str, Cost]:
+        """Return what a device's class knows of the rollout's variants, by variant name.
+
+        The numbers that a rollout has once used stay until another variant becomes known, so that what is measured on
+        the way does not give one class two variants.
+        """
+        model, about = self.model_of(rollout), self.class_of(device)
+        item = self.classes.get(f"{rollout.metadata.namespace}/{about}") if model is not None else None
+        used = self._costs.setdefault(rollout.metadata.uid, {})
+        if item is None or model is None:
+            return used.get(about, {})
+        known = benchmarks.costs_for(item, rollout, model.status.variants)
+        if about not in used or _tried(known) != _tried(used[about]):
+            used[about] = known
+        return used[about]
 
     def model_of(self, rollout: Rollout) -> ModelVersion | None:
         """Return the model version that a rollout began with, if it is there and can be rolled out."""
@@ -127,7 +157,7 @@ class Fleet:
         for device in self.devices.values(f"{meta.namespace}/"):
             record = self.records.get(device.metadata.uid)
             selected = selector.matches(wanted, device.metadata.labels)
-            if not selected and (record is None or record.find(meta.name) is None):
+            if not selected and (record is None or not _names(record, meta.name)):
                 continue
             machine = placement.machine_of(device.status, record, meta.name)
             member = waves.member_of(
@@ -135,24 +165,28 @@ class Fleet:
                 record,
                 meta.name,
                 selected=selected,
-                unfit=self._unfit(machine, rollout),
-                previous_unfit=self._unfit(machine, previous),
+                unfit=self._unfit(machine, rollout, device),
+                previous_unfit=self._unfit(machine, previous, device) and self._unfit(machine, previous, None),
             )
             members[member.uid] = (member, device)
         return members
 
-    def _unfit(self, machine: Machine, rollout: Rollout | None) -> str:
-        """Why nothing of a rollout fits a machine; remembered, for a fleet has few kinds of machines."""
+    def _unfit(self, machine: Machine, rollout: Rollout | None, device: Device | None) -> str:
+        """Why nothing of a rollout fits a machine; remembered, for a fleet has few kinds of machines.
+
+        With a device by what was measured on its class, where it was; without one by the factory's numbers.
+        """
         if rollout is None:
             return "there is no rollout"
         model = self.model_of(rollout)
         if model is None:
             return f'model version "{rollout.spec.template.model_version}" is not ready'
-        key = (rollout.metadata.uid, model.metadata.resource_version, machine)
+        measured = {} if device is None else self.costs_of(device, rollout)
+        key = (rollout.metadata.uid, model.metadata.resource_version, machine, tuple(sorted(measured.items())))
         if key not in self._fits:
             if len(self._fits) >= _MAX_FITS:
                 self._fits.clear()
-            found = placement.place(machine, model.status.variants, rollout.spec.template)
+            found = placement.place(machine, model.status.variants, rollout.spec.template, measured)
             self._fits[key] = "" if found.variant else found.reason
         return self._fits[key]
 
@@ -166,6 +200,8 @@ class Fleet:
 
     def _rollout_changed(self, old: Rollout | None, new: Rollout | None) -> None:
         item = new or old
+        if old is not None and new is None:
+            self._costs.pop(old.metadata.uid, None)
         if item is not None:
             self._concern((item.metadata.namespace, item.spec.deployment))
 
@@ -180,7 +216,19 @@ class Fleet:
             if any(spec.model_version == name for spec in named):
                 self._concern(key)
 
+    def _class_changed(self, old: DeviceClass | None, new: DeviceClass | None) -> None:
+        """What was measured concerns the rollouts that are under way."""
+        item = new or old
+        if item is None or (old and new and old.status.variants == new.status.variants):
+            return
+        namespace = item.metadata.namespace
+        for rollout in self.rollouts.values(f"{namespace}/"):
+            if rollout.status.phase not in steps.ENDED:
+                self._concern((namespace, rollout.spec.deployment))
+
     def _device_changed(self, old: Device | None, new: Device | None) -> None:
+        if old is not None and new is None:
+            self._class_names.pop(old.metadata.uid, None)
         if old is not None and new is not None and _substance(old) == _substance(new):
             return
         for device in (old, new):
@@ -192,6 +240,10 @@ class Fleet:
         item = new or old
         if item is None:
             return
+        if new is not None and new.benchmarks:
+            self.measuring.add(new.uid)
+        else:
+            self.measuring.discard(item.uid)
         device = self.devices.get(f"{item.namespace}/{item.device}")
         self._concern_device(item.namespace, [device.metadata.labels] if device else [], [old, new])
 
@@ -199,7 +251,9 @@ class Fleet:
         self, namespace: str, labels: Iterable[Mapping[str, str]], records: Iterable[DesiredRecord | None]
     ) -> None:
         """Tell of every deployment that selects the device, or whose workload it holds."""
-        names = {a.workload.name for record in records if record is not None for a in record.assignments}
+        held = [record for record in records if record is not None]
+        names = {a.workload.name for record in held for a in record.assignments}
+        names |= {b.deployment for record in held for b in record.benchmarks}
         known = list(labels)
         names.update(
             deployment.metadata.name
@@ -208,6 +262,14 @@ class Fleet:
         )
         for name in names:
             self._concern((namespace, name))
+
+
+def _tried(costs: Mapping[str, Cost]) -> set[tuple[str, bool]]:
+    return {(name, bool(cost.failure)) for name, cost in costs.items()}
+
+
+def _names(record: DesiredRecord, deployment: str) -> bool:
+    return record.find(deployment) is not None or any(b.deployment == deployment for b in record.benchmarks)
 
 
 def _selects(deployment: ModelDeployment, labels: Mapping[str, str]) -> bool:

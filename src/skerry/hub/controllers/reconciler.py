@@ -1,5 +1,8 @@
 """Reconcilers: keys are handled one worker each, again at the time they ask for, and again after errors, ever later.
 
+A key whose handling takes long rests in proportion before it is handled again: what changes meanwhile is then dealt
+with at once. So a deployment with many devices that all report at the same time leaves the hub time to listen to them.
+
 One bad object must not stop the others: an error belongs to its key. Must not live here: what handling a key means.
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -17,6 +21,11 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY = 0.1
 MAX_DELAY = 60.0
+REST = 2.0
+"""Times as much as the handling took of the event loop: at most a third of its time is spent on one key."""
+MAX_REST = 2.0
+QUICK = 0.01
+"""Seconds of CPU; a handling this short needs no rest after it."""
 _FARTHEST = 24 * 3600.0
 """Seconds; timers further away are looked at once a day."""
 
@@ -41,10 +50,16 @@ class Reconciler(Generic[K]):
         self._queue: WorkQueue[K] = WorkQueue()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
+        self._resting: dict[K, asyncio.TimerHandle] = {}
+        self._asked: set[K] = set()
+        """Keys that were added while they rest."""
 
     def add(self, key: K) -> None:
         """Ask for the key to be handled."""
-        self._queue.add(key)
+        if key in self._resting:
+            self._asked.add(key)
+        else:
+            self._queue.add(key)
 
     async def run(self) -> None:
         """Handle keys, for ever."""
@@ -53,14 +68,21 @@ class Reconciler(Generic[K]):
                 for number in range(self._workers):
                     group.create_task(self._work(), name=f"{self._name}-{number}")
         finally:
-            for timer in self._timers.values():
+            for timer in (*self._timers.values(), *self._resting.values()):
                 timer.cancel()
             self._timers.clear()
+            self._resting.clear()
 
     async def _work(self) -> None:
         while True:
             async with self._queue.take() as key:
-                self._schedule(key, await self._attempt(key))
+                if key in self._resting:  # it was asked for while it was handled
+                    self._asked.add(key)
+                    continue
+                began = time.thread_time()
+                delay = await self._attempt(key)
+                self._rest(key, time.thread_time() - began)
+                self._schedule(key, delay)
 
     async def _attempt(self, key: K) -> float | None:
         try:
@@ -74,6 +96,18 @@ class Reconciler(Generic[K]):
             return self._back_off(key)
         self._failures.pop(key, None)
         return delay
+
+    def _rest(self, key: K, took: float) -> None:
+        """Put off what is asked of the key from now on."""
+        if took > QUICK:
+            seconds = min(REST * took, MAX_REST)
+            self._resting[key] = asyncio.get_running_loop().call_later(seconds, self._awake, key)
+
+    def _awake(self, key: K) -> None:
+        del self._resting[key]
+        if key in self._asked:
+            self._asked.discard(key)
+            self._queue.add(key)
 
     async def _tell(self, key: K, error: Exception) -> None:
         try:

@@ -30,11 +30,13 @@ from skerry.api.meta import API_VERSION, ObjectMeta, OwnerReference
 from skerry.core import assignment, rollout, steps
 from skerry.core import deployment as deployments
 from skerry.core.assignment import Target
+from skerry.core.benchmarks import Plan
 from skerry.core.desired import DesiredRecord
 from skerry.core.desired import withdraw as withdraw_from
 from skerry.core.steps import Action, Assign, Hold, Return, SetStatus, Step, View, Withdraw
 from skerry.core.waves import Member
 from skerry.hub.context import HubContext
+from skerry.hub.controllers.benchmarking import Benchmarking
 from skerry.hub.controllers.fleet import Fleet, Key
 from skerry.hub.controllers.reconciler import Reconciler
 
@@ -57,6 +59,7 @@ class Rollouts:
         self._objects, self._clock = context.objects, context.clock
         self._work: Reconciler[Key] = Reconciler("rollout", self.reconcile, self._failed)
         self._fleet = Fleet(context.objects.store, self._work.add)
+        self._benchmarking = Benchmarking(context.objects, context.clock, self._fleet)
 
     async def run(self) -> None:
         """Watch and reconcile."""
@@ -89,14 +92,30 @@ class Rollouts:
             for old in rollouts:
                 if old is not newest and old.status.phase not in steps.ENDED:
                     await self._supersede(found, old, newest, rollouts)
+            members, plan = await self._prepare(found, newest, previous, members)
+            hold = hold or plan.hold
             view = self._view(found, newest, previous, members, hold)
             step = rollout.step(view, self._clock.now())
             await self._carry_out(newest, previous, step.actions, members)
+            step = Step(wake_at=steps.earliest(step.wake_at, plan.wake_at))
         shown = hold if waits or (newest is not None and newest.status.phase not in steps.ENDED) else None
         await self._report(found, members, shown)
         if step.wake_at is None:
             return None
         return max((step.wake_at - self._clock.now()).total_seconds(), 0.0)
+
+    async def _prepare(
+        self,
+        found: ModelDeployment,
+        newest: Rollout,
+        previous: Rollout | None,
+        members: dict[str, tuple[Member, Device]],
+    ) -> tuple[dict[str, tuple[Member, Device]], Plan]:
+        """Answer refusals and ask for measurements, before anything is judged by them."""
+        if await self._benchmarking.answer_refusals(found, newest, members):
+            members = self._fleet.members_of(found, newest, previous)
+        plan = await self._benchmarking.prepare(found, newest, members)
+        return members, plan
 
     # --- rollouts come and go ----------------------------------------------------------------------------------------
 
@@ -249,7 +268,16 @@ class Rollouts:
         try:
             async with gate:
                 stored = await self._objects.update_desired(
-                    empty, lambda record: assignment.carry_out(action, record, device.status, bound, now)
+                    empty,
+                    lambda record: assignment.carry_out(
+                        action,
+                        record,
+                        device.status,
+                        bound,
+                        now,
+                        measured=self._fleet.costs_of(device, target),
+                        note=self._benchmarking.note_of(target, device),
+                    ),
                 )
         except SkerryError as error:
             return error

@@ -55,6 +55,7 @@ _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
     **{(info.plural, "status"): {"GET": get.get, "PUT": update.update, "PATCH": patch.patch} for info in KINDS},
     ("devices", "log"): {"GET": subresources.log},
     ("devices", "infer"): {"POST": subresources.infer},
+    ("devices", "reconcile"): {"POST": subresources.reconcile},
     ("modeldeployments", "explain"): {"GET": subresources.explain},
 }
 

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from skerry.api.errors import AlreadyExistsError, BadRequestError, ForbiddenError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
-from skerry.api.kinds.rollout import Rollout
 from skerry.api.meta import ObjectMeta
 from skerry.hub import enrollment
 from skerry.hub.server import access, answer
@@ -21,9 +20,9 @@ async def create(call: Call) -> Response:
     """Store a new object. Raises InvalidError, AlreadyExistsError; ForbiddenError for kinds that only the hub makes."""
     raw = await call.read_object()
     item = call.typed({key: value for key, value in raw.items() if key != "status"})
-    if isinstance(item, Rollout):
+    if call.info.made_by_hub:
         raise ForbiddenError(
-            "rollouts are made by the hub", element="rollouts", hint="create or change a ModelDeployment instead"
+            f"{call.info.plural} are made by the hub", element=call.info.plural, hint=call.info.made_by_hub
         )
     return answer.respond(call, await _created(call, item), code=201, sent=raw)
 

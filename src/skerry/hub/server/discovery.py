@@ -21,7 +21,11 @@ _GROUP_VERSION = {"groupVersion": API_VERSION, "version": VERSION}
 _AGGREGATED = ("v2", "v2beta1")
 _READ_ONLY = ("get", "list")
 _SUBRESOURCES: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
-    "devices": (("log", "Device", ("get",)), ("infer", "Device", ("create",))),
+    "devices": (
+        ("log", "Device", ("get",)),
+        ("infer", "Device", ("create",)),
+        ("reconcile", "Device", ("create",)),
+    ),
     "modeldeployments": (("explain", "ModelDeployment", ("get",)),),
 }
 

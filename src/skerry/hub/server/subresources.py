@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
 from starlette.responses import PlainTextResponse, Response
 
 from skerry.api import codec
@@ -11,6 +12,7 @@ from skerry.api.errors import BadRequestError, NotFoundError
 from skerry.api.kinds.device import Device
 from skerry.core import messages
 from skerry.hub import explain as explaining
+from skerry.hub import reconciliation
 from skerry.hub.server import status
 from skerry.hub.server.call import Call
 
@@ -41,6 +43,13 @@ async def explain(call: Call) -> Response:
     if not device:
         raise BadRequestError("is required", element="device", hint="name a device, as in explain?device=till-7")
     return status.respond(await explaining.explain(call.context, call.namespace, call.name, device))
+
+
+async def reconcile(call: Call) -> Response:
+    """POST devices/x/reconcile: what the hub desires counts again, though the device has accepted something newer."""
+    device = await call.context.objects.get(Device, call.namespace, call.name)
+    done = await reconciliation.reconcile(call.context.objects, device, dry_run=call.dry_run)
+    return status.respond(msgspec.to_builtins(done))
 
 
 async def _command(

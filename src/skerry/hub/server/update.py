@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from skerry.api.errors import ConflictError, InvalidError
+from skerry.api.errors import ConflictError, ForbiddenError, InvalidError
 from skerry.api.kinds import Resource
 from skerry.hub.server import answer, delete
 from skerry.hub.server.call import Call, precondition
@@ -38,8 +38,11 @@ async def rewrite(call: Call, make: Make, *, uid: str, revision: str, status: bo
     """Write what `make` makes of the object; without a revision of the client's own, again after a conflict.
 
     With `status` only the status is written, else everything but the status. Raises ConflictError, InvalidError for
-    a change of an immutable spec.
+    a change of an immutable spec, ForbiddenError for kinds that only the hub changes.
     """
+    if call.info.read_only:
+        element = f'{call.info.plural} "{call.name}"'
+        raise ForbiddenError("only the hub changes it", element=element, hint=call.info.made_by_hub)
     objects = call.context.objects
     for attempt in range(_ATTEMPTS):
         current = await objects.get(call.info.type, call.namespace, call.name)

@@ -29,6 +29,15 @@ PATIENCE = 1800.0
 HUB = ("hub", "start", "--api-port", "0", "--mqtt-port", "0")
 
 
+class Figures(dict):
+    """Printed as they come: a large fleet takes its time."""
+
+    def __setitem__(self, name: str, value: float) -> None:
+        if self.get(name) != value:
+            print(f"  {name:24} {value:10.1f}", flush=True)
+        super().__setitem__(name, value)
+
+
 class Bench:
     """One size."""
 
@@ -36,7 +45,7 @@ class Bench:
         self.directory, self.programs, self.devices = directory, programs, devices
         self.state, self.report = directory / "hub", directory / "census.json"
         self.environment = {"SKERRY_KUBECONFIG": str(self.state / "kubeconfig")}
-        self.figures: dict[str, float] = {"devices": devices}
+        self.figures = Figures(devices=devices)
 
     def measure(self, profile: str) -> dict[str, float]:
         self.start_hub()
@@ -155,12 +164,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     everything = []
     for size in map(int, wanted.sizes.split(",")):
+        print(f"{size} devices, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}", flush=True)
         with tempfile.TemporaryDirectory() as temporary, Programs(Path(temporary)) as programs:
             figures = Bench(Path(temporary), programs, size).measure(wanted.profile)
         everything.append(figures)
-        print(f"{size} devices, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
-        for name, value in figures.items():
-            print(f"  {name:24} {value:10.1f}")
         if wanted.json:
             wanted.json.write_text(json.dumps(everything, indent=2))
 

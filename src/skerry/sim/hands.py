@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -139,23 +140,23 @@ class SimulatedWorkload:
             case Tidy():
                 self._tidy(action)
             case Fetch(slot=slot):
-                self._start(slot, "install", "the registry", self._fetch(action))
+                self._start(slot, "install", "the registry", partial(self._fetch, action))
             case Install(slot=slot):
-                self._start(slot, "install", "the disk", self._install(slot))
+                self._start(slot, "install", "the disk", partial(self._install, slot))
             case Probe(slot=slot):
-                self._start(slot, "install", "the probe", self._probe(action))
+                self._start(slot, "install", "the probe", partial(self._probe, action))
             case ShadowBeside(slot=slot):
-                self._start(slot, "install", "shadow mode", self._shadow(action))
+                self._start(slot, "install", "shadow mode", partial(self._shadow, action))
             case Observe(slot=slot):
-                self._start(slot, "observe", "the observation", self._observe(slot))
+                self._start(slot, "observe", "the observation", partial(self._observe, slot))
             case Switch(slot=slot):
-                self._start(slot, "install", "the endpoint", self._switch(action))
+                self._start(slot, "install", "the endpoint", partial(self._switch, action))
             case Serve(slot=slot):
-                self._start(slot, "serve", "the inference server", self._serve(action))
+                self._start(slot, "serve", "the inference server", partial(self._serve, action))
 
     # --- lanes ----------------------------------------------------------------------------------------------------
 
-    def _start(self, slot: Slot, kind: str, component: str, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, slot: Slot, kind: str, component: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._tasks is None:
             raise AssertionError("actions are carried out while it runs")
         replaced = self._lanes.pop((slot.serial, kind), None)
@@ -163,10 +164,10 @@ class SimulatedWorkload:
             replaced.cancel()
         self._lanes[slot.serial, kind] = self._tasks.create_task(self._guard(slot, component, work))
 
-    async def _guard(self, slot: Slot, component: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, slot: Slot, component: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Turn what goes wrong in a lane into an event."""
         try:
-            await work
+            await work()
         except SkerryError as error:
             passing = component == "the registry" and isinstance(error, UnavailableError | TimedOutError)
             self._say(

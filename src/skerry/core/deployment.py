@@ -9,7 +9,8 @@ Lives here: comparisons and formulas (see docs/rollouts.md). Must not live here:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -63,23 +64,52 @@ def superfluous(rollouts: Sequence[Rollout]) -> list[Rollout]:
     return sorted(old, key=lambda rollout: -rollout.spec.revision)[KEPT_ROLLOUTS:]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Census:
+    """What the selected devices serve, counted."""
+
+    selected: int = 0
+    ready: int = 0
+    """Those that serve anything."""
+    rollouts: Mapping[str, int] = field(default_factory=dict)
+    """How many serve each rollout."""
+    variants: Mapping[str, int] = field(default_factory=dict)
+    """How many serve each variant."""
+    idle: Sequence[str] = ()
+    """The first few names of those that serve nothing."""
+
+
+def count(members: Iterable[Member]) -> Census:
+    """Return the count of what these devices serve; who is not selected does not count."""
+    selected = [member for member in members if member.selected]
+    serving = [m.report.running for m in selected if m.report is not None and m.report.running is not None]
+    idle = sorted(m.name for m in selected if m.report is None or m.report.running is None)
+    return Census(
+        selected=len(selected),
+        ready=len(serving),
+        rollouts=Counter(running.rollout for running in serving),
+        variants=Counter(running.variant[:_MAX_WORD] for running in serving),
+        idle=idle[: steps.MAX_NAMED],
+    )
+
+
 def summarize(
     deployment: ModelDeployment,
     rollouts: Sequence[Rollout],
-    members: Sequence[Member],
+    members: Census | Sequence[Member],
     now: datetime,
     *,
     hold: Hold | None = None,
 ) -> ModelDeploymentStatus:
-    """Return the deployment's status. `hold` says why its newest generation waits.
+    """Return the deployment's status. `members` are its devices, or the count of them (`Roster.census`).
 
-    A generation counts as observed when its model version has been looked at: until then nobody can know whether it
-    leads to a new rollout, and whoever follows it must not take the old one for it.
+    `hold` says why its newest generation waits. A generation counts as observed when its model version has been looked
+    at: until then nobody can know whether it leads to a new rollout, and whoever follows it must not take the old one
+    for it.
     """
     newest, stable, wanted = newest_of(rollouts), stable_of(rollouts), wanted_of(rollouts)
     unknown = hold is not None and hold.reason == PENDING
-    selected = [member for member in members if member.selected]
-    serving = [m.report.running for m in selected if m.report is not None and m.report.running is not None]
+    census = members if isinstance(members, Census) else count(members)
     target = wanted.metadata.name if wanted else ""
     return msgspec.structs.replace(
         deployment.status,
@@ -87,13 +117,13 @@ def summarize(
         revision=wanted.spec.revision if wanted else 0,
         rollout=newest.metadata.name if newest else "",
         stable_rollout=stable.metadata.name if stable else "",
-        selected=len(selected),
-        updated=sum(running.rollout == target for running in serving) if wanted else 0,
-        ready=len(serving),
-        variants=dict(sorted(Counter(running.variant[:_MAX_WORD] for running in serving).most_common(_MAX_VARIANTS))),
+        selected=census.selected,
+        updated=census.rollouts.get(target, 0) if wanted else 0,
+        ready=census.ready,
+        variants=_most_common(census.variants),
         conditions=set_condition(
             set_condition(deployment.status.conditions, _progressing(deployment, newest, hold, now)),
-            _available(deployment, selected, now),
+            _available(deployment, census, now),
         ),
     )
 
@@ -116,14 +146,20 @@ def _progressing(deployment: ModelDeployment, newest: Rollout | None, hold: Hold
     return _condition(deployment, now, type="Progressing", status=status, reason=reason, message=message)
 
 
-def _available(deployment: ModelDeployment, selected: Sequence[Member], now: datetime) -> Condition:
+def _available(deployment: ModelDeployment, census: Census, now: datetime) -> Condition:
     """Whether every selected device serves some revision, as far as their last reports say."""
-    missing = sorted(m.name for m in selected if m.report is None or m.report.running is None)
-    status = "True" if selected and not missing else "False"
-    reason = "NoDevices" if not selected else "DevicesNotServing" if missing else "AllDevicesServing"
-    message = f"{len(selected) - len(missing)} of {steps.devices(len(selected))} serving"
-    message += f"; not {steps.names(missing)}" if missing else ""
+    missing = census.selected - census.ready
+    status = "True" if census.selected and not missing else "False"
+    reason = "NoDevices" if not census.selected else "DevicesNotServing" if missing else "AllDevicesServing"
+    message = f"{census.ready} of {steps.devices(census.selected)} serving"
+    message += f"; not {steps.names(census.idle, missing)}" if missing else ""
     return _condition(deployment, now, type="Available", status=status, reason=reason, message=message)
+
+
+def _most_common(counts: Mapping[str, int]) -> dict[str, int]:
+    """Those that most devices serve, the first by name where as many do."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_VARIANTS]
+    return dict(sorted(ordered))
 
 
 def _condition(deployment: ModelDeployment, now: datetime, **fields: Any) -> Condition:

@@ -23,6 +23,8 @@ from skerry.core.waves import MAX_LISTED, Member
 Phase: TypeAlias = Literal[
     "Pending", "Progressing", "Paused", "Succeeded", "RollingBack", "RolledBack", "Failed", "Superseded"
 ]
+MAX_NAMED = 5
+"""Names in one sentence."""
 ENDED: frozenset[Phase] = frozenset({"Succeeded", "RolledBack", "Failed", "Superseded"})
 
 
@@ -35,19 +37,25 @@ class Hold:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
-    """Everything a step looks at."""
+class Frame:
+    """What a step looks at besides the devices."""
 
     rollout: Rollout
     spec: ModelDeploymentSpec
     """The deployment's spec as it is now."""
     generation: int
     """The deployment's generation now."""
-    members: Sequence[Member]
-    """The selected devices, and all others that still hold this deployment's workload."""
     previous: str = ""
     """The rollout devices return to, if it still exists."""
     hold: Hold | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View(Frame):
+    """Everything a step looks at."""
+
+    members: Sequence[Member]
+    """The selected devices, and all others that still hold this deployment's workload."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +156,7 @@ def devices(count: int) -> str:
     return f"{count} device{'' if count == 1 else 's'}"
 
 
-def names(listed: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+def names(listed: Sequence[str], total: int | None = None) -> str:
+    """Return the first few names, and how many more there are (of `total`, where not all are listed)."""
+    more = (len(listed) if total is None else total) - MAX_NAMED
+    return ", ".join(listed[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -15,12 +15,14 @@ import secrets
 import signal
 import ssl
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from skerry.agent import facts, identity, local, renewal
 from skerry.agent import settings as configured
 from skerry.agent.disk import Disk
+from skerry.agent.ending import Ending
 from skerry.agent.engine import Engine, Parts
 from skerry.agent.identity import Identity
 from skerry.agent.servers import Servers
@@ -44,9 +46,14 @@ TOKEN_VARIABLE = "SKERRY_JOIN_TOKEN"  # noqa: S105 - its name, not its value
 STOP_SECONDS = 30.0
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one of the agent's verbs and return the process's exit code."""
+def main(argv: Sequence[str], ending: Ending | None = None) -> int:
+    """Run one of the agent's verbs and return the process's exit code; `ending` may hold the signals already."""
+    ending = ending or Ending()
+    ending.hold()
     options = _parser().parse_args(argv)
+    options.ending = ending
+    if options.verb is not _run:
+        ending.release()
     state_dir: Path = options.state_dir.expanduser().absolute()
     try:
         logs.configure(level=options.log_level)
@@ -82,10 +89,10 @@ def _renew(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> 
     return 0
 
 
-def _run(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> int:  # noqa: ARG001 - a verb's shape
+def _run(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> int:
     with disk.lock():
         known = identity.load(disk)
-        asyncio.run(run(disk, settings, known))
+        asyncio.run(run(disk, settings, known, options.ending))
     return 0
 
 
@@ -111,7 +118,7 @@ def _ask(state_dir: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-async def run(disk: Disk, settings: AgentSettings, known: Identity) -> None:
+async def run(disk: Disk, settings: AgentSettings, known: Identity, ending: Ending) -> None:
     """Run the agent until SIGTERM (servers go on, unless the settings say otherwise) or SIGINT (servers end too)."""
     tls = identity.client_context(disk, known)
     engine, session = _build(disk, settings, known, tls)
@@ -121,35 +128,34 @@ async def run(disk: Disk, settings: AgentSettings, known: Identity) -> None:
         identity.load_certificate(disk, tls)
         session.replace_keys(identity.verifying_keys(found))
 
-    received: list[signal.Signals] = []
-    loop, this = asyncio.get_running_loop(), asyncio.current_task()
-
-    def end(number: signal.Signals) -> None:
-        received.append(number)
-        if this is not None:
-            this.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, functools.partial(end, number))
     log.info("agent.started uid=%s name=%s state_dir=%s", known.uid, known.name, disk.root)
     gc.collect()
     gc.freeze()  # what start-up made stays for good: no need to look at it again
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(renewal.keep_young(disk, clock, renewed=renewed))
-            tasks.create_task(engine.run())
-    except asyncio.CancelledError:
-        if not received:
-            raise
-        if this is not None:
-            this.uncancel()
-    if settings.servers.stop_on_exit or signal.SIGINT in received:
+    await _until_told(ending, engine.run(), renewal.keep_young(disk, clock, renewed=renewed))
+    if settings.servers.stop_on_exit or signal.SIGINT in ending.received:
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await engine.stop_servers()
         except TimeoutError:
             log.error("servers.not_stopped seconds=%s", STOP_SECONDS)
     log.info("agent.stopped")
+
+
+async def _until_told(ending: Ending, *work: Coroutine[Any, Any, None]) -> None:
+    """Do the work until a signal ends it."""
+    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+    if this is None:
+        raise AssertionError("it runs in a task")
+    cancel = this.cancel  # from a signal's handler, so the loop has to be woken up
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for one in work:
+                tasks.create_task(one)
+            ending.tell(functools.partial(loop.call_soon_threadsafe, cancel))
+    except asyncio.CancelledError:
+        if not ending.received:
+            raise
+        this.uncancel()
 
 
 def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLContext) -> tuple[Engine, Session]:

@@ -20,6 +20,7 @@ from skerry.api import duration, quantity
 from skerry.api.kinds.gates import Gates, Missing, SuccessGate
 from skerry.api.kinds.rollout import GateResult, Verdict
 from skerry.core import baking, readings
+from skerry.core.baking import Watched
 from skerry.core.readings import Gap, Lie, Reading, Sample, Value
 
 _SLACK = 1e-9  # for products such as 0.9 * 10, which are not exact in binary
@@ -35,7 +36,7 @@ class _Rule(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Bound:
+class Bound:
     """One threshold that the worst device must meet."""
 
     gate: str
@@ -55,9 +56,101 @@ def needs_measurement(gates: Gates) -> bool:
     return any(gate is not None and gate.missing == "fail" for gate in asked)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What the devices said to one bound, summed up. "First" is by the device's name."""
+
+    values: int = 0
+    worst: tuple[float, str] | None = None
+    """The lowest or the highest value, and the first device with it."""
+    samples: int = 0
+    """Golden samples or requests behind all values."""
+    gaps: int = 0
+    gap: tuple[str, str] | None = None
+    """The first device that does not answer, and why."""
+    lie: tuple[str, str] | None = None
+    """The first that says what cannot be, and what."""
+    foreign: int = 0
+    """Devices that the gate is not about."""
+    excused: int = 0
+    """Devices that need not answer now, and have passed before."""
+
+
+class Said(Protocol):
+    """What the devices on a rollout said, summed up."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Those that are Running."""
+        ...
+
+    def failed(self, *, silent: bool | None) -> tuple[int, Sample | None]:
+        """Return how many have Failed, and the first; those that were silent, the others, or (None) all."""
+        ...
+
+    def answers(self, bound: Bound) -> Answers:
+        """Return what they said to a bound."""
+        ...
+
+    def watched(self, missing: Missing, *, overdue: bool) -> Watched:
+        """Return what they saw in the bake time."""
+        ...
+
+
+class Samples:
+    """What these devices said: gone through each time it is asked for."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._samples = sorted(samples, key=lambda sample: sample.device)
+
+    @property
+    def total(self) -> int:
+        """As in `Said`."""
+        return len(self._samples)
+
+    @property
+    def running(self) -> int:
+        """As in `Said`."""
+        return sum(sample.state == "Running" for sample in self._samples)
+
+    def failed(self, *, silent: bool | None) -> tuple[int, Sample | None]:
+        """As in `Said`."""
+        fallen = [s for s in self._samples if s.state == "Failed" and silent in (None, s.silent)]
+        return len(fallen), fallen[0] if fallen else None
+
+    def answers(self, bound: Bound) -> Answers:
+        """As in `Said`."""
+        found = _gather(bound, self._samples)
+        lowest = min(found.values, key=lambda v: v[0] if bound.lowest else -v[0], default=None)
+        return Answers(
+            values=len(found.values),
+            worst=None if lowest is None else (lowest[0], lowest[2]),
+            samples=sum(value[1] for value in found.values),
+            gaps=len(found.gaps),
+            gap=found.gaps[0] if found.gaps else None,
+            lie=found.lie,
+            foreign=found.foreign,
+            excused=sum(is_excused(bound, sample) for sample in self._samples),
+        )
+
+    def watched(self, missing: Missing, *, overdue: bool) -> Watched:
+        """As in `Said`."""
+        return baking.watch(self._samples, missing, overdue=overdue)
+
+
+def is_excused(bound: Bound, sample: Sample) -> bool:
+    """Return whether a device need not answer to a bound, having passed before."""
+    return sample.state != "Failed" and sample.excused and not bound.counts(sample)
+
+
 def judge(
     gates: Gates,
-    samples: Iterable[Sample],
+    samples: Iterable[Sample] | Said,
     *,
     expected: int,
     final: bool,
@@ -70,15 +163,17 @@ def judge(
     all have settled, and only what waits for devices stays Pending. `baked`: the bake time is over since; `overdue`:
     and so is the time in which the devices' last words on it must have come.
     """
-    ordered = sorted(samples, key=lambda sample: sample.device)
-    expected = max(expected, len(ordered))
-    results = [_success(gates.success_ratio, ordered, expected, final=final)]
-    watch = baking.Watch(samples=ordered, expected=expected, over=final and baked, overdue=final and baked and overdue)
+    said: Said = Samples(samples) if isinstance(samples, Iterable) else samples
+    expected = max(expected, said.total)
+    over = final and baked
+    results = [_success(gates.success_ratio, said, expected, final=final)]
     if gates.health is not None:
-        results.append(baking.health(gates.health, watch))
-    results += [_worst(bound, ordered, expected, final=final) for bound in _bounds(gates)]
+        seen = said.watched(gates.health.missing, overdue=over and overdue)
+        results.append(baking.health(gates.health, seen, expected, over=over))
+    results += [_worst(bound, said, expected, final=final) for bound in bounds_of(gates)]
     if gates.error_rate is not None:
-        results.append(baking.error_rate(gates.error_rate, watch))
+        seen = said.watched(gates.error_rate.missing, overdue=over and overdue)
+        results.append(baking.error_rate(gates.error_rate, seen, expected, over=over))
     return results
 
 
@@ -95,35 +190,35 @@ def pending(results: Sequence[GateResult]) -> list[GateResult]:
 # --- success ------------------------------------------------------------------------------------------------------
 
 
-def _success(gate: SuccessGate, samples: Sequence[Sample], expected: int, *, final: bool) -> GateResult:
-    silent = [sample for sample in samples if sample.state == "Failed" and sample.silent and gate.missing != "fail"]
-    running = sum(sample.state == "Running" for sample in samples)
-    broken = [sample for sample in samples if sample.state == "Failed" and sample not in silent]
-    counted = expected - (len(silent) if gate.missing == "ignore" else 0)
-    waiting = len(silent) if gate.missing == "wait" else 0
-    possible = running + waiting if final else counted - len(broken)
+def _success(gate: SuccessGate, said: Said, expected: int, *, final: bool) -> GateResult:
+    spared, away = said.failed(silent=True) if gate.missing != "fail" else (0, None)
+    broken, worst = said.failed(silent=None if gate.missing == "fail" else False)
+    running = said.running
+    counted = expected - (spared if gate.missing == "ignore" else 0)
+    waiting = spared if gate.missing == "wait" else 0
+    possible = running + waiting if final else counted - broken
     ratio = running / counted if counted else 0.0
     verdict: Verdict = "Pending"
     message = f"{running} of {counted} devices run"
     if possible + _SLACK < gate.min * counted:
         verdict = "Failed"
-        worst = f": {_sentence(broken[0])}" if broken else ""
-        message = f"{len(broken)} of {counted} devices failed, a share of {gate.min:.4g} must run{worst}"
+        why = f": {_sentence(worst)}" if worst else ""
+        message = f"{broken} of {counted} devices failed, a share of {gate.min:.4g} must run{why}"
     elif final and waiting and running + _SLACK < gate.min * counted:
-        message += f", waiting for {_sentence(silent[0])}"
+        message += f", waiting for {_sentence(away)}" if away else ""
     elif final:
         verdict = "Passed"
         least = min(gate.min_devices, expected)
-        if running + len(broken) < least:
-            verdict, message = "Failed", _too_few(running + len(broken), least)
+        if running + broken < least:
+            verdict, message = "Failed", _too_few(running + broken, least)
     return GateResult(
         gate="successRatio",
         verdict=verdict,
         threshold=gate.min,
         measured=ratio,
-        devices=running + len(broken),
-        missing=len(silent),
-        worst=broken[0].device if broken else "",
+        devices=running + broken,
+        missing=spared,
+        worst=worst.device if worst else "",
         message=message,
     )
 
@@ -131,13 +226,14 @@ def _success(gate: SuccessGate, samples: Sequence[Sample], expected: int, *, fin
 # --- the worst device decides -------------------------------------------------------------------------------------
 
 
-def _bounds(gates: Gates) -> list[_Bound]:
-    bounds: list[_Bound] = []
+def bounds_of(gates: Gates) -> list[Bound]:
+    """Return the bounds that these gates set, in the order of their verdicts."""
+    bounds: list[Bound] = []
 
     def add(gate: str, rule: _Rule, threshold: float, read: Callable[[Sample], Reading], says: _Says) -> None:
         counts = _shadows if gate == "shadowAgreement" else _measures
         bounds.append(
-            _Bound(
+            Bound(
                 gate=gate,
                 rule=rule,
                 threshold=threshold,
@@ -185,13 +281,13 @@ class _Found:
     """The same."""
 
 
-def _worst(bound: _Bound, samples: Sequence[Sample], expected: int, *, final: bool) -> GateResult:
-    found = _gather(bound, samples)
-    number, _, device = min(found.values, key=lambda v: v[0] if bound.lowest else -v[0], default=(0.0, 0, ""))
-    missed = bool(found.values) and (number < bound.threshold if bound.lowest else number > bound.threshold)
+def _worst(bound: Bound, said: Said, expected: int, *, final: bool) -> GateResult:
+    found = said.answers(bound)
+    number, device = found.worst or (0.0, "")
+    missed = found.worst is not None and (number < bound.threshold if bound.lowest else number > bound.threshold)
     verdict: Verdict = "Pending"
     message = "no device has measured it"
-    if found.values:
+    if found.worst is not None:
         message = f"{bound.says(number, bound.threshold, missed)} on {device}, the worst device"
     elif found.foreign and not found.gaps:
         message = f"there was nothing to compare with on {_count(found.foreign)}"
@@ -199,27 +295,27 @@ def _worst(bound: _Bound, samples: Sequence[Sample], expected: int, *, final: bo
         verdict, (device, message) = "Failed", found.lie
     elif missed:
         verdict = "Failed"
-    elif found.gaps and bound.rule.missing == "fail":
-        verdict, message = "Failed", found.gaps[0][1]
-    elif found.gaps and bound.rule.missing == "wait":
-        message = f"waiting: {found.gaps[0][1]}"
+    elif found.gap and bound.rule.missing == "fail":
+        verdict, message = "Failed", found.gap[1]
+    elif found.gap and bound.rule.missing == "wait":
+        message = f"waiting: {found.gap[1]}"
     elif final:
-        lack = _lack(bound, samples, expected, found)
+        lack = _lack(bound, said, expected, found)
         verdict, message = ("Failed", lack or message) if lack is not None else ("Passed", message)
     return GateResult(
         gate=bound.gate,
         verdict=verdict,
         threshold=bound.threshold,
-        measured=number if found.values else None,
-        devices=len(found.values),
-        missing=len(found.gaps),
-        samples=sum(value[1] for value in found.values),
-        worst=device or (found.gaps[0][0] if found.gaps else ""),
+        measured=None if found.worst is None else number,
+        devices=found.values,
+        missing=found.gaps,
+        samples=found.samples,
+        worst=device or (found.gap[0] if found.gap else ""),
         message=message,
     )
 
 
-def _gather(bound: _Bound, samples: Sequence[Sample]) -> _Found:
+def _gather(bound: Bound, samples: Sequence[Sample]) -> _Found:
     found = _Found()
     for sample in samples:
         if not bound.counts(sample):
@@ -236,15 +332,14 @@ def _gather(bound: _Bound, samples: Sequence[Sample]) -> _Found:
     return found
 
 
-def _lack(bound: _Bound, samples: Sequence[Sample], expected: int, found: _Found) -> str | None:
+def _lack(bound: Bound, said: Said, expected: int, found: Answers) -> str | None:
     """Say that too few devices answered (empty: none at all), or None when there are enough.
 
     The excused alone are enough: their measurements passed before.
     """
-    fallen = sum(sample.state == "Failed" for sample in samples)
-    excused = sum(sample.state != "Failed" and sample.excused and not bound.counts(sample) for sample in samples)
+    fallen, _ = said.failed(silent=None)
     least = min(bound.rule.min_devices, max(expected - fallen - found.foreign, 0 if found.foreign else 1))
-    have = len(found.values) + excused
+    have = found.values + found.excused
     if have >= least:
         return None
     return _too_few(have, least) if have or found.gaps else ""

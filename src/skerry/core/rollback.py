@@ -12,101 +12,116 @@ Lives here: the way back. Must not live here: the decision to go back (`core.rol
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from skerry.api import duration
 from skerry.api.kinds.rollout import RolloutStatus
-from skerry.core import pace, steps, waves, windows
-from skerry.core.steps import Action, Return, Step, View, Withdraw
+from skerry.core import steps, waves, windows
+from skerry.core.fleet import Fleet
+from skerry.core.steps import Frame, Return, Step, Withdraw
 from skerry.core.waves import Member
 
 
-def roll_back(view: View, now: datetime) -> Step:
+def roll_back(fleet: Fleet) -> Step:
     """Return every device, and be done when all that are online say they are back, or their time is over."""
-    follow, _ = converge(view, now)
-    deadline = deadline_of(view, view.rollout.status)
-    moved = [member for member in view.members if _moved(member, view)]
-    away = sorted(member.name for member in moved if not _is_back(member, view))
-    online = sorted(member.name for member in moved if member.online and not _is_back(member, view))
+    frame, now = fleet.frame, fleet.now
+    follow, _ = fleet.converge()
+    deadline = deadline_of(frame, frame.rollout.status)
+    found = fleet.homecoming()
     over = deadline is None or now >= deadline
-    unreturned = any(member.selected and waves.belongs(member, view.rollout) for member in view.members)
-    if follow or unreturned or (online and not over):
-        return Step(actions=follow, wake_at=None if over else deadline)
-    place = f"{view.previous} is back" if view.previous else "withdrawn, there is no previous rollout to return to"
-    where = f" on {steps.devices(len(moved) - len(away))}" if view.previous else ""
-    rest = f"; not yet confirmed by {steps.names(away)}" if away else ""
+    if follow or fleet.on or (found.online and not over):
+        return Step(actions=tuple(follow), wake_at=None if over else deadline)
+    place = f"{frame.previous} is back" if frame.previous else "withdrawn, there is no previous rollout to return to"
+    where = f" on {steps.devices(found.moved - found.away)}" if frame.previous else ""
+    rest = f"; not yet confirmed by {steps.names(found.named, found.away)}" if found.away else ""
     status = msgspec.structs.replace(
-        view.rollout.status,
+        frame.rollout.status,
         phase="RolledBack",
         finished_at=now,
-        message=f"{view.rollout.status.message}; {place}{where}{rest}",
+        message=f"{frame.rollout.status.message}; {place}{where}{rest}",
     )
-    return Step(actions=steps.set_status(view, steps.with_condition(view, status, "False", "RolledBack", now)))
+    return Step(actions=steps.set_status(frame, steps.with_condition(frame, status, "False", "RolledBack", now)))
 
 
-def rest(view: View, now: datetime) -> Step:
+def rest(fleet: Fleet) -> Step:
     """Keep everybody on the previous rollout, late devices too."""
-    actions, wake_at = converge(view, now)
-    return Step(actions=actions, wake_at=wake_at)
+    actions, wake_at = fleet.converge()
+    return Step(actions=tuple(actions), wake_at=wake_at)
 
 
-def converge(view: View, now: datetime) -> tuple[tuple[Action, ...], datetime | None]:
-    """Bring everybody to the previous rollout; take what failed off where there is none, or where it does not fit.
+def deadline_of(frame: Frame, status: RolloutStatus) -> datetime | None:
+    """How long the returning devices are waited for: one device timeout from the failure on."""
+    failed_at = status.failed_at or next((w.finished_at for w in status.waves if w.phase == "Failed"), None)
+    return failed_at + duration.parse(frame.spec.strategy.device_timeout) if failed_at else None
 
-    The second value is when a window lets more devices join.
+
+# --- what becomes of one device -------------------------------------------------------------------------------------
+
+Due: TypeAlias = Return | Withdraw | Literal["join"] | None
+
+
+def due(member: Member, frame: Frame) -> Due:
+    """Return what brings a device to the previous rollout; "join" for one that runs nothing and may join it.
+
+    What failed is taken off where there is no previous rollout, or where nothing of it fits. Who is not selected is a
+    stray, if anything.
     """
-    actions: list[Action] = [*withdrawals(view)]
-    joining: list[Member] = []
-    for member in view.members:
-        if not member.selected:
-            continue
-        if view.previous and member.rollout == view.previous and not _stranger(member, view):
-            actions += [Withdraw(uid=member.uid)] if _clings(member, view) else []
-            continue
-        moved = waves.belongs(member, view.rollout)
-        if not moved and not member.cordoned and _is_idle(member, view):
-            joining.append(member)
-        elif view.previous and not member.previous_unfit and (moved or not member.cordoned):
-            failed = view.rollout.metadata.name if moved else ""
-            actions.append(Return(uid=member.uid, rollout=view.previous, returned_from=failed))
-        elif moved:
-            actions.append(Withdraw(uid=member.uid))
-    joined, wake_at = join_previous(view, joining, now)
-    return (*actions, *joined), wake_at
+    if not member.selected:
+        return None
+    if frame.previous and member.rollout == frame.previous and not _stranger(member, frame):
+        return Withdraw(uid=member.uid) if _clings(member, frame) else None
+    moved = waves.belongs(member, frame.rollout)
+    if not moved and not member.cordoned and _is_idle(member, frame):
+        return "join" if joins(member, frame) else None
+    if frame.previous and not member.previous_unfit and (moved or not member.cordoned):
+        failed = frame.rollout.metadata.name if moved else ""
+        return Return(uid=member.uid, rollout=frame.previous, returned_from=failed)
+    return Withdraw(uid=member.uid) if moved else None
 
 
-def join_previous(view: View, members: Iterable[Member], now: datetime) -> tuple[tuple[Action, ...], datetime | None]:
-    """Devices that run nothing and whose wave is still to come get the version that is proven, in their window.
-
-    The second value is when a window lets more devices join.
-    """
-    if not view.previous:
-        return (), None
-    actions: list[Action] = []
-    later: list[datetime] = []
-    wanted = view.spec.strategy.windows
-    for member in members:
-        if not _is_idle(member, view) or member.previous_unfit or _still_runs(member, view.rollout.metadata.name):
-            continue
-        opens = pace.opens_at(wanted, member, now)
-        if opens is not None and opens <= now:
-            told = windows.desired_of(wanted, member.uid)
-            actions.append(Return(uid=member.uid, rollout=view.previous, returned_from="", windows=told))
-        elif opens is not None:
-            later.append(opens)
-    return tuple(actions), min(later, default=None)
+def joins(member: Member, frame: Frame) -> bool:
+    """Whether a device runs nothing, so that it gets the version that is proven until its wave comes."""
+    if not frame.previous or member.previous_unfit:
+        return False
+    return _is_idle(member, frame) and not _still_runs(member, frame.rollout.metadata.name)
 
 
-def _is_idle(member: Member, view: View) -> bool:
-    return member.assignment is None or _stranger(member, view)
+def join(member: Member, frame: Frame) -> Return:
+    """Return what gives such a device the previous rollout."""
+    told = windows.desired_of(frame.spec.strategy.windows, member.uid)
+    return Return(uid=member.uid, rollout=frame.previous, returned_from="", windows=told)
 
 
-def _clings(member: Member, view: View) -> bool:
+def is_stray(member: Member, frame: Frame) -> bool:
+    """Whether its workload goes: it matches no more, or holds what a deleted deployment of that name left behind."""
+    return member.assignment is not None and (not member.selected or _stranger(member, frame))
+
+
+def is_moved(member: Member, frame: Frame) -> bool:
+    """Whether this rollout touched the device: it was returned from it, or still speaks of it."""
+    name, report = frame.rollout.metadata.name, member.report
+    if member.assignment is not None:
+        return member.assignment.returned_from == name
+    return member.selected and report is not None and report.rollout == name
+
+
+def is_back(member: Member, frame: Frame) -> bool:
+    """Whether it says that it serves the previous rollout, or nothing where that is what is left."""
+    if member.assignment is None:
+        return member.report is None
+    return member.rollout == frame.previous and member.serves_assigned
+
+
+def _is_idle(member: Member, frame: Frame) -> bool:
+    return member.assignment is None or _stranger(member, frame)
+
+
+def _clings(member: Member, frame: Frame) -> bool:
     """The previous version does not work on the device (any more), and so it fell back to the one that failed."""
-    report, failed = member.current_report, view.rollout.metadata.name
+    report, failed = member.current_report, frame.rollout.metadata.name
     return report is not None and report.phase == "Running" and _still_runs(member, failed)
 
 
@@ -114,32 +129,6 @@ def _still_runs(member: Member, name: str) -> bool:
     return member.report is not None and member.report.running is not None and member.report.running.rollout == name
 
 
-def withdrawals(view: View) -> list[Action]:
-    """Devices that no longer match leave, and so does what a deleted deployment of the same name has left behind."""
-    held = [member for member in view.members if member.assignment is not None]
-    return [Withdraw(uid=member.uid) for member in held if not member.selected or _stranger(member, view)]
-
-
-def _stranger(member: Member, view: View) -> bool:
+def _stranger(member: Member, frame: Frame) -> bool:
     """Its workload comes from an earlier deployment of the same name."""
-    return member.assignment is not None and member.assignment.deployment_uid != view.rollout.spec.deployment_uid
-
-
-def _moved(member: Member, view: View) -> bool:
-    """Whether this rollout touched the device: it was returned from it, or still speaks of it."""
-    name, report = view.rollout.metadata.name, member.report
-    if member.assignment is not None:
-        return member.assignment.returned_from == name
-    return member.selected and report is not None and report.rollout == name
-
-
-def _is_back(member: Member, view: View) -> bool:
-    if member.assignment is None:
-        return member.report is None
-    return member.rollout == view.previous and member.serves_assigned
-
-
-def deadline_of(view: View, status: RolloutStatus) -> datetime | None:
-    """How long the returning devices are waited for: one device timeout from the failure on."""
-    failed_at = status.failed_at or next((w.finished_at for w in status.waves if w.phase == "Failed"), None)
-    return failed_at + duration.parse(view.spec.strategy.device_timeout) if failed_at else None
+    return member.assignment is not None and member.assignment.deployment_uid != frame.rollout.spec.deployment_uid

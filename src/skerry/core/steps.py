@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from skerry.api.kinds.model_deployment import ModelDeploymentSpec
+from skerry.api.kinds.pacing import UpdateWindows
 from skerry.api.kinds.rollout import GateResult, Rollout, RolloutStatus
 from skerry.api.meta import Condition, set_condition
-from skerry.core import gates
+from skerry.core import gates, windows
 from skerry.core.messages import WindowsDesired
-from skerry.core.waves import MAX_LISTED, Member
+from skerry.core.waves import Member
 
 Phase: TypeAlias = Literal[
     "Pending", "Progressing", "Paused", "Succeeded", "RollingBack", "RolledBack", "Failed", "Superseded"
@@ -105,19 +106,24 @@ class Step:
     wake_at: datetime | None = None
 
 
-def counts(view: View) -> dict[str, Any]:
-    """Return the status fields that count the selection."""
-    selected = [member for member in view.members if member.selected]
-    unplaced = sorted((m.name, m.unfit) for m in selected if m.unfit)
-    return {
-        "selected": len(selected),
-        "placed": len(selected) - len(unplaced),
-        "unplaced": dict(unplaced[:MAX_LISTED]),
-    }
+def rescheduled(member: Member, wanted: UpdateWindows) -> Assign | None:
+    """Return what tells a device on its way to the rollout of windows that were changed since; None when none were.
+
+    Assigning again does no more. Raises InvalidError.
+    """
+    held = member.assignment
+    if held is None or (held.workload.windows is None and not wanted.download and not wanted.switch_over):
+        return None
+    report = member.current_report
+    if report is not None and report.phase in ("Running", "RollingBack", "Failed"):
+        return None  # it arrived, or failed: another wish would make it try again
+    now, known = windows.desired_of(wanted, member.uid), held.workload.windows
+    told = None if known is None else msgspec.structs.replace(known, issued_at=None)
+    return Assign(uid=member.uid, wave=held.wave, windows=now) if now != told else None
 
 
 def with_condition(
-    view: View, status: RolloutStatus, value: Literal["True", "False", "Unknown"], reason: str, now: datetime
+    frame: Frame, status: RolloutStatus, value: Literal["True", "False", "Unknown"], reason: str, now: datetime
 ) -> RolloutStatus:
     """Return the status with its Progressing condition, whose message is the status's own."""
     condition = Condition(
@@ -126,14 +132,14 @@ def with_condition(
         reason=reason,
         message=status.message,
         last_transition_time=now,
-        observed_generation=view.generation,
+        observed_generation=frame.generation,
     )
     return msgspec.structs.replace(status, conditions=set_condition(status.conditions, condition))
 
 
-def set_status(view: View, status: RolloutStatus) -> tuple[Action, ...]:
+def set_status(frame: Frame, status: RolloutStatus) -> tuple[Action, ...]:
     """Return the write of a status, or nothing when it is what is stored."""
-    return () if status == view.rollout.status else (SetStatus(status=status),)
+    return () if status == frame.rollout.status else (SetStatus(status=status),)
 
 
 def verdicts(results: Sequence[GateResult]) -> str:

@@ -7,19 +7,19 @@ here: verdicts (`core.gates`) or what follows from them (`core.rollout`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 
 import msgspec
 
-from skerry.api import selector
+from skerry.api import duration, selector
 from skerry.api.kinds.device import Device, WorkloadStatus
-from skerry.api.kinds.model_deployment import Wave
+from skerry.api.kinds.model_deployment import Strategy, Wave
 from skerry.api.kinds.rollout import Rollout, WaveDevice, WaveStatus
 from skerry.api.meta import find_condition
-from skerry.core import windows
+from skerry.core import gates, windows
 from skerry.core.desired import Assignment, DesiredRecord
 from skerry.core.readings import Sample, State
 
@@ -30,7 +30,8 @@ MAX_LISTED_IN_ALL = 500
 _MAX_TEXT = 300
 _FALLEN = ("RollingBack", "Failed")
 _TRIED = ("Probing", "Shadowing")
-_ORDER: dict[State, int] = {"Failed": 0, "Waiting": 1, "Running": 2}
+ORDER: Sequence[State] = ("Failed", "Waiting", "Running")
+"""In which devices are shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +159,34 @@ def eligible(member: Member, rollout: Rollout) -> bool:
     return member.selected and not member.cordoned and not member.unfit and not belongs(member, rollout)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What a device is held to while a wave is under way."""
+
+    index: int
+    """Devices of waves before this one have proven themselves."""
+    timeout: timedelta
+    """From its assignment on."""
+    measured: bool
+    """It has to show a measurement."""
+
+    def stand(self, member: Member, now: datetime) -> Standing:
+        """Return `waves.stand` for a device that is on the rollout."""
+        return stand(member, index=self.index, timeout=self.timeout, now=now, measured=self.measured)
+
+
+def terms_of(strategy: Strategy, index: int) -> Terms:
+    """Return what devices are held to while the wave at `index` is under way. Raises InvalidError.
+
+    Where a wave passes without its last devices (successThreshold), having been in it proves nothing.
+    """
+    return Terms(
+        index=0 if strategy.success_threshold is not None else index,
+        timeout=duration.parse(strategy.device_timeout),
+        measured=gates.needs_measurement(strategy.gates),
+    )
+
+
 def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, measured: bool) -> Standing:
     """Say how a device that is on the rollout stands while wave `index` is under way.
 
@@ -221,17 +250,16 @@ def matching(wave: Wave, members: Sequence[Member]) -> Sequence[Member]:
     return [member for member in members if selector.matches(wanted, member.labels)]
 
 
-def reach_of(wave: Wave, on: Sequence[Member], free: Sequence[Member], reached: int) -> int:
+def reach_of(wave: Wave, *, on: int, base: int, there: int, others: int, reached: int) -> int:
     """Return how many devices are on the rollout when this wave is done, after waves that went as far as `reached`.
 
-    A wave with a selector adds to those before it what it lacks of the devices that match.
+    `on` are those on it now, `base` all with those that are free; `there` and `others` those on it and those that are
+    free of which the wave's selector speaks: it adds to the waves before what it lacks of them.
     """
-    base = len(on) + len(free)
     if wave.selector is None:
         return max(reached, target_of(wave, base))
-    there, others = matching(wave, on), matching(wave, free)
-    lacking = max(target_of(wave, len(there) + len(others)) - len(there), 0)
-    return max(reached, min(max(reached, len(on)) + lacking, base))
+    lacking = max(target_of(wave, there + others) - there, 0)
+    return max(reached, min(max(reached, on) + lacking, base))
 
 
 def name_of(wave: Wave, index: int) -> str:
@@ -243,9 +271,14 @@ def take(candidates: Sequence[Member], count: int, rollout: Rollout) -> list[Mem
     """Choose who comes next: online devices first, then in an order that only rollout and device decide."""
 
     def key(member: Member) -> tuple[bool, bytes]:
-        return not member.online, sha256(f"{rollout.metadata.uid}/{member.uid}".encode()).digest()
+        return not member.online, rank(member.uid, rollout)
 
     return sorted(candidates, key=key)[: max(count, 0)]
+
+
+def rank(uid: str, rollout: Rollout) -> bytes:
+    """Return a device's place in the order of a rollout: lower comes first."""
+    return sha256(f"{rollout.metadata.uid}/{uid}".encode()).digest()
 
 
 def listed_of(count: int) -> int:
@@ -253,17 +286,36 @@ def listed_of(count: int) -> int:
     return max(1, min(MAX_LISTED, MAX_LISTED_IN_ALL // max(count, 1)))
 
 
-def describe(wave: WaveStatus, index: int, standings: Sequence[Standing], now: datetime, listed: int) -> WaveStatus:
-    """Return the wave's status with its own devices counted and the first `listed` of them shown, failures first."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Own:
+    """A wave's own devices, counted, and those of them that are shown."""
+
+    assigned: int
+    running: int
+    failed: int
+    shown: Sequence[Standing]
+
+
+def own_of(standings: Iterable[Standing], index: int, listed: int) -> Own:
+    """Return the devices of the wave at `index`, with the first `listed` of them, failures first, then by name."""
     own = [standing for standing in standings if standing.wave == index]
-    known = {device.name: device for device in wave.devices}
-    shown = sorted(own, key=lambda s: (_ORDER[s.state], s.member.name))[:listed]
-    return msgspec.structs.replace(
-        wave,
+    return Own(
         assigned=len(own),
         running=sum(s.state == "Running" for s in own),
         failed=sum(s.state == "Failed" for s in own),
-        devices=[_listed(standing, known.get(standing.member.name), now) for standing in shown],
+        shown=sorted(own, key=lambda s: (ORDER.index(s.state), s.member.name))[:listed],
+    )
+
+
+def describe(wave: WaveStatus, own: Own, now: datetime) -> WaveStatus:
+    """Return the wave's status with its own devices."""
+    known = {device.name: device for device in wave.devices}
+    return msgspec.structs.replace(
+        wave,
+        assigned=own.assigned,
+        running=own.running,
+        failed=own.failed,
+        devices=[_listed(standing, known.get(standing.member.name), now) for standing in own.shown],
     )
 
 

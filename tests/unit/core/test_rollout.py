@@ -474,7 +474,7 @@ def test_a_status_fits_into_the_store_whatever_the_plan_and_the_devices_say() ->
     for count in (1, 3, 10, 101):
         listed = waves.listed_of(count)
         own = [dataclasses.replace(standing, wave=0) for standing in standings]
-        wave = waves.describe(WaveStatus(name="canary"), 0, own, now, listed)
+        wave = waves.describe(WaveStatus(name="canary"), waves.own_of(own, 0, listed), now)
         assert wave.failed == 60
         assert 1 <= len(wave.devices) <= 50
         assert len(msgspec.json.encode([wave] * count)) < MAX_VALUE_BYTES

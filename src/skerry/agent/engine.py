@@ -30,7 +30,6 @@ from skerry.agent.telemetry import Telemetry, open_spool
 from skerry.api import duration
 from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooLargeError, UnavailableError
 from skerry.api.kinds.device import DeviceFacts, Network, WorkloadStatus
-from skerry.core import workload
 from skerry.core.journal import Resumed, Slot, State, Unwanted, Wanted
 from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
 from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink
@@ -264,7 +263,7 @@ class Engine:
         return await asyncio.to_thread(room.free, self._parts.disk, self._named(), others=self._benchmarks.digests())
 
     def _named(self) -> dict[str, list[Slot]]:
-        return {name: workload.slots(one.state) for name, one in self._installers.items()}
+        return {name: one.state.slots for name, one in self._installers.items()}
 
     # --- the connection -------------------------------------------------------------------------------------------
 

@@ -72,6 +72,11 @@ class State(Struct, frozen=True, kw_only=True):
     accepted_boot: str = ""
     accepted_monotonic: float = 0.0
 
+    @property
+    def slots(self) -> list[Slot]:
+        """Those that are named, whose files and blobs must stay."""
+        return [slot for slot in (self.current, self.candidate, self.previous) if slot is not None]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from skerry.api.errors import SkerryError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Measurement, WorkloadStatus
-from skerry.core import messages, trust, workload
+from skerry.core import messages, trust
 from skerry.core.journal import Resumed, State, Unwanted, Wanted
 from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
 from skerry.core.ports import Clock, DeviceConnection
@@ -189,7 +189,7 @@ class SimulatedDevice:
         return None if accepted is None else next((one for one in accepted.workloads if one.name == name), None)
 
     def _prune(self) -> None:
-        named = [slot.desired for one in self._workloads.values() for slot in workload.slots(one.state)]
+        named = [slot.desired for one in self._workloads.values() for slot in one.state.slots]
         self._disk.prune({blob.digest for one in named for blob in (one.blob, one.golden) if blob is not None})
 
     async def _measure(self, desired: WorkloadDesired) -> Measurement:

@@ -14,7 +14,7 @@ from skerry.api.kinds.gates import AgreementGate, ErrorRateGate, Gates, HealthGa
 from skerry.api.kinds.model_deployment import Strategy
 from skerry.api.kinds.tensors import ModelSignature, TensorSpec
 from skerry.api.kinds.variants import Blob, Requirements
-from skerry.core import journal, trial, workload
+from skerry.core import current, journal, trial, workload
 from skerry.core.journal import (
     Exited,
     Fetched,
@@ -153,7 +153,7 @@ def test_the_shadow_begins_anew_when_the_server_it_follows_was_started_again() -
 def test_the_end_of_a_version_that_has_just_left_the_shadow_is_an_end_like_any_other() -> None:
     state, _ = shadowing()
     state, _ = drive(state, Shadowed(serial=2, report=AGREES), Switched(serial=2, endpoint=8000))
-    for _ in range(workload.MAX_CRASHES):
+    for _ in range(current.MAX_CRASHES):
         state, _ = drive(state, Exited(serial=2, cause="it ended", uptime_seconds=1))
     assert state.current is not None
     assert state.current.serial == 1
@@ -161,10 +161,10 @@ def test_the_end_of_a_version_that_has_just_left_the_shadow_is_an_end_like_any_o
 
 def test_a_server_that_cannot_be_followed_any_more_is_replaced() -> None:
     state, _ = shadowing()
-    for crash in range(workload.MAX_CRASHES):
+    for crash in range(current.MAX_CRASHES):
         assert not of(Switch, drive(state)[1])
         state, actions = drive(state, Exited(serial=1, cause="it ended", uptime_seconds=1))
-        if crash < workload.MAX_CRASHES - 1:
+        if crash < current.MAX_CRASHES - 1:
             state, _ = drive(state, Launched(serial=1, port=4001), Ready(serial=1, endpoint=8000))
     assert of(Switch, actions)
     assert state.shadow == ShadowReport(beside="digits-v1")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from skerry.api.kinds.device import Measurement, Observation, ShadowReport
 from skerry.api.kinds.tensors import ModelSignature, TensorSpec
 from skerry.api.kinds.variants import Blob, Requirements
-from skerry.core import journal, workload
+from skerry.core import candidate, current, journal, slots, workload
 from skerry.core.journal import (
     Endpoint,
     Exited,
@@ -336,7 +336,7 @@ def prepared(*versions: str, **fields: object) -> World:
 def rot(world: World) -> None:
     """Damage what is installed of these versions, the cache's hard link included, and end its servers."""
     assert world.journal is not None
-    slots = [slot for slot in workload.slots(world.journal) if slot.desired.version in world.rotten]
+    slots = [slot for slot in world.journal.slots if slot.desired.version in world.rotten]
     world.damaged, world.missing = frozenset(slot.serial for slot in slots), world.lost
     assert world.damaged
     world.cache -= {slot.desired.blob.digest for slot in slots}
@@ -423,7 +423,7 @@ def check_rest(world: World, agent: Agent, desired: WorkloadDesired | None, phas
     assert state == world.journal
     status = workload.report(state)
     assert status.rollout == desired.rollout
-    assert world.files == {slot.serial for slot in workload.slots(state)}
+    assert world.files == {slot.serial for slot in state.slots}
     if not version:
         assert status.running is None
         assert world.servers == {}
@@ -518,7 +518,7 @@ def test_a_fetch_without_network_is_tried_for_ever_ever_slower() -> None:
         assert isinstance(fetch, Fetch)
         ceilings.append(fetch.delay_ceiling)
     assert ceilings == sorted(ceilings)
-    assert ceilings[-1] == workload.FETCH_CEILING_SECONDS
+    assert ceilings[-1] == candidate.FETCH_CEILING_SECONDS
     assert state.message == 'While Fetching, the registry failed for "blob": no route; wait; trying again'
     assert workload.report(state).running is not None
 
@@ -575,7 +575,7 @@ def test_a_crash_loop_falls_back_to_the_previous_version() -> None:
         Switched(serial=2, endpoint=4000),
         Tidied(),
     )
-    for crash in range(1, workload.MAX_CRASHES):
+    for crash in range(1, current.MAX_CRASHES):
         state, [serve] = drive(state, Exited(serial=2, cause="it ended by signal 11", uptime_seconds=1))
         assert isinstance(serve, Serve)
         assert (state.phase, state.restarts) == ("Starting", crash)
@@ -595,7 +595,7 @@ def test_a_crash_loop_falls_back_to_the_previous_version() -> None:
 
 def test_a_crash_loop_with_nothing_to_fall_back_to_fails_and_still_tries() -> None:
     state = running()
-    for _ in range(workload.MAX_CRASHES + 3):
+    for _ in range(current.MAX_CRASHES + 3):
         state, [serve] = drive(state, Exited(serial=1, cause="it ended", uptime_seconds=1))
         assert isinstance(serve, Serve)
     assert state.phase == "Failed"
@@ -606,10 +606,10 @@ def test_a_crash_loop_with_nothing_to_fall_back_to_fails_and_still_tries() -> No
 
 def test_a_server_that_settled_has_a_clean_record() -> None:
     state = running()
-    for _ in range(3 * workload.MAX_CRASHES):
-        state, _ = drive(state, Exited(serial=1, cause="it ended", uptime_seconds=workload.SETTLED_SECONDS))
+    for _ in range(3 * current.MAX_CRASHES):
+        state, _ = drive(state, Exited(serial=1, cause="it ended", uptime_seconds=current.SETTLED_SECONDS))
         assert state.crashes == 1
-    assert state.restarts == 3 * workload.MAX_CRASHES
+    assert state.restarts == 3 * current.MAX_CRASHES
 
 
 def test_the_current_server_is_restarted_while_a_candidate_is_being_fetched() -> None:
@@ -745,12 +745,12 @@ def test_no_order_of_events_breaks_it(events: list[journal.Event]) -> None:
         if after is None:
             state = State(name="digits")
             continue
-        named = {slot.serial for slot in workload.slots(after)}
+        named = {slot.serial for slot in after.slots}
         for action in actions:
             assert action.files == named if isinstance(action, Tidy) else action.slot.serial in named
         assert msgspec.json.decode(msgspec.json.encode(after), type=State) == after
         status = workload.report(after)
-        assert len(status.message) <= workload.MAX_MESSAGE
+        assert len(status.message) <= slots.MAX_MESSAGE
         if after.phase == "Running":
             assert status.running is not None
         state = after

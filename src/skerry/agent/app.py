@@ -143,19 +143,23 @@ async def run(disk: Disk, settings: AgentSettings, known: Identity, ending: Endi
 
 async def _until_told(ending: Ending, *work: Coroutine[Any, Any, None]) -> None:
     """Do the work until a signal ends it."""
-    loop, this = asyncio.get_running_loop(), asyncio.current_task()
-    if this is None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if task is None:
         raise AssertionError("it runs in a task")
-    cancel = this.cancel  # from a signal's handler, so the loop has to be woken up
+    cancel = task.cancel
+
+    def end() -> None:
+        loop.call_soon_threadsafe(cancel)  # from a signal's handler: the loop has to be woken up
+
     try:
         async with asyncio.TaskGroup() as tasks:
             for one in work:
                 tasks.create_task(one)
-            ending.tell(functools.partial(loop.call_soon_threadsafe, cancel))
+            ending.tell(end)
     except asyncio.CancelledError:
         if not ending.received:
             raise
-        this.uncancel()
+        task.uncancel()
 
 
 def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLContext) -> tuple[Engine, Session]:

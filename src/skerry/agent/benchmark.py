@@ -20,8 +20,9 @@ from dataclasses import replace
 import msgspec
 
 from skerry.agent.disk import Disk
-from skerry.agent.installer import Installer, Tools
+from skerry.agent.installer import Installer
 from skerry.agent.settings import BenchmarkSettings
+from skerry.agent.work import Tools
 from skerry.api import duration
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError, StorageFullError
 from skerry.api.kinds.device import BenchmarkStatus, WorkloadStatus

@@ -13,10 +13,10 @@ from pathlib import Path
 import msgspec
 
 from skerry.agent import inference
-from skerry.agent.loopback import LoopbackClient
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError, UnavailableError
 from skerry.core import messages
 from skerry.core.messages import Command, CommandResult
+from skerry.kit.loopback import LoopbackClient
 
 MAX_LOG_BYTES = 512 * 1024
 MAX_RESPONSE_BYTES = messages.MAX_MESSAGE_BYTES - 64 * 1024

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skerry.agent import inference, npz, probes
-from skerry.agent.loopback import LoopbackClient
 from skerry.agent.npz import Array
 from skerry.api.errors import SkerryError
 from skerry.api.kinds.device import Comparison
 from skerry.api.kinds.tensors import ModelSignature
+from skerry.kit.loopback import LoopbackClient
 
 _MAX_REASON = 300
 _MAX_NAME = 253

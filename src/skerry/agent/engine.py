@@ -20,13 +20,14 @@ from skerry.agent.admission import Admission
 from skerry.agent.benchmark import Benchmarks, ordinary
 from skerry.agent.disk import AcceptedDesired, Disk, Freed
 from skerry.agent.hold import Holds
-from skerry.agent.installer import Installer, Tools
+from skerry.agent.installer import Installer
 from skerry.agent.local import LocalSocket
 from skerry.agent.policy import Policy
 from skerry.agent.room import Room
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
 from skerry.agent.telemetry import Telemetry, open_spool
+from skerry.agent.work import Tools
 from skerry.api import duration
 from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooLargeError, UnavailableError
 from skerry.api.kinds.device import DeviceFacts, Network, WorkloadStatus

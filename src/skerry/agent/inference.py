@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from skerry.agent.loopback import Answer, LoopbackClient
 from skerry.agent.npz import Array
 from skerry.api.errors import InvalidError, UnavailableError
+from skerry.kit.loopback import Answer, LoopbackClient
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 LENGTH_HEADER = "Inference-Header-Content-Length"

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skerry.agent import inference, npz
-from skerry.agent.loopback import LoopbackClient
 from skerry.agent.npz import Array
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import Measurement
 from skerry.api.kinds.tensors import ModelSignature
+from skerry.kit.loopback import LoopbackClient
 
 TOLERANCE = 1e-2
 """A value agrees when it is off by at most this share of the expected one, or by this much where that is below 1."""

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from skerry.agent.disk import SIGNATURE_FILE, Disk
 from skerry.agent.endpoint import ServerControl
 from skerry.agent.listeners import HOST, Listeners, reserve
-from skerry.agent.loopback import LoopbackClient
 from skerry.agent.settings import ServerSettings
 from skerry.api import duration
 from skerry.api.errors import SkerryError, TimedOutError, UnavailableError
 from skerry.core import control
 from skerry.core.journal import Endpoint, Serve, Slot
 from skerry.core.ports import Instance, Launch, Runtime
+from skerry.kit.loopback import LoopbackClient
 
 log = logging.getLogger(__name__)
 

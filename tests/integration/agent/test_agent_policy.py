@@ -128,7 +128,7 @@ async def test_a_deployment_may_require_an_unmetered_link(world: Any, models: An
 async def test_a_download_is_broken_off_when_the_link_becomes_metered_and_resumed_after(
     world: Any, models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("skerry.agent.installer.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("skerry.agent.work.POLL_SECONDS", 0.02)
     monkeypatch.setattr(policy, "POLL_SECONDS", 0.02)
     world.registry.hold.clear()
     async with world.agent():

@@ -10,9 +10,9 @@ from tests.unit.agent.test_agent_probes import INPUTS, OUTPUTS, SIGNATURE, binar
 
 from skerry.agent import compare
 from skerry.agent.compare import Side
-from skerry.agent.loopback import Answer, LoopbackClient
 from skerry.api.errors import InvalidError, UnavailableError
 from skerry.api.kinds.device import Comparison
+from skerry.kit.loopback import Answer, LoopbackClient
 
 
 async def run(tmp_path: Path, new: list[Answer], old: list[Answer], *, max_seconds: float = 60.0) -> Comparison:

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skerry.agent import inference, probes
-from skerry.agent.loopback import Answer, LoopbackClient
 from skerry.api.errors import InvalidError, UnavailableError
 from skerry.api.kinds.device import Measurement
 from skerry.api.kinds.tensors import ModelSignature, TensorSpec
+from skerry.kit.loopback import Answer, LoopbackClient
 
 SIGNATURE = ModelSignature(
     inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, 2])],

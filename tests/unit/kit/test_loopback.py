@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerry.agent.loopback import LoopbackClient
 from skerry.api.errors import SkerryError, TimedOutError, TooLargeError, UnavailableError
+from skerry.kit.loopback import LoopbackClient
 
 
 @asynccontextmanager

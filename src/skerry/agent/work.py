@@ -1,0 +1,335 @@
+"""The long work of one workload: fetching, laying files, servers, probes, shadow mode; each tells what came of it.
+
+Every piece of work is cancelled when nobody wants its result any more, and raises SkerryError where it fails.
+Lives here: carrying one action of `core.journal` out. Must not live here: the order of things (`installer`), what an
+error means (`faults`), decisions (`core.workload`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from skerry.agent import compare, inference, observe, probes
+from skerry.agent.disk import GOLDEN_FILE, Disk, Freed
+from skerry.agent.faults import element_of, fault_of
+from skerry.agent.policy import POLL_SECONDS, Policy, Wait
+from skerry.agent.room import Promise, Room
+from skerry.agent.servers import Server, Servers
+from skerry.api.errors import InvalidError, SkerryError, TimedOutError, UnavailableError, UnsupportedError
+from skerry.api.kinds.device import Comparison
+from skerry.api.kinds.variants import Blob
+from skerry.core.journal import (
+    Endpoint,
+    Exited,
+    Fetch,
+    Fetched,
+    Laid,
+    Launched,
+    Observed,
+    Probe,
+    Probed,
+    Ready,
+    Serve,
+    ShadowBeside,
+    Shadowed,
+    Slot,
+    SlotEvent,
+    State,
+    Switch,
+    Switched,
+    Waits,
+)
+from skerry.core.messages import ShadowDesired, WorkloadDesired
+from skerry.core.ports import ArtifactSource, Clock
+from skerry.kit.loopback import LoopbackClient
+
+log = logging.getLogger(__name__)
+
+REFUSE_SECONDS = 5.0
+"""Callers wait in the endpoint's queue while a server is started again; when that may take longer, they are refused."""
+
+Say = Callable[[SlotEvent], None]
+"""Takes what came of the work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What all workloads of one agent share."""
+
+    disk: Disk
+    source: ArtifactSource
+    servers: Servers
+    clock: Clock
+    boot: str
+    """The kernel's boot id."""
+    engines: Callable[[], Iterable[str]]
+    """Names of the engines of this device."""
+    fetching: asyncio.Semaphore
+    """How many artifacts may be on their way at a time."""
+    blob_locks: WeakValueDictionary[str, asyncio.Lock]
+    """One for each digest being fetched: two workloads may want the same blob."""
+    prune: Callable[[], Coroutine[Any, Any, Freed]]
+    """Remove what no workload names, and return what that was."""
+    free: Callable[[], Coroutine[Any, Any, Freed]]
+    """The same when there is no room: also what can be done without."""
+    room: Room
+    probe_samples: int
+    probe_seconds: float
+    probe_timeout_seconds: float
+    changed: Callable[[], None]
+    """Something that is reported has changed."""
+    policy: Policy
+    """What has to wait for now."""
+    admit: Callable[[WorkloadDesired], None] = lambda _: None
+    """Raises RefusedError for what this device does not take."""
+
+
+class Work:
+    """What can be done for one workload; `state` is the newest that is known of it."""
+
+    def __init__(self, tools: Tools, state: Callable[[], State]) -> None:
+        self._tools = tools
+        self._state = state
+        self.servers: dict[int, Server] = {}
+        """The servers that were launched or adopted, by their slot's serial."""
+
+    async def _cleared(self, slot: Slot, say: Say, verdict: Callable[[], Wait | None]) -> None:
+        """Wait until a policy lets the slot's work go on, and say so as long as it does not."""
+        while (wait := verdict()) is not None:
+            known = self._state()
+            if (known.waiting_for, known.message) != (wait.reason, wait.message):
+                say(Waits(serial=slot.serial, waiting_for=wait.reason, message=wait.message))
+            await self._tools.policy.until_changed()
+        if self._state().waiting_for:
+            say(Waits(serial=slot.serial, waiting_for=""))
+
+    def _newest(self, slot: Slot) -> WorkloadDesired:
+        """What is desired of the slot now: how it may be fetched can change while it waits."""
+        candidate = self._state().candidate
+        return candidate.desired if candidate is not None and candidate.serial == slot.serial else slot.desired
+
+    def _may_switch(self, slot: Slot) -> Wait | None:
+        return self._tools.policy.may_switch(self._newest(slot))
+
+    def _may_fetch(self, slot: Slot) -> Wait | None:
+        return self._tools.policy.may_fetch(self._newest(slot), self._missing(slot))
+
+    def _missing(self, slot: Slot) -> int:
+        """Bytes that have still to come over the network."""
+        return self._tools.disk.missing_bytes(blob for blob in (slot.desired.blob, slot.desired.golden) if blob)
+
+    async def fetch(self, action: Fetch, say: Say) -> None:
+        """Bring the blobs into the cache, when policies let it and there is room: `Fetched` or `Faulted`."""
+        slot, desired, tools = action.slot, action.slot.desired, self._tools
+        await _pause(action.delay_ceiling)
+        tools.admit(desired)
+        if desired.needs.engine not in set(tools.engines()):
+            raise UnsupportedError(
+                f"the engine {desired.needs.engine} is not on this device",
+                element=element_of(slot),
+                hint="install it, or deploy a variant for another engine",
+            )
+        await self._cleared(slot, say, lambda: tools.policy.may_begin_to_fetch(self._newest(slot)))
+        came, promise = 0, Promise(0)
+
+        def progress(count: int) -> None:
+            nonlocal came
+            came += count
+            promise.came(count)
+
+        try:
+            await self._cleared(slot, say, lambda: self._may_fetch(slot))
+            needed, freed = await asyncio.to_thread(tools.room.needed, desired), None
+            if not tools.room.fits(needed):
+                freed = await tools.free()
+            with tools.room.kept(needed, element_of(slot), freed=freed) as promise:
+                for blob in (desired.blob, desired.golden):
+                    if blob is not None:
+                        await self._fetch_blob(slot, say, blob, progress)
+        except SkerryError as error:
+            say(replace(fault_of(slot, "the registry", error), network_bytes=came))
+            return
+        say(Fetched(serial=slot.serial, network_bytes=came))
+
+    async def _fetch_blob(self, slot: Slot, say: Say, blob: Blob, progress: Callable[[int], None]) -> None:
+        """Fetch when it is allowed and somebody's turn; whoever has to wait for the link keeps nobody else waiting."""
+        tools, done = self._tools, False
+        lock = tools.blob_locks.setdefault(blob.digest, asyncio.Lock())
+        while not done:
+            await self._cleared(slot, say, lambda: self._may_fetch(slot))
+            async with lock, tools.fetching:
+                if await asyncio.to_thread(tools.disk.has_blob, blob):
+                    return
+                if self._may_fetch(slot) is not None:
+                    continue
+                target = tools.disk.blob(blob)
+                fetching = asyncio.ensure_future(
+                    tools.source.fetch(slot.desired.repository, blob, target, progress=progress)
+                )
+                try:
+                    done = await self._ends_while_allowed(fetching, slot)
+                finally:
+                    if not fetching.done():
+                        fetching.cancel()
+                        await asyncio.wait({fetching})
+
+    async def _ends_while_allowed(self, fetching: asyncio.Future[None], slot: Slot) -> bool:
+        """Return whether a fetch has ended; False as soon as the link must not be used for it any more."""
+        while True:
+            ended, _ = await asyncio.wait({fetching}, timeout=POLL_SECONDS)
+            if ended:
+                fetching.result()
+                return True
+            if self._may_fetch(slot) is not None:
+                log.info("workload.fetch_broken_off workload=%s", slot.desired.name)
+                return False
+
+    async def install(self, slot: Slot, say: Say) -> None:
+        """Lay the files: `Laid`."""
+        await asyncio.to_thread(self._tools.disk.lay_slot, slot)
+        say(Laid(serial=slot.serial))
+
+    async def serve(self, action: Serve, say: Say) -> None:
+        """Have the server run until it ends: `Launched`, `Ready`, `Exited`."""
+        slot, servers, endpoint = action.slot, self._tools.servers, 0
+        if action.endpoint is not None and action.delay_ceiling > REFUSE_SECONDS:
+            await servers.refuse(slot.desired.name)
+        await _pause(action.delay_ceiling)
+        if self._is_new(slot):
+            await self._cleared(slot, say, lambda: self._may_switch(slot))
+        async with servers.launched(action) as server:
+            self.servers[slot.serial] = server
+            say(Launched(serial=slot.serial, port=server.port))
+            await servers.until_ready(server)
+        if action.endpoint is not None:
+            endpoint = await self._admit(server, slot, action.endpoint)
+        ready = self._tools.clock.monotonic()
+        say(Ready(serial=slot.serial, endpoint=endpoint))
+        cause = await servers.wait(server)
+        say(Exited(serial=slot.serial, cause=cause, uptime_seconds=self._tools.clock.monotonic() - ready))
+
+    async def _admit(self, server: Server, slot: Slot, endpoint: Endpoint) -> int:
+        servers = self._tools.servers
+        try:
+            return await servers.admit(slot.desired.name, server, endpoint)
+        except (TimedOutError, InvalidError):
+            await servers.discard(server)  # or it would be adopted, and fail, for ever
+            raise
+
+    def _is_new(self, slot: Slot) -> bool:
+        """Whether it is being installed; what served before is brought back at any time."""
+        candidate = self._state().candidate
+        return candidate is not None and candidate.serial == slot.serial
+
+    async def switch(self, action: Switch, say: Say) -> None:
+        """Admit the server to the endpoint: `Switched`."""
+        slot, server = action.slot, self.servers[action.slot.serial]
+        await self._cleared(slot, say, lambda: self._may_switch(slot))
+        try:
+            endpoint = await self._tools.servers.admit(slot.desired.name, server, action.endpoint)
+        except (UnavailableError, TimedOutError):
+            if not await self._tools.servers.alive(server):
+                return  # its end is the news, and the serving lane tells it with the reason
+            raise
+        say(Switched(serial=slot.serial, endpoint=endpoint))
+
+    async def probe(self, action: Probe, say: Say) -> None:
+        """Run the golden samples through the server: `Probed`."""
+        slot, tools = action.slot, self._tools
+        desired, server = slot.desired, self.servers[slot.serial]
+        if desired.golden is None:
+            say(Probed(serial=slot.serial, measurement=None))
+            return
+        golden = tools.disk.slot(desired.name, slot.serial) / GOLDEN_FILE
+        client = LoopbackClient(
+            server.port, max_body_bytes=inference.MAX_ANSWER_BYTES, timeout_seconds=tools.probe_timeout_seconds
+        )
+        try:
+            async with client:
+                measured = await probes.run(
+                    client,
+                    golden,
+                    model=desired.model,
+                    signature=desired.signature,
+                    max_samples=tools.probe_samples,
+                    max_seconds=tools.probe_seconds,
+                )
+                if desired.compare:
+                    compared = await self._compare(client, golden, desired, action.beside)
+                    measured = msgspec.structs.replace(measured, comparison=compared)
+        except UnavailableError:
+            if not await tools.servers.alive(server):
+                return  # its end is the news, and the serving lane tells it with the reason
+            raise
+        peak = await tools.servers.peak_memory(server)
+        say(
+            Probed(serial=slot.serial, measurement=msgspec.structs.replace(measured, peak_memory_bytes=peak)),
+        )
+
+    async def _compare(
+        self, client: LoopbackClient, golden: Path, desired: WorkloadDesired, beside: Slot | None
+    ) -> Comparison:
+        """Ask the version that serves the same, over its private port; one that is down is a reason."""
+        tools = self._tools
+        if beside is None:
+            return Comparison()
+        replaced, server = beside.desired.model_version, self.servers.get(beside.serial)
+        if server is None:
+            return Comparison(replaced=replaced, reason="it does not run")
+        old = LoopbackClient(
+            server.port, max_body_bytes=inference.MAX_ANSWER_BYTES, timeout_seconds=tools.probe_timeout_seconds
+        )
+        async with old:
+            return await compare.run(
+                compare.Side(client=client, model=desired.model),
+                compare.Side(client=old, model=beside.desired.model),
+                golden,
+                signature=desired.signature,
+                replaced=replaced,
+                max_samples=tools.probe_samples,
+                max_seconds=tools.probe_seconds,
+            )
+
+    async def shadow(self, action: ShadowBeside, say: Say) -> None:
+        """Have it answer what the version that serves is asked: `Shadowed`."""
+        slot, beside = action.slot, action.beside
+        report = await observe.shadow(
+            self._tools.servers.control(beside.desired.name, beside.serial),
+            self.servers[slot.serial].port,
+            slot.desired.shadow or ShadowDesired(),
+            version=beside.desired.model_version,
+            clock=self._tools.clock,
+        )
+        say(Shadowed(serial=slot.serial, report=report))
+
+    async def observe(self, slot: Slot, say: Say) -> None:
+        """Watch the server: `Observed`."""
+        asked, server, tools = slot.desired.observe, self.servers.get(slot.serial), self._tools
+        if asked is None or server is None:
+            return
+        try:
+            await observe.watch(
+                server.control.observe,
+                partial(tools.servers.peak_memory, server),
+                asked,
+                tools.clock,
+                lambda seen: say(Observed(serial=slot.serial, observation=seen)),
+            )
+        except Exception:  # a server that cannot be watched serves all the same
+            log.exception("workload.not_observed workload=%s", slot.desired.name)
+
+
+async def _pause(ceiling: float) -> None:
+    """Full jitter: anything up to the ceiling."""
+    if ceiling > 0:
+        await asyncio.sleep(random.uniform(0, ceiling))  # noqa: S311 - jitter, not a secret

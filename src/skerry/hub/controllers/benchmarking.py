@@ -18,13 +18,12 @@ from skerry.core.assignment import Target
 from skerry.core.benchmarks import Ask, Candidate, Occasion, Plan
 from skerry.core.desired import DesiredRecord, Refused, request_benchmarks, withdraw_benchmarks
 from skerry.core.ports import Clock
+from skerry.core.roster import Roster
 from skerry.core.waves import Member, belongs
 from skerry.hub.controllers.fleet import Fleet
 from skerry.hub.objects import Objects
 
 log = logging.getLogger(__name__)
-
-Members = Mapping[str, tuple[Member, Device]]
 
 
 class Benchmarking:
@@ -39,30 +38,31 @@ class Benchmarking:
         about, notes = self._notes.get(rollout.spec.deployment_uid, ("", {}))
         return notes.get(self._fleet.class_of(device), "") if about == rollout.metadata.uid else ""
 
-    async def prepare(self, found: ModelDeployment, rollout: Rollout, members: Members) -> Plan:
+    async def prepare(self, found: ModelDeployment, rollout: Rollout, roster: Roster) -> Plan:
         """Ask for what is to be measured, take back what nobody waits for any more, and say whether to wait.
 
         Raises InvalidError when a duration or quantity of the deployment cannot be read.
         """
         wanted = found.spec.placement.benchmark and rollout.status.phase not in (*steps.ENDED, "RollingBack")
-        await self._withdraw(rollout, members, keep=wanted)
+        await self._withdraw(rollout, roster, keep=wanted)
         if not wanted:
             self._notes.pop(rollout.spec.deployment_uid, None)
             return Plan()
-        plan = self._plan(found, rollout, members)
+        plan = self._plan(found, rollout, roster)
         self._notes[rollout.spec.deployment_uid] = (rollout.metadata.uid, plan.notes)
         for ask in plan.asks:
-            await self._ask(ask, members)
+            await self._ask(ask, roster)
         return plan
 
-    async def answer_refusals(self, found: ModelDeployment, rollout: Rollout, members: Members) -> bool:
+    async def answer_refusals(self, found: ModelDeployment, rollout: Rollout, roster: Roster) -> bool:
         """Give the next best variant to devices that refused theirs; returns whether any record was changed."""
         if found.spec.placement.on_refusal != "nextBest" or rollout.status.phase in ("RollingBack", "RolledBack"):
             return False
         changed = False
-        for member, device in members.values():
+        for member in roster.refusing():
             refusal = refusals.refused(member) if belongs(member, rollout) else None
-            if refusal is None:
+            device = self._fleet.device(member.uid)
+            if refusal is None or device is None:
                 continue
             await self._replace(rollout, member, device, refusal)
             log.info("rollout.refused device=%s variant=%s refusal=%s", member.name, refusal.variant, refusal.refusal)
@@ -79,7 +79,7 @@ class Benchmarking:
         )
         self._fleet.records.observe(member.uid, stored.record, stored.revision)
 
-    def _plan(self, found: ModelDeployment, rollout: Rollout, members: Members) -> Plan:
+    def _plan(self, found: ModelDeployment, rollout: Rollout, roster: Roster) -> Plan:
         namespace = rollout.metadata.namespace
         model = self._fleet.model_of(rollout)
         if model is None:
@@ -91,8 +91,8 @@ class Benchmarking:
                 device_class=self._fleet.class_of(device),
                 waits=member.selected and not member.cordoned and not belongs(member, rollout),
             )
-            for member, device in members.values()
-            if member.selected
+            for member, device in ((member, self._fleet.device(member.uid)) for member in roster)
+            if member.selected and device is not None
         ]
         known = {item.metadata.name: item for item in self._fleet.classes.values(f"{namespace}/")}
         occasion = Occasion(
@@ -104,8 +104,10 @@ class Benchmarking:
         )
         return benchmarks.plan(occasion, candidates, known)
 
-    async def _ask(self, ask: Ask, members: Members) -> None:
-        member, device = members[ask.uid]
+    async def _ask(self, ask: Ask, roster: Roster) -> None:
+        member, device = roster.get(ask.uid), self._fleet.device(ask.uid)
+        if member is None or device is None:  # deleted meanwhile
+            return
         stored = await self._objects.update_desired(
             _empty(member, device), lambda record: request_benchmarks(record, ask.requests)
         )
@@ -113,14 +115,13 @@ class Benchmarking:
         variants = ",".join(request.workload.variant for request in ask.requests)
         log.info("benchmark.requested device=%s variants=%s", member.name, variants)
 
-    async def _withdraw(self, rollout: Rollout, members: Members, *, keep: bool) -> None:
+    async def _withdraw(self, rollout: Rollout, roster: Roster, *, keep: bool) -> None:
         """Take back what was asked for by another rollout of the deployment, or by this one when it is over."""
         name = rollout.spec.deployment
         kept = (rollout.spec.deployment_uid, rollout.metadata.name) if keep else None
-        for uid in sorted(self._fleet.measuring & members.keys()):
-            member, device = members[uid]
-            record = self._fleet.records.get(uid)
-            if record is None:
+        for uid in sorted(self._fleet.measuring):
+            member, device, record = roster.get(uid), self._fleet.device(uid), self._fleet.records.get(uid)
+            if member is None or device is None or record is None:
                 continue
             own = kept if member.selected else None
             if withdraw_benchmarks(record, name, keep=own) != record:

@@ -1,31 +1,31 @@
 """The fleet as the rollout controller sees it: copies of all kinds it reads, and which deployments a change concerns.
 
-Must not live here: decisions, writing.
+Must not live here: decisions, writing, what is kept of each deployment's devices (`rosters`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-
-import msgspec
+from typing import Protocol
 
 from skerry.api import selector
 from skerry.api.errors import InvalidError
-from skerry.api.kinds.device import Device
+from skerry.api.kinds.device import Device, DeviceStatus
 from skerry.api.kinds.device_class import DeviceClass
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
-from skerry.core import benchmarks, classes, placement, steps, waves
+from skerry.api.meta import LabelSelector, LabelSelectorRequirement, find_condition
+from skerry.core import benchmarks, classes, placement, steps
 from skerry.core import deployment as deployments
 from skerry.core.desired import DesiredRecord
 from skerry.core.placement import Cost, Machine
 from skerry.core.ports import Store
 from skerry.core.steps import Hold
-from skerry.core.waves import Member
 from skerry.hub.controllers import informer
+from skerry.hub.device_status import AWAITING_RECONCILIATION
 
 Key = tuple[str, str]
 """Namespace and name of a deployment."""
@@ -34,14 +34,34 @@ _Costs = tuple[tuple[str, Cost], ...]
 _MAX_FITS = 20_000  # remembered answers; one a kind of machine and rollout
 
 
+class Listener(Protocol):
+    """Who is told of what changed, from the most special to the most general: `concern` comes last."""
+
+    def touch(self, key: Key, uid: str) -> None:
+        """Something of a device or of its record has changed, and that deployment selects it or held it."""
+        ...
+
+    def learn(self, namespace: str, name: str) -> None:
+        """Something was learnt of a class."""
+        ...
+
+    def forget(self, key: Key) -> None:
+        """The deployment came or went: what was told of its devices meanwhile is not complete."""
+        ...
+
+    def concern(self, key: Key) -> None:
+        """Something changed that may matter to the deployment."""
+        ...
+
+
 class Fleet:
     """Local copies of deployments, rollouts, model versions, devices and their records.
 
-    `concern(key)` is called for every deployment that a change may matter to.
+    The listener is told of every deployment that a change may matter to.
     """
 
-    def __init__(self, store: Store, concern: Callable[[Key], None]) -> None:
-        self._concern = concern
+    def __init__(self, store: Store, listener: Listener) -> None:
+        self._listener = listener
         self.deployments = informer.of_kind(store, ModelDeployment, self._deployment_changed)
         self.rollouts = informer.of_kind(store, Rollout, self._rollout_changed)
         self.models = informer.of_kind(store, ModelVersion, self._model_changed)
@@ -53,6 +73,9 @@ class Fleet:
         """Uids of devices that are asked to measure something."""
         self._costs: dict[str, dict[str, Mapping[str, Cost]]] = {}
         self._class_names: dict[str, tuple[Device, str]] = {}
+        self._places: dict[str, str] = {}
+        """Devices' keys by uid."""
+        self._selectors: dict[str, tuple[LabelSelector, Sequence[LabelSelectorRequirement] | None]] = {}
 
     @asynccontextmanager
     async def follow(self) -> AsyncIterator[None]:
@@ -86,7 +109,11 @@ class Fleet:
     def records_of(self, key: Key) -> list[DesiredRecord]:
         """Return the records that hold the deployment's workload, or have something measured for it."""
         namespace, name = key
-        return [r for r in self.records.values() if r.namespace == namespace and _names(r, name)]
+        return [r for r in self.records.values() if r.namespace == namespace and holds(r, name)]
+
+    def device(self, uid: str) -> Device | None:
+        """Return the device of that uid."""
+        return self.devices.get(self._places.get(uid, ""))
 
     def class_of(self, device: Device) -> str:
         """Return the name of the class that a device belongs to, or "" while its hardware is not known."""
@@ -96,12 +123,16 @@ class Fleet:
         return known[1]
 
     def costs_of(self, device: Device, rollout: Rollout) -> Mapping[str, Cost]:
-        """Return what a device's class knows of the rollout's variants, by variant name.
+        """Return what a device's class knows of the rollout's variants, by variant name."""
+        return self.costs_in(self.class_of(device), rollout)
+
+    def costs_in(self, about: str, rollout: Rollout) -> Mapping[str, Cost]:
+        """Return what a class knows of the rollout's variants, by variant name.
 
         The numbers that a rollout has once used stay until another variant becomes known, so that what is measured on
         the way does not give one class two variants.
         """
-        model, about = self.model_of(rollout), self.class_of(device)
+        model = self.model_of(rollout)
         item = self.classes.get(f"{rollout.metadata.namespace}/{about}") if model is not None else None
         used = self._costs.setdefault(rollout.metadata.uid, {})
         if item is None or model is None:
@@ -144,35 +175,8 @@ class Fleet:
             message=f'model version "{name}" is {"broken" if broken else "not ready yet"}: {why}',
         )
 
-    def members_of(
-        self, deployment: ModelDeployment, rollout: Rollout | None, previous: Rollout | None
-    ) -> dict[str, tuple[Member, Device]]:
-        """Return the deployment's devices by uid: those selected, and those that still hold its workload.
-
-        Raises InvalidError when the selector or a quantity of a template cannot be read.
-        """
-        meta = deployment.metadata
-        wanted = selector.requirements(deployment.spec.device_selector)
-        members: dict[str, tuple[Member, Device]] = {}
-        for device in self.devices.values(f"{meta.namespace}/"):
-            record = self.records.get(device.metadata.uid)
-            selected = selector.matches(wanted, device.metadata.labels)
-            if not selected and (record is None or not _names(record, meta.name)):
-                continue
-            machine = placement.machine_of(device.status, record, meta.name)
-            member = waves.member_of(
-                device,
-                record,
-                meta.name,
-                selected=selected,
-                unfit=self._unfit(machine, rollout, device),
-                previous_unfit=self._unfit(machine, previous, device) and self._unfit(machine, previous, None),
-            )
-            members[member.uid] = (member, device)
-        return members
-
-    def _unfit(self, machine: Machine, rollout: Rollout | None, device: Device | None) -> str:
-        """Why nothing of a rollout fits a machine; remembered, for a fleet has few kinds of machines.
+    def unfit(self, machine: Machine, rollout: Rollout | None, device: Device | None) -> str:
+        """Return why nothing of a rollout fits a machine; remembered, for a fleet has few kinds of machines.
 
         With a device by what was measured on its class, where it was; without one by the factory's numbers.
         """
@@ -194,16 +198,19 @@ class Fleet:
 
     def _deployment_changed(self, old: ModelDeployment | None, new: ModelDeployment | None) -> None:
         item = new or old
+        if item is not None and (old is None or new is None):
+            self._selectors.pop(item.metadata.uid, None)
+            self._listener.forget((item.metadata.namespace, item.metadata.name))
         if item is None or (old and new and _identity(old) == _identity(new) and old.spec == new.spec):
             return
-        self._concern((item.metadata.namespace, item.metadata.name))
+        self._listener.concern((item.metadata.namespace, item.metadata.name))
 
     def _rollout_changed(self, old: Rollout | None, new: Rollout | None) -> None:
         item = new or old
         if old is not None and new is None:
             self._costs.pop(old.metadata.uid, None)
         if item is not None:
-            self._concern((item.metadata.namespace, item.spec.deployment))
+            self._listener.concern((item.metadata.namespace, item.spec.deployment))
 
     def _model_changed(self, old: ModelVersion | None, new: ModelVersion | None) -> None:
         item = new or old
@@ -214,7 +221,7 @@ class Fleet:
             key = (namespace, deployment.metadata.name)
             named = [deployment.spec, *(rollout.spec.template for rollout in self.rollouts_of(key))]
             if any(spec.model_version == name for spec in named):
-                self._concern(key)
+                self._listener.concern(key)
 
     def _class_changed(self, old: DeviceClass | None, new: DeviceClass | None) -> None:
         """What was measured concerns the rollouts that are under way."""
@@ -222,19 +229,23 @@ class Fleet:
         if item is None or (old and new and old.status.variants == new.status.variants):
             return
         namespace = item.metadata.namespace
+        self._listener.learn(namespace, item.metadata.name)
         for rollout in self.rollouts.values(f"{namespace}/"):
             if rollout.status.phase not in steps.ENDED:
-                self._concern((namespace, rollout.spec.deployment))
+                self._listener.concern((namespace, rollout.spec.deployment))
 
     def _device_changed(self, old: Device | None, new: Device | None) -> None:
-        if old is not None and new is None:
+        if old is not None and (new is None or new.metadata.uid != old.metadata.uid):
             self._class_names.pop(old.metadata.uid, None)
-        if old is not None and new is not None and _substance(old) == _substance(new):
+            self._places.pop(old.metadata.uid, None)
+        if new is not None:
+            self._places[new.metadata.uid] = f"{new.metadata.namespace}/{new.metadata.name}"
+        if old is not None and new is not None and same_substance(old, new):
             return
         for device in (old, new):
             if device is not None:
-                record = self.records.get(device.metadata.uid)
-                self._concern_device(device.metadata.namespace, [device.metadata.labels], [record])
+                uid = device.metadata.uid
+                self._concern_device(device.metadata.namespace, uid, [device.metadata.labels], [self.records.get(uid)])
 
     def _record_changed(self, old: DesiredRecord | None, new: DesiredRecord | None) -> None:
         item = new or old
@@ -244,11 +255,11 @@ class Fleet:
             self.measuring.add(new.uid)
         else:
             self.measuring.discard(item.uid)
-        device = self.devices.get(f"{item.namespace}/{item.device}")
-        self._concern_device(item.namespace, [device.metadata.labels] if device else [], [old, new])
+        device = self.device(item.uid)
+        self._concern_device(item.namespace, item.uid, [device.metadata.labels] if device else [], [old, new])
 
     def _concern_device(
-        self, namespace: str, labels: Iterable[Mapping[str, str]], records: Iterable[DesiredRecord | None]
+        self, namespace: str, uid: str, labels: Iterable[Mapping[str, str]], records: Iterable[DesiredRecord | None]
     ) -> None:
         """Tell of every deployment that selects the device, or whose workload it holds."""
         held = [record for record in records if record is not None]
@@ -258,32 +269,53 @@ class Fleet:
         names.update(
             deployment.metadata.name
             for deployment in self.deployments.values(f"{namespace}/")
-            if any(_selects(deployment, found) for found in known)
+            if any(self._selects(deployment, found) for found in known)
         )
         for name in names:
-            self._concern((namespace, name))
+            self._listener.touch((namespace, name), uid)
+            self._listener.concern((namespace, name))
+
+    def _selects(self, deployment: ModelDeployment, labels: Mapping[str, str]) -> bool:
+        key, wanted = deployment.metadata.uid, deployment.spec.device_selector
+        known = self._selectors.get(key)
+        if known is None or known[0] is not wanted:
+            known = self._selectors[key] = (wanted, _requirements(wanted))
+        # One that cannot be read concerns its own reconciliation, which says what is wrong with it.
+        return known[1] is None or selector.matches(known[1], labels)
 
 
 def _tried(costs: Mapping[str, Cost]) -> set[tuple[str, bool]]:
     return {(name, bool(cost.failure)) for name, cost in costs.items()}
 
 
-def _names(record: DesiredRecord, deployment: str) -> bool:
-    return record.find(deployment) is not None or any(b.deployment == deployment for b in record.benchmarks)
-
-
-def _selects(deployment: ModelDeployment, labels: Mapping[str, str]) -> bool:
+def _requirements(wanted: LabelSelector) -> Sequence[LabelSelectorRequirement] | None:
     try:
-        return selector.matches(selector.requirements(deployment.spec.device_selector), labels)
+        return selector.requirements(wanted)
     except InvalidError:
-        return True  # its own reconciliation says what is wrong with it
+        return None
+
+
+def holds(record: DesiredRecord, deployment: str) -> bool:
+    """Return whether a record holds the deployment's workload, or has something measured for it."""
+    return record.find(deployment) is not None or any(b.deployment == deployment for b in record.benchmarks)
 
 
 def _identity(item: ModelDeployment) -> tuple[str, int]:
     return item.metadata.uid, item.metadata.generation
 
 
-def _substance(device: Device) -> tuple[object, ...]:
-    """What of a device matters to a rollout: everything but when it was last heard of."""
-    status = msgspec.structs.replace(device.status, last_seen=None, conditions=[])
-    return device.metadata.uid, device.metadata.labels, device.spec, status
+_SUBSTANCE = tuple(name for name in DeviceStatus.__struct_fields__ if name not in ("last_seen", "conditions"))
+
+
+def same_substance(old: Device, new: Device) -> bool:
+    """Return whether nothing of a device changed that matters to a rollout: but when it was last heard of, say."""
+    if (old.metadata.uid, old.metadata.labels, old.spec) != (new.metadata.uid, new.metadata.labels, new.spec):
+        return False
+    if any(getattr(old.status, name) != getattr(new.status, name) for name in _SUBSTANCE):
+        return False
+    return _awaits(old) == _awaits(new)
+
+
+def _awaits(device: Device) -> bool:
+    found = find_condition(device.status.conditions, AWAITING_RECONCILIATION)
+    return found is not None and found.status == "True"

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -23,28 +24,26 @@ from skerry.api.errors import (
     NotFoundError,
     SkerryError,
 )
-from skerry.api.kinds.device import Device
 from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentStatus
 from skerry.api.kinds.rollout import Rollout, RolloutSpec
 from skerry.api.meta import API_VERSION, ObjectMeta, OwnerReference
-from skerry.core import assignment, rollout, steps
+from skerry.core import assignment, steps
 from skerry.core import deployment as deployments
 from skerry.core.assignment import Target
-from skerry.core.benchmarks import Plan
+from skerry.core.deployment import Census
 from skerry.core.desired import DesiredRecord
 from skerry.core.desired import withdraw as withdraw_from
-from skerry.core.steps import Action, Assign, Hold, Return, SetStatus, Step, View, Withdraw
-from skerry.core.waves import Member
+from skerry.core.roster import Roster
+from skerry.core.steps import Action, Assign, Hold, Return, SetStatus, Withdraw
 from skerry.hub.context import HubContext
 from skerry.hub.controllers.benchmarking import Benchmarking
-from skerry.hub.controllers.fleet import Fleet, Key
+from skerry.hub.controllers.fleet import Key
 from skerry.hub.controllers.reconciler import Reconciler
+from skerry.hub.controllers.rosters import Rosters
 
 log = logging.getLogger(__name__)
 
 _WRITERS = 16  # records written at the same time; the store commits what comes together in one transaction
-
-Members = Mapping[str, tuple[Member, Device]]
 
 
 async def run(context: HubContext) -> None:
@@ -58,7 +57,8 @@ class Rollouts:
     def __init__(self, context: HubContext) -> None:
         self._objects, self._clock = context.objects, context.clock
         self._work: Reconciler[Key] = Reconciler("rollout", self.reconcile, self._failed)
-        self._fleet = Fleet(context.objects.store, self._work.add)
+        self._rosters = Rosters(context.objects.store, self._work.add)
+        self._fleet = self._rosters.fleet
         self._benchmarking = Benchmarking(context.objects, context.clock, self._fleet)
 
     async def run(self) -> None:
@@ -85,37 +85,35 @@ class Rollouts:
         elif newest is not None and not waits:
             digest = newest.spec.model_digest
             hold = self._fleet.hold_of(key[0], newest.spec.template.model_version, digest=digest)
-        previous = self._previous_of(newest, rollouts)
-        members = self._fleet.members_of(found, newest, previous)
-        step = Step()
-        if newest is not None:
-            for old in rollouts:
-                if old is not newest and old.status.phase not in steps.ENDED:
-                    await self._supersede(found, old, newest, rollouts)
-            members, plan = await self._prepare(found, newest, previous, members)
-            hold = hold or plan.hold
-            view = self._view(found, newest, previous, members, hold)
-            step = rollout.step(view, self._clock.now())
-            await self._carry_out(newest, previous, step.actions, members)
-            step = Step(wake_at=steps.earliest(step.wake_at, plan.wake_at))
-        shown = hold if waits or (newest is not None and newest.status.phase not in steps.ENDED) else None
-        await self._report(found, members, shown)
-        if step.wake_at is None:
+        if newest is None:
+            await self._report(found, deployments.count(self._rosters.selected(found)), hold if waits else None)
             return None
-        return max((step.wake_at - self._clock.now()).total_seconds(), 0.0)
+        for old in rollouts:
+            if old is not newest and old.status.phase not in steps.ENDED:
+                await self._supersede(found, old, newest, rollouts)
+        hold, wake_at = await self._step(found, newest, rollouts, hold)
+        shown = hold if waits or newest.status.phase not in steps.ENDED else None
+        roster = self._rosters.of(found, newest, self._previous_of(newest, rollouts), hold)
+        await self._report(found, roster.census(), shown)
+        return None if wake_at is None else max((wake_at - self._clock.now()).total_seconds(), 0.0)
 
-    async def _prepare(
-        self,
-        found: ModelDeployment,
-        newest: Rollout,
-        previous: Rollout | None,
-        members: dict[str, tuple[Member, Device]],
-    ) -> tuple[dict[str, tuple[Member, Device]], Plan]:
-        """Answer refusals and ask for measurements, before anything is judged by them."""
-        if await self._benchmarking.answer_refusals(found, newest, members):
-            members = self._fleet.members_of(found, newest, previous)
-        plan = await self._benchmarking.prepare(found, newest, members)
-        return members, plan
+    async def _step(
+        self, found: ModelDeployment, newest: Rollout, rollouts: Sequence[Rollout], hold: Hold | None
+    ) -> tuple[Hold | None, datetime | None]:
+        """Do the newest rollout's next step; returns what it waits for, and when to look again.
+
+        Refusals are answered and measurements asked for before anything is judged by them.
+        """
+        previous = self._previous_of(newest, rollouts)
+        roster = self._rosters.of(found, newest, previous, hold)
+        await self._benchmarking.answer_refusals(found, newest, roster)
+        roster = self._rosters.of(found, newest, previous, hold)
+        plan = await self._benchmarking.prepare(found, newest, roster)
+        hold = hold or plan.hold
+        roster = self._rosters.of(found, newest, previous, hold)
+        step = roster.step(self._clock.now())
+        await self._carry_out(newest, previous, step.actions, roster)
+        return hold, steps.earliest(step.wake_at, plan.wake_at)
 
     # --- rollouts come and go ----------------------------------------------------------------------------------------
 
@@ -163,10 +161,9 @@ class Rollouts:
         self, found: ModelDeployment, old: Rollout, newest: Rollout, rollouts: Sequence[Rollout]
     ) -> None:
         previous = self._previous_of(old, rollouts)
-        members = self._fleet.members_of(found, old, previous)
-        view = self._view(found, old, previous, members, None)
-        step = rollout.supersede(view, newest.metadata.name, self._clock.now())
-        await self._carry_out(old, previous, step.actions, members)
+        roster = self._rosters.once(found, old, previous)
+        step = roster.supersede(newest.metadata.name, self._clock.now())
+        await self._carry_out(old, previous, step.actions, roster)
 
     async def _clear(self, key: Key) -> None:
         """The deployment is gone: take its workload off every device and delete its rollouts."""
@@ -188,44 +185,32 @@ class Rollouts:
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
-    def _view(
-        self, found: ModelDeployment, item: Rollout, previous: Rollout | None, members: Members, hold: Hold | None
-    ) -> View:
-        return View(
-            rollout=item,
-            spec=found.spec,
-            generation=found.metadata.generation,
-            members=[member for member, _ in members.values()],
-            previous=previous.metadata.name if previous else "",
-            hold=hold,
-        )
-
     @staticmethod
     def _previous_of(item: Rollout | None, rollouts: Sequence[Rollout]) -> Rollout | None:
         name = item.spec.previous if item else ""
         return next((other for other in rollouts if other.metadata.name == name), None)
 
     async def _carry_out(
-        self, item: Rollout, previous: Rollout | None, actions: Sequence[Action], members: Members
+        self, item: Rollout, previous: Rollout | None, actions: Sequence[Action], roster: Roster
     ) -> None:
         """Do the actions in their order; those of one kind on different devices at the same time."""
         for kind, group in itertools.groupby(actions, key=type):
             batch = list(group)
             if kind is not SetStatus:
-                await self._change_records(item, previous, batch, members)
+                await self._change_records(item, previous, batch, roster)
             for action in batch:
                 if isinstance(action, SetStatus):
                     item = await self._set_status(item, action)
 
     async def _change_records(
-        self, item: Rollout, previous: Rollout | None, actions: Sequence[Action], members: Members
+        self, item: Rollout, previous: Rollout | None, actions: Sequence[Action], roster: Roster
     ) -> None:
         """Change the records of different devices at the same time; one that fails does not stop the others."""
         gate = asyncio.Semaphore(_WRITERS)
         async with asyncio.TaskGroup() as tasks:
             writes = [
                 tasks.create_task(
-                    self._change_record(gate, action, previous if isinstance(action, Return) else item, members)
+                    self._change_record(gate, action, previous if isinstance(action, Return) else item, roster)
                 )
                 for action in actions
                 if not isinstance(action, SetStatus)
@@ -256,11 +241,11 @@ class Rollouts:
         gate: asyncio.Semaphore,
         action: Assign | Return | Withdraw,
         target: Rollout | None,
-        members: Members,
+        roster: Roster,
     ) -> SkerryError | None:
         """Change one device's record; an error is returned, not raised."""
-        member, device = members[action.uid]
-        if target is None:
+        member, device = roster.get(action.uid), self._fleet.device(action.uid)
+        if target is None or member is None or device is None:  # a device that was deleted meanwhile
             return None
         model = self._fleet.model_of(target)
         bound, now = Target(rollout=target, model=model), self._clock.now()
@@ -289,14 +274,14 @@ class Rollouts:
 
     # --- what people see ---------------------------------------------------------------------------------------------
 
-    async def _report(self, found: ModelDeployment, members: Members, hold: Hold | None) -> None:
+    async def _report(self, found: ModelDeployment, census: Census, hold: Hold | None) -> None:
         """Write the deployment's status from what is known after the step."""
         meta = found.metadata
         rollouts = [
             r for r in self._fleet.rollouts_of((meta.namespace, meta.name)) if r.spec.deployment_uid == meta.uid
         ]
-        fleet, now = [member for member, _ in members.values()], self._clock.now()
-        await self._write(found, lambda item: deployments.summarize(item, rollouts, fleet, now, hold=hold))
+        now = self._clock.now()
+        await self._write(found, lambda item: deployments.summarize(item, rollouts, census, now, hold=hold))
 
     async def _failed(self, key: Key, error: Exception) -> None:
         found = self._fleet.deployments.get("/".join(key))

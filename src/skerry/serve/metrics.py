@@ -15,10 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from skerry.serve.shadow import Totals
+
 Outcome = Literal["ok", "bad_request", "not_found", "too_large", "unavailable", "cancelled", "failed"]
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds in seconds."""
+
+NOTHING_MIRRORED = Totals()
+_SHADOW = {
+    "mirrored": "Requests that were taken for another server in shadow mode.",
+    "answered": "Of these: answered by it, and compared.",
+    "agreed": "Of the answered: with the same outcome.",
+    "errors": "Of the mirrored: answered with an error, or not in time.",
+    "dropped": "Requests that were due for shadow mode, and not taken because too many waited.",
+}
 
 
 class Histogram:
@@ -67,7 +78,7 @@ class Metrics:
         """Count one run of the engine."""
         self._engine.observe(seconds)
 
-    def render(self, *, in_flight: int, ready: bool, load_seconds: float) -> bytes:
+    def render(self, *, in_flight: int, ready: bool, load_seconds: float, shadow: Totals = NOTHING_MIRRORED) -> bytes:
         """Return the page."""
         labels = self._labels
         name = "skerry_serve"
@@ -87,6 +98,9 @@ class Metrics:
         ):
             lines += _family(f"{name}_{suffix}", "gauge", help_text)
             lines.append(f"{name}_{suffix}{{{labels}}} {value!r}")
+        for (suffix, help_text), count in zip(_SHADOW.items(), shadow, strict=True):
+            lines += _family(f"{name}_shadow_{suffix}_total", "counter", help_text)
+            lines.append(f"{name}_shadow_{suffix}_total{{{labels}}} {count}")
         lines += self._process()
         return ("\n".join(lines) + "\n").encode()
 

@@ -28,20 +28,22 @@ class _Input(msgspec.Struct):
     name: str
     datatype: str
     shape: Annotated[list[int], msgspec.Meta(max_length=MAX_RANK)]
-    parameters: _Parameters = {}
+    parameters: _Parameters | None = None
     data: msgspec.Raw = _NO_DATA
 
 
 class _Output(msgspec.Struct):
     name: str
-    parameters: _Parameters = {}
+    parameters: _Parameters | None = None
 
 
 class _Request(msgspec.Struct):
+    """Clients write optional fields that they leave out as null, too; what has to be there may not be null."""
+
     inputs: Annotated[list[_Input], msgspec.Meta(max_length=MAX_TENSORS)]
-    id: Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARACTERS)] = ""
-    parameters: _Parameters = {}
-    outputs: Annotated[list[_Output], msgspec.Meta(max_length=MAX_TENSORS)] = []
+    id: Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARACTERS)] | None = None
+    parameters: _Parameters | None = None
+    outputs: Annotated[list[_Output], msgspec.Meta(max_length=MAX_TENSORS)] | None = None
 
 
 class _OutputTensor(msgspec.Struct, omit_defaults=True):
@@ -111,11 +113,12 @@ def decode(
         inputs[tensor.name], rest = _tensor(tensor, rest, check)
     if rest:
         raise BadRequestError(f"{len(rest)} bytes of binary data belong to no input", element="request")
-    binary = _flag(request.parameters, "binary_data_output", False)
-    wanted = check.outputs([output.name for output in request.outputs])
-    flags = {output.name: _output_flag(output, binary) for output in request.outputs}
+    binary = _flag(request.parameters or {}, "binary_data_output", False)
+    named = request.outputs or []
+    wanted = check.outputs([output.name for output in named])
+    flags = {output.name: _output_flag(output, binary) for output in named}
     return InferRequest(
-        id=request.id,
+        id=request.id or "",
         inputs=inputs,
         outputs=wanted,
         binary=frozenset(name for name in wanted if flags.get(name, binary)),
@@ -143,7 +146,7 @@ def _tensor(tensor: _Input, rest: memoryview, check: SignatureCheck) -> tuple[te
     """Return one input and the binary data after it."""
     check.accept_input(tensor.name, tensor.datatype, tensor.shape)
     element = f'input "{tensor.name}"'
-    size = tensor.parameters.get("binary_data_size")
+    size = (tensor.parameters or {}).get("binary_data_size")
     data = bytes(tensor.data)
     if size is None:
         if not data:
@@ -161,9 +164,10 @@ def _tensor(tensor: _Input, rest: memoryview, check: SignatureCheck) -> tuple[te
 
 
 def _output_flag(output: _Output, default: bool) -> bool:
-    if output.parameters.get("classification"):
+    parameters = output.parameters or {}
+    if parameters.get("classification"):
         raise BadRequestError("the classification extension is not supported", element=f'output "{output.name}"')
-    return _flag(output.parameters, "binary_data", default)
+    return _flag(parameters, "binary_data", default)
 
 
 def _flag(parameters: Mapping[str, object], name: str, default: bool) -> bool:

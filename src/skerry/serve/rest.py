@@ -108,7 +108,10 @@ class Rest:
 
     def _render_metrics(self) -> Response:
         page = self._metrics.render(
-            in_flight=self._worker.pending, ready=self._plane.ready, load_seconds=self._plane.load_seconds
+            in_flight=self._worker.pending,
+            ready=self._plane.ready,
+            load_seconds=self._plane.load_seconds,
+            shadow=self._shadow.totals(),
         )
         return Response(content_type=CONTENT_TYPE, body=(page,))
 

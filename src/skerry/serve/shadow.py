@@ -14,7 +14,7 @@ import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -63,12 +63,23 @@ class _Response(msgspec.Struct):
     outputs: list[_Output]
 
 
+class Totals(NamedTuple):
+    """All mirrors since the server's start; see `core.control.ShadowCounts`."""
+
+    mirrored: int = 0
+    answered: int = 0
+    agreed: int = 0
+    errors: int = 0
+    dropped: int = 0
+
+
 class Shadow:
     """Mirrors to one server at a time, or to none. Used from the event loop's thread; `aimed` from any."""
 
     def __init__(self, model: str) -> None:
         self._path = f"/v2/models/{model}/infer"
         self._mirror: _Mirror | None = None
+        self._past = Totals()
 
     @property
     def aimed(self) -> bool:
@@ -86,6 +97,7 @@ class Shadow:
     def stop(self) -> None:
         """Mirror nothing more."""
         if self._mirror is not None:
+            self._past = self.totals()
             self._mirror.close()
             self._mirror = None
 
@@ -97,6 +109,14 @@ class Shadow:
     def counts(self) -> ShadowCounts | None:
         """Return what came of it; None when nothing is mirrored."""
         return None if self._mirror is None else self._mirror.counts()
+
+    def totals(self) -> Totals:
+        """Return what came of all mirroring so far; no figure ever falls."""
+        now = self.counts()
+        if now is None:
+            return self._past
+        counted = (now.mirrored, now.answered, now.agreed, now.errors, now.dropped)
+        return Totals(*(past + one for past, one in zip(self._past, counted, strict=True)))
 
 
 class _Mirror:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from skerry.serve.metrics import Metrics
+from skerry.serve.shadow import Totals
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, str], float]:
@@ -35,6 +36,17 @@ def test_what_is_counted_is_shown() -> None:
     assert found["skerry_serve_requests_in_flight", ""] == 2
     assert found["skerry_serve_model_ready", ""] == 1
     assert found["skerry_serve_model_load_seconds", ""] == 0.25
+
+
+def test_what_shadow_mode_did_is_shown() -> None:
+    metrics = Metrics(model="digits", version="v1")
+    totals = Totals(mirrored=9, answered=7, agreed=6, errors=1, dropped=3)
+    page = metrics.render(in_flight=0, ready=True, load_seconds=0, shadow=totals).decode()
+    found = {s.name: (s.value, f.type) for f in parse(page) for s in f.samples if "_shadow_" in s.name}
+    assert found == {
+        f"skerry_serve_shadow_{name}_total": (value, "counter") for name, value in totals._asdict().items()
+    }
+    assert samples(metrics)["skerry_serve_shadow_dropped_total", ""] == 0
 
 
 def test_the_process_is_described() -> None:

@@ -102,6 +102,17 @@ def test_a_response_without_an_id_has_none_and_no_number_is_null() -> None:
     }
 
 
+@pytest.mark.parametrize("field", ["id", "parameters", "outputs"])
+def test_an_optional_field_that_is_null_is_one_that_is_absent(field: str) -> None:
+    decoded = decode(body(**{field: None}))
+    assert (decoded.id, decoded.outputs, decoded.binary) == ("", ["y", "h"], frozenset())
+
+
+def test_parameters_of_tensors_may_be_null_too() -> None:
+    decoded = decode(body(inputs=[{**A, "parameters": None}, B], outputs=[{"name": "y", "parameters": None}]))
+    assert (decoded.outputs, decoded.binary) == (["y"], frozenset())
+
+
 def binary(size: object, **fields: object) -> dict[str, object]:
     return {"name": "a", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": size}, **fields}
 
@@ -138,7 +149,14 @@ def binary(size: object, **fields: object) -> dict[str, object]:
         (body(parameters={"binary_data_output": "yes"}), "binary_data_output: must be true or false"),
         (body(parameters={"x": {"y": 1}}), "Expected"),
         (body(parameters={str(i): i for i in range(65)}), "length <= 64"),
-        (body(id=7), "Expected `str`, got `int`"),
+        (body(id=7), "Expected `str | null`, got `int`"),
+        (body(inputs=None), "Expected `array`, got `null`"),
+        (body(inputs=[{**A, "name": None}, B]), "Expected `str`, got `null`"),
+        (body(inputs=[{**A, "datatype": None}, B]), "Expected `str`, got `null`"),
+        (body(inputs=[{**A, "shape": None}, B]), "Expected `array`, got `null`"),
+        (body(inputs=[{**A, "data": None}, B]), 'input "a": data must be one flat array'),
+        (body(outputs=[None]), "Expected `object`, got `null`"),
+        (body(outputs=[{"name": None}]), "Expected `str`, got `null`"),
         (body(id="x" * 1025), "length <= 1024"),
         (body(inputs=[A] * 65), "length <= 64"),
         (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", "Expected `object`, got `array`"),

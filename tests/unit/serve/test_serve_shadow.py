@@ -23,7 +23,7 @@ from skerry.serve import shadow as shadows
 from skerry.serve.dataplane import Inference
 from skerry.serve.http1 import Request, Response, Server, error_response
 from skerry.serve.limits import Limits
-from skerry.serve.shadow import Sample, Shadow
+from skerry.serve.shadow import Sample, Shadow, Totals
 from skerry.serve.signature import SignatureCheck
 
 WAIT_SECONDS = 10.0
@@ -128,6 +128,15 @@ async def test_what_was_answered_is_asked_again_and_compared(other: tuple[Other,
     shadow.aim(port, 0.0)
     shadow.offer(sample(1, 5))
     assert shadow.counts() == counts, "a share of nothing, and counting goes on"
+    total = Totals(mirrored=4, answered=4, agreed=2)
+    assert shadow.totals() == total
+    shadow.stop()
+    shadow.stop()
+    assert (shadow.counts(), shadow.totals()) == (None, total), "what was counted stays"
+    shadow.aim(port, 1.0)
+    shadow.offer(sample(1, 5))
+    await until(shadow, settled)
+    assert shadow.totals()[:2] == (5, 5)
     shadow.aim(port + 1 if port < 65535 else port - 1, 0.0)
     again = shadow.counts()
     assert again is not None

@@ -175,6 +175,7 @@ def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLCon
         heartbeat_seconds=duration.to_seconds(settings.link.heartbeat),
         floor=floor,
         accepted=accepted,
+        commands=disk.read_commands(),
     )
     bandwidth = Bandwidth()
     parts = Parts(

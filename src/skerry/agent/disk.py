@@ -3,6 +3,7 @@
     lock                                  held by the one agent that runs here
     identity.json, device.pem             who this device is; 0600
     desired.json                          the accepted desired state, as it was signed
+    commands.json                         ids of commands that were taken and could come again
     blobs/sha256/<hex>                    cache of verified artifacts
     workloads/<name>/journal.json         the state of `core.workload`
     workloads/<name>/journal.previous     the state before, should the other be damaged
@@ -28,6 +29,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -41,6 +43,7 @@ from skerry.kit import files
 
 log = logging.getLogger(__name__)
 
+COMMANDS_FILE = "commands.json"
 SIGNATURE_FILE = "signature.json"
 GOLDEN_FILE = "golden.npz"
 JOURNAL_FILE = "journal.json"
@@ -175,6 +178,21 @@ class Disk:
     def write_desired(self, accepted: AcceptedDesired) -> None:
         """Make an accepted desired state durable. Raises StorageFullError."""
         self.write("desired.json", msgspec.json.encode(accepted))
+
+    def read_commands(self) -> dict[str, datetime]:
+        """Return the ids of commands that were taken, each with its expiry; none where the file is damaged."""
+        try:
+            found = msgspec.json.decode(self.read(COMMANDS_FILE), type=dict[str, datetime])
+        except NotFoundError:
+            return {}
+        except (InvalidError, msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+            log.warning("commands.unreadable error=%s", error)
+            return {}
+        return {id_: expiry for id_, expiry in found.items() if expiry.tzinfo is not None}
+
+    def write_commands(self, taken: Mapping[str, datetime]) -> None:
+        """Make the ids of commands that were taken durable. Raises StorageFullError."""
+        self.write(COMMANDS_FILE, msgspec.json.encode(taken))
 
     # --- journals -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from weakref import WeakValueDictionary
 
 from skerry.agent import commands, facts, room
@@ -80,6 +81,8 @@ class Engine:
         self._facts_at = parts.clock.monotonic()
         self._running_commands = asyncio.Semaphore(MAX_COMMANDS)
         self._waiting_commands = 0
+        self._noting = asyncio.Lock()
+        self._noted: dict[str, datetime] = {}
         self._retry_ceiling = duration.to_seconds(parts.settings.link.retry_ceiling)
         self._holds = Holds(
             parts.disk,
@@ -382,6 +385,7 @@ class Engine:
 
     async def _answer(self, command: Command, connection: DeviceConnection) -> None:
         try:
+            await self._note_command(command)
             async with self._running_commands:
                 installer = self._installers.get(command.workload)
                 current = None if installer is None else installer.state.current
@@ -398,6 +402,26 @@ class Engine:
                     await _within(SEND_SECONDS, connection.send(short), "answer")
         finally:
             self._waiting_commands -= 1
+
+    async def _note_command(self, command: Command) -> None:
+        """Have its id on the disk before it is carried out, so that a restart does not make it new.
+
+        A disk that cannot be written keeps nobody from asking what is wrong with it.
+        """
+        async with self._noting:
+            if command.id in self._noted:
+                return
+            taken = self._session.taken_commands(self._parts.clock.now())
+            writing = asyncio.ensure_future(asyncio.to_thread(self._parts.disk.write_commands, taken))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait({writing})  # nobody else writes the file meanwhile
+                raise
+            except (StorageFullError, OSError) as error:
+                log.warning("command.not_noted id=%s error=%s", command.id[:80], error)
+            else:
+                self._noted = taken
 
 
 async def _within(seconds: float, work: object, element: str) -> None:

@@ -45,8 +45,12 @@ class Session:
         heartbeat_seconds: float = 60.0,
         floor: int = 0,
         accepted: messages.DesiredState | None = None,
+        commands: Mapping[str, datetime] | None = None,
     ) -> None:
-        """`floor` is the highest manifest version ever accepted, `accepted` that state where it is still known."""
+        """`floor` is the highest manifest version ever accepted, `accepted` that state where it is still known.
+
+        `commands` are those that were taken before (`taken_commands`): none of them is taken again.
+        """
         self.uid = uid
         self.boot_id = boot_id
         self.accepted = accepted
@@ -64,7 +68,7 @@ class Session:
         self._holds: tuple[HoldStatus, ...] = ()
         self._dirty = True
         self._next_heartbeat = 0.0
-        self._commands: OrderedDict[str, datetime] = OrderedDict()
+        self._commands = OrderedDict(list((commands or {}).items())[-MAX_REMEMBERED_COMMANDS:])
 
     # --- from the hub ---------------------------------------------------------------------------------------------
 
@@ -130,6 +134,11 @@ class Session:
             raise ForbiddenError("too many commands at a time", element=f"command {command.id[:80]}")
         self._commands[command.id] = command.expires_at
         return command
+
+    def taken_commands(self, now: datetime) -> dict[str, datetime]:
+        """Return the ids of the commands that could come again, each with its expiry; at most a bounded number."""
+        self._forget_commands(now)
+        return dict(self._commands)
 
     # --- to the hub -----------------------------------------------------------------------------------------------
 

@@ -344,6 +344,7 @@ class World:
                     keys=keys,
                     floor=0 if kept is None else kept.manifest_version,
                     accepted=accepted,
+                    commands=self.disk.read_commands(),
                 ),
                 clock=self.clock,
                 settings=self.settings,

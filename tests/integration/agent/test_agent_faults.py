@@ -311,19 +311,48 @@ async def test_desired_states_that_come_twice_late_or_out_of_order_are_taken_onc
         assert "r-v2-1" not in {w.rollout for report in hub.reports for w in report.workloads}
 
 
-async def test_a_command_that_comes_twice_is_answered_once(world: Any, models: Any) -> None:
+async def test_a_command_that_comes_twice_is_answered_once_also_after_a_restart(
+    world: Any, models: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="skerry.agent.engine")
+    now = datetime.datetime.now(datetime.UTC)
+    expiry = now + datetime.timedelta(minutes=1)
+    command = messages.Command(uid=UID, id="c1", expires_at=expiry, verb="logs", workload="digits")
+    raw = messages.encode(trust.sign(command, world.hub.key, "k1"))
+
+    def answers() -> int:
+        return [result.id for result in world.hub.results].count("c1")
+
+    async def repeated(times: int) -> bool:
+        return caplog.text.count("command.repeated") == times
+
     async with world.agent():
         await world.hub.want(models["v1"].desired())
         await world.hub.running("digits-v1")
-        now = datetime.datetime.now(datetime.UTC)
-        command = messages.Command(
-            uid=UID, id="c1", expires_at=now + datetime.timedelta(minutes=1), verb="logs", workload="digits"
-        )
-        raw = messages.encode(trust.sign(command, world.hub.key, "k1"))
         for _ in range(3):
             await world.hub.connection.send_command(UID, raw)
-        await world.hub.ask("logs")
-        assert [result.id for result in world.hub.results].count("c1") == 1
+        await world.hub.until(lambda: answers() == 1)
+        await eventually(lambda: repeated(2))
+    for damaged in (False, True):
+        if damaged:
+            (world.directory / "commands.json").write_bytes(b"{")
+        told = len(world.hub.reports)
+        async with world.agent():
+            await world.hub.until(lambda told=told: len(world.hub.reports) > told)
+            await world.hub.connection.send_command(UID, raw)
+            if damaged:
+                await world.hub.until(lambda: answers() == 2)
+            else:
+                await eventually(lambda: repeated(3))
+    assert (answers(), caplog.text.count("command.repeated")) == (2, 3)
+
+
+async def test_a_disk_that_cannot_be_written_keeps_nobody_from_asking(world: Any, models: Any) -> None:
+    (world.directory / "commands.json").mkdir()  # which cannot be replaced by a file
+    async with world.agent():
+        await world.hub.want(models["v1"].desired())
+        await world.hub.running("digits-v1")
+        assert [(await world.hub.ask("logs")).error for _ in range(2)] == ["", ""]
 
 
 # --- telemetry ----------------------------------------------------------------------------------------------------

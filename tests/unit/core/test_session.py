@@ -269,6 +269,20 @@ def test_a_command_is_taken_once() -> None:
         one.receive_command(signed(command("c1")), NOW + timedelta(seconds=31))
 
 
+def test_a_command_that_was_taken_before_a_restart_is_not_taken_again() -> None:
+    one = session()
+    for id_ in ("c1", "c2"):
+        assert one.receive_command(signed(command(id_)), NOW) is not None
+    taken = one.taken_commands(NOW)
+    assert list(taken) == ["c1", "c2"]
+    heir = session(commands=taken)
+    assert heir.receive_command(signed(command("c1")), NOW) is None
+    assert heir.receive_command(signed(command("c3")), NOW) is not None
+    assert heir.taken_commands(NOW + timedelta(minutes=1)) == {}, "those that expired are refused anyway"
+    many = {str(number): NOW + timedelta(seconds=30) for number in range(2 * MAX_REMEMBERED_COMMANDS)}
+    assert list(session(commands=many).taken_commands(NOW)) == list(many)[MAX_REMEMBERED_COMMANDS:]
+
+
 @pytest.mark.parametrize("expires", [NOW - timedelta(seconds=1), NOW + timedelta(days=1), datetime(2026, 11, 23, 12)])  # noqa: DTZ001
 def test_a_command_with_an_unfit_expiry_is_refused(expires: datetime) -> None:
     with pytest.raises(ForbiddenError):

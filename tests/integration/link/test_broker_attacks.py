@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import struct
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -377,6 +377,64 @@ class TestImpatient:
                 assert await raw.is_closed() == b"\x20\x02\x00\x03"
             async with attach(site, "dev-a"):
                 await first.is_closed()
+
+
+class TestCrowded:
+    """Those who hold the line without ever saying who they are: no timeout comes to the honest ones' help."""
+
+    HELD = 12
+
+    @pytest.fixture
+    def broker_settings(self) -> BrokerSettings:
+        return BrokerSettings(port=0, connect_timeout_seconds=600, max_waiting=8, max_waiting_each=2)
+
+    @staticmethod
+    async def speaks(site: Any, uid: str) -> None:
+        """An honest device connects, and is heard by the hub."""
+        async with hub_of(site) as hub, device_of(site, uid).connect(boot_id="b") as device:
+            await device.send(report(uid))
+            assert await next_of(hub.incoming(), messages.Reported, uid) == report(uid)
+
+    async def test_who_opens_connections_and_does_not_even_shake_hands_makes_room(self, site: Any) -> None:
+        async with AsyncExitStack() as stack:
+            held = []
+            for _ in range(self.HELD):
+                reader, writer = await asyncio.open_connection("localhost", site.broker.port)
+                stack.callback(writer.transport.abort)
+                held.append(Raw(reader, writer))
+            for raw in held[: self.HELD - 8]:  # the oldest
+                assert await raw.is_closed() == b""
+            assert site.broker.drops.counts["waiting"] == self.HELD - 8
+            await self.speaks(site, "dev-a")
+
+    async def test_a_certificate_holds_the_line_a_few_times_only(self, site: Any) -> None:
+        async with AsyncExitStack() as stack:
+            tls = site.authority.device("dev-b")
+            held = [await stack.enter_async_context(dial(site, tls)) for _ in range(self.HELD)]
+            for raw in held[:-2]:  # the oldest
+                assert await raw.is_closed() == b""
+            await self.speaks(site, "dev-a")
+            await held[-1].say(connect("dev-b"))
+            await held[-1].hear(CONNACK_OK)
+
+    async def test_many_certificates_hold_the_line_no_more_often_than_all_may(self, site: Any) -> None:
+        async with AsyncExitStack() as stack:
+            held = []
+            for number in range(self.HELD):
+                tls = site.authority.device(f"dev-{number}")
+                held.append(await stack.enter_async_context(dial(site, tls)))
+            for raw in held[: self.HELD - 8]:
+                assert await raw.is_closed() == b""
+            await self.speaks(site, "dev-a")
+
+    async def test_those_who_are_admitted_do_not_count(self, site: Any) -> None:
+        names = [f"dev-{number}" for number in range(self.HELD)]
+        site.known.update(names)
+        async with AsyncExitStack() as stack:
+            for name in names:
+                await stack.enter_async_context(attach(site, name))
+            await self.speaks(site, "dev-a")
+            assert site.broker.drops.counts["waiting"] == 0
 
 
 async def test_a_certificate_that_expires_ends_the_connection(site: Any) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from skerry.api.errors import InvalidError, UnavailableError
 from skerry.core import access
 from skerry.drivers.link import packets, topics
-from skerry.drivers.link.admission import Admission
+from skerry.drivers.link.admission import Admission, Waiter, Waiting
 from skerry.drivers.link.inbox import Drops
 from skerry.drivers.link.outbox import Message, Outbox
 from skerry.drivers.link.topics import Peer
@@ -57,6 +57,11 @@ class BrokerSettings:
     """New connections at once, after a quiet time."""
     max_connections: int = 10_000
     """Admitted at the same time."""
+    max_waiting: int = 2000
+    """Connections that are in their TLS handshake or have not sent CONNECT; beyond, the one that waits longest ends.
+    With the rate above nobody is put out sooner than some seconds after it came."""
+    max_waiting_each: int = 4
+    """Of these, with one certificate's subject: whoever holds a certificate may hold the line no more often."""
     hub_buffer_bytes: int = 64 * _MIB
     """Waiting for the hub; when it is full, devices wait with sending."""
     device_buffer_bytes: int = 16 * _MIB
@@ -152,6 +157,7 @@ class EmbeddedBroker:
         self._admission = Admission(
             rate=settings.admissions_per_second, burst=settings.admission_burst, monotonic=time.monotonic
         )
+        self._waiting = Waiting(in_all=settings.max_waiting, each=settings.max_waiting_each)
         self._hub: _Session | None = None
         self._devices: dict[str, _Session] = {}
         self._hub_outbox = Outbox(max_bytes=settings.hub_buffer_bytes, window=settings.hub_window)
@@ -208,7 +214,10 @@ class EmbeddedBroker:
             self.drops.add("busy", source=address, detail="too many connections at a time")
             transport.abort()
             return
-        task = asyncio.get_running_loop().create_task(self._greet(transport, address))
+        waiter = Waiter(end=lambda reason: self._put_out(transport, address, reason))
+        self._waiting.enter(waiter)
+        task = asyncio.get_running_loop().create_task(self._greet(transport, address, waiter))
+        task.add_done_callback(lambda _: self._waiting.leave(waiter))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -217,7 +226,11 @@ class EmbeddedBroker:
         ends = (transport.get_extra_info(end) for end in ("peername", "sockname"))
         return self._hub is None and len({end[0] if end else "" for end in ends}) == 1
 
-    async def _greet(self, transport: asyncio.Transport, address: str) -> None:
+    def _put_out(self, transport: asyncio.Transport, address: str, reason: str) -> None:
+        self.drops.add("waiting", source=address, detail=reason)
+        transport.abort()
+
+    async def _greet(self, transport: asyncio.Transport, address: str, waiter: Waiter) -> None:
         """Do the TLS handshake, then live the connection."""
         try:
             streams = await self._secure(transport)
@@ -226,7 +239,7 @@ class EmbeddedBroker:
             _log.debug("broker.handshake_failed address=%s cause=%s", address, error)
             return
         if streams is not None:
-            await self._live(*streams)
+            await self._live(*streams, waiter)
 
     async def _secure(self, transport: asyncio.Transport) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """Do what `loop.start_tls` does, with our own buffer; None when it was lost in the moment of its success."""
@@ -254,12 +267,15 @@ class EmbeddedBroker:
             raise
         return opened[0] if opened else None
 
-    async def _live(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _live(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, waiter: Waiter) -> None:
         """Live one connection's life; nothing it does reaches the others."""
         address = str((writer.get_extra_info("peername") or ("?",))[0])
         try:
+            certificate = writer.get_extra_info("ssl_object").getpeercert()
+            self._waiting.identify(waiter, certificate["subject"])
             async with asyncio.timeout(self._settings.connect_timeout_seconds):
-                session = await self._admit(reader, writer)
+                session = await self._admit(reader, writer, certificate)
+            self._waiting.leave(waiter)
             with self._registered(session):
                 writer.write(packets.connack(packets.ACCEPTED))
                 await self._serve(session, reader)
@@ -280,7 +296,9 @@ class EmbeddedBroker:
         finally:
             await _close(writer)
 
-    async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Session:
+    async def _admit(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, certificate: dict[str, Any]
+    ) -> _Session:
         """Read CONNECT and return the session, or raise. Nobody else is touched before the identity is checked."""
         try:
             connect = await packets.read(reader, limit=packets.MAX_CONNECT_BYTES, only=packets.CONNECT)
@@ -288,7 +306,6 @@ class EmbeddedBroker:
             raise _RefusedError(str(error), code=packets.BAD_PROTOCOL_VERSION) from error
         if not isinstance(connect, packets.Connect):
             raise packets.MalformedError("the connection ended before CONNECT")
-        certificate = writer.get_extra_info("ssl_object").getpeercert()
         peer = identify(certificate, connect.client_id)
         if connect.will is not None:
             refusal = topics.refuse_will(peer, connect.will.topic, size=len(connect.will.payload))

@@ -6,7 +6,7 @@ Must not live here: anything of one dialect (`sqlite` has it), concurrency (`log
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import sqlalchemy as sa
@@ -60,12 +60,19 @@ class LogDatabase:
             # The newest row may be a deletion that was compacted away; its revision is never given out again.
             return max(newest or 0, compacted), compacted
 
-    def append(self, writes: Sequence[log.Write], last: int) -> list[log.Written | log.Refusal]:
-        """Carry out writes in one transaction on top of revision `last`; all that are not refused are durable then."""
+    def append(
+        self, writes: Sequence[log.Write], last: int, known: Mapping[str, log.Row]
+    ) -> list[log.Written | log.Refusal]:
+        """Carry out writes in one transaction on top of revision `last`; all that are not refused are durable then.
+
+        `known` are the newest rows of some of the keys; the others are looked up.
+        """
         with self._transaction() as connection:
-            names = sorted({write.key for write in writes})
-            rows = [log.Row(*row) for row in connection.execute(statements.NEWEST, {"names": names})]
-            outcomes = log.decide(writes, {row.key: row for row in rows}, last)
+            newest, names = dict(known), sorted({write.key for write in writes} - known.keys())
+            if names:
+                rows = (log.Row(*row) for row in connection.execute(statements.NEWEST, {"names": names}))
+                newest.update((row.key, row) for row in rows)
+            outcomes = log.decide(writes, newest, last)
             appended = [outcome.row._asdict() for outcome in outcomes if isinstance(outcome, log.Written)]
             if appended:
                 connection.execute(statements.APPEND, appended)

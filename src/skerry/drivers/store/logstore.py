@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from skerry.core.ports import Change, Page, Record
 from skerry.drivers.store import log
 from skerry.drivers.store.database import LogDatabase
 from skerry.drivers.store.feed import Feed, FeedSettings, Watcher
+from skerry.drivers.store.recent import Recent
 
 _log = logging.getLogger(__name__)
 _R = TypeVar("_R")
@@ -40,6 +41,8 @@ class LogSettings:
     """Writes in one transaction."""
     max_batch_bytes: int = 4 * 1024 * 1024
     """Bytes of values in one transaction; one write is always taken."""
+    recent_bytes: int = 32 * 1024 * 1024
+    """Of what was written last, kept in memory; 0 for a log that others write too."""
     feed: FeedSettings = field(default_factory=FeedSettings)
 
 
@@ -56,6 +59,7 @@ class LogStore:
         self._database = database
         self._settings = settings
         self._feed = Feed(revision, settings.feed)
+        self._recent = Recent(settings.recent_bytes)
         self._compacted = compacted
         self._last = revision  # belongs to the writing thread, as does
         self._doubtful = False  # whether the last transaction failed, so that its outcome has to be looked up
@@ -75,7 +79,10 @@ class LogStore:
         """Return the key's record, or None."""
         if not log.is_key(key):
             return None
-        row = await self._read(partial(self._database.get, key, self._feed.revision))
+        self._check_open()
+        row = self._recent.get(key)
+        if row is None:
+            row = await self._read(partial(self._database.get, key, self._feed.revision))
         return None if row is None or row.deleted else row.record()
 
     async def create(self, key: str, value: bytes) -> Record:
@@ -182,19 +189,19 @@ class LogStore:
             self._idle.set()
             return
         self._idle.clear()
-        running = asyncio.get_running_loop().run_in_executor(
-            self._writing, self._append, [pending.write for pending in batch]
-        )
+        writes = [pending.write for pending in batch]
+        known = self._recent.known({write.key for write in writes})
+        running = asyncio.get_running_loop().run_in_executor(self._writing, self._append, writes, known)
         running.add_done_callback(partial(self._finish_batch, batch))
 
-    def _append(self, writes: Sequence[log.Write]) -> _Outcomes:
+    def _append(self, writes: Sequence[log.Write], known: Mapping[str, log.Row]) -> _Outcomes:
         """Run in the writing thread."""
         if self._doubtful and self._database.last_revision() > self._last:
             raise UnavailableError(
                 "a write that was reported as failed is in the database after all", element="store", hint="restart"
             )
         self._doubtful = True
-        outcomes = self._database.append(writes, self._last)
+        outcomes = self._database.append(writes, self._last, known)
         self._doubtful = False
         self._last = max([self._last, *(o.row.revision for o in outcomes if isinstance(o, log.Written))])
         return outcomes
@@ -205,9 +212,11 @@ class LogStore:
             self._fail_batch(batch, error)
         else:
             outcomes = running.result()
-            changes = [outcome.change for outcome in outcomes if isinstance(outcome, log.Written)]
-            if changes:
-                self._feed.publish(changes, changes[-1].revision)
+            written = [outcome for outcome in outcomes if isinstance(outcome, log.Written)]
+            for one in written:
+                self._recent.put(one.row)
+            if written:
+                self._feed.publish([one.change for one in written], written[-1].row.revision)
             for pending, outcome in zip(batch, outcomes, strict=True):
                 if pending.done.done():
                     continue  # its caller was cancelled meanwhile

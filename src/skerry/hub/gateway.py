@@ -41,8 +41,8 @@ class GatewaySettings:
 
     publishers: int = 16
     """Desired states on their way at the same time; a broker acknowledges in milliseconds."""
-    writers: int = 4
-    """Statuses being written at the same time; a store that commits one by one gains nothing from more."""
+    writers: int = 16
+    """Statuses being written at the same time; the store commits what comes together in one transaction."""
     offline_grace_seconds: float = 30.0
     """For devices to return after the hub did: longer than a device's first few attempts to reconnect."""
     last_seen_seconds: float = 30.0

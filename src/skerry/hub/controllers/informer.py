@@ -134,6 +134,9 @@ class Informer(Generic[V]):
             self._drop(change.record.key)
 
     def _take(self, record: Record) -> None:
+        known = self._entries.get(record.key)
+        if known is not None and known.revision >= record.revision:
+            return  # `observe` had it first, which spares reading it
         try:
             value = self._decode(record)
         except (msgspec.DecodeError, SkerryError, ValueError) as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from skerry.api.kinds.device import RunningRevision
 from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.meta import Condition, find_condition, set_condition
@@ -88,9 +89,14 @@ def count(members: Iterable[Member]) -> Census:
         selected=len(selected),
         ready=len(serving),
         rollouts=Counter(running.rollout for running in serving),
-        variants=Counter(running.variant[:_MAX_WORD] for running in serving),
+        variants=Counter(map(variant_of, serving)),
         idle=idle[: steps.MAX_NAMED],
     )
+
+
+def variant_of(running: RunningRevision) -> str:
+    """Return the variant that a device names, bounded."""
+    return running.variant[:_MAX_WORD]
 
 
 def summarize(

@@ -62,7 +62,8 @@ def admit(
     `selected` are the deployment's devices, `on` those on the rollout, `successes` the wave's devices that run.
     """
     budget = Budget(strategy.disruption, selected)
-    allowed, more_at = _allowance(strategy.rate, on, successes, now)
+    times = [member.assignment.assigned_at for member in on if member.assignment is not None]
+    allowed = allowance(strategy.rate, times, successes, now)
     chosen: list[Member] = []
     closed, opens, over = 0, list[datetime](), list[str]()
     for place, member in enumerate(order):
@@ -73,25 +74,47 @@ def admit(
             closed += 1
             opens += [opening] if opening is not None else []
         elif not budget.allows(member):
-            over.append(budget.group_of(member))
-        elif len(chosen) == allowed:
+            over.append(group_of(strategy.disruption, member))
+        elif len(chosen) == allowed.number:
             break
         else:
             chosen.append(member)
             budget.take(member)
+    held = Held(closed=closed, opens=min(opens, default=None), over=len(over), group=over[0] if over else "")
+    return answer(chosen, count, strategy, allowed=allowed, successes=successes, held=held)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """Those who were passed over."""
+
+    closed: int = 0
+    """By their window."""
+    opens: datetime | None = None
+    """When the first of these opens."""
+    over: int = 0
+    """By the disruption budget."""
+    group: str = ""
+    """Of the first of these."""
+
+
+def answer(
+    chosen: Sequence[Member], count: int, strategy: Strategy, *, allowed: Allowance, successes: int, held: Held
+) -> Admitted:
+    """Return those chosen of `count`, and what holds the others back."""
     if len(chosen) == count:
         return Admitted(chosen=tuple(chosen))
-    if len(chosen) == allowed:
+    if len(chosen) == allowed.number:
         text = f"at most {rate_of(strategy.rate, successes)} devices a minute now" if strategy.rate else ""
-        return Admitted(chosen=tuple(chosen), reason="RateLimited", message=text, wake_at=more_at)
-    first = min(opens, default=None)
-    if over:
-        text = f"the disruption budget of {budget.name(over[0])} is used up, {len(over)} waiting"
-        return Admitted(chosen=tuple(chosen), reason="DisruptionBudget", message=text, wake_at=first)
-    if closed:
-        when = f", which opens at {windows.shown(first)}" if first else ""
-        text = f"{closed} waiting for the download window{when}"
-        return Admitted(chosen=tuple(chosen), reason="WindowClosed", message=text, wake_at=first)
+        return Admitted(chosen=tuple(chosen), reason="RateLimited", message=text, wake_at=allowed.more_at)
+    if held.over:
+        group = name_group(strategy.disruption, held.group)
+        text = f"the disruption budget of {group} is used up, {held.over} waiting"
+        return Admitted(chosen=tuple(chosen), reason="DisruptionBudget", message=text, wake_at=held.opens)
+    if held.closed:
+        when = f", which opens at {windows.shown(held.opens)}" if held.opens else ""
+        text = f"{held.closed} waiting for the download window{when}"
+        return Admitted(chosen=tuple(chosen), reason="WindowClosed", message=text, wake_at=held.opens)
     return Admitted(chosen=tuple(chosen))
 
 
@@ -112,16 +135,28 @@ def rate_of(rate: Rate, successes: int) -> int:
     return min(int(rate.base * rate.factor**growth + _SLACK), rate.max_per_minute)
 
 
-def _allowance(
-    rate: Rate | None, on: Sequence[Member], successes: int, now: datetime
-) -> tuple[int | None, datetime | None]:
-    """How many more may be taken now (None: any number), and when that will be more."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Allowance:
+    """What the rate leaves."""
+
+    number: int | None = None
+    """How many more may be taken now; None: any number."""
+    more_at: datetime | None = None
+    """When that will be more."""
+
+
+def is_recent(at: datetime, now: datetime) -> bool:
+    """Return whether an assignment counts for the rate: a clock that was set back must not stop it for long."""
+    return abs(now - at) < MINUTE
+
+
+def allowance(rate: Rate | None, times: Iterable[datetime], successes: int, now: datetime) -> Allowance:
+    """Return what the rate leaves where devices were assigned at these times."""
     if rate is None:
-        return None, None
-    times = [member.assignment.assigned_at for member in on if member.assignment is not None]
-    recent = [at for at in times if abs(now - at) < MINUTE]  # a clock that was set back must not stop it for long
+        return Allowance()
+    recent = [at for at in times if is_recent(at, now)]
     left = max(rate_of(rate, successes) - len(recent), 0)
-    return left, max(min(recent, default=now), now - MINUTE) + MINUTE
+    return Allowance(number=left, more_at=max(min(recent, default=now), now - MINUTE) + MINUTE)
 
 
 # --- disruption ----------------------------------------------------------------------------------------------------
@@ -136,48 +171,53 @@ def is_available(member: Member) -> bool:
     return report is not None and report.phase in ("Running", "Failed")
 
 
-class Budget:
-    """How many devices of each group may still be disturbed; `take` uses it up."""
+def group_of(disruption: Disruption | None, member: Member) -> str:
+    """Return the label's value that a device shares with others."""
+    key = disruption.group_by if disruption is not None else ""
+    return member.labels.get(key, "") if key else ""
 
-    def __init__(self, disruption: Disruption | None, selected: Iterable[Member]) -> None:
+
+def name_group(disruption: Disruption | None, group: str) -> str:
+    """Return how people call the group."""
+    key = disruption.group_by if disruption is not None else ""
+    if not key:
+        return "all devices"
+    return f"{key}={group}" if group else f"devices without the label {key}"
+
+
+class Budget:
+    """How many devices of each group may still be disturbed."""
+
+    def __init__(self, disruption: Disruption | None, selected: Iterable[Member] = ()) -> None:
         self._disruption = disruption
         self._size: Counter[str] = Counter()
         self._down: Counter[str] = Counter()
-        if disruption is not None:
-            for member in selected:
-                group = self.group_of(member)
-                self._size[group] += 1
-                self._down[group] += not is_available(member)
+        for member in selected:
+            self.count(member)
 
-    def group_of(self, member: Member) -> str:
-        """Return the label's value that it shares with others."""
-        key = self._disruption.group_by if self._disruption is not None else ""
-        return member.labels.get(key, "") if key else ""
+    def count(self, member: Member, sign: int = 1) -> None:
+        """Count one of the deployment's devices, or with -1 not any more."""
+        if self._disruption is not None:
+            group = group_of(self._disruption, member)
+            self._size[group] += sign
+            self._down[group] += sign * (not is_available(member))
 
-    def name(self, group: str) -> str:
-        """Return how people call the group."""
-        key = self._disruption.group_by if self._disruption is not None else ""
-        if not key:
-            return "all devices"
-        return f"{key}={group}" if group else f"devices without the label {key}"
-
-    def allowed(self, group: str) -> int:
-        """Return how many of the group may be unavailable."""
+    def left(self, group: str) -> int:
+        """Return how many more of the group may be unavailable; below 0 when too many are."""
         wanted, size = self._disruption, self._size[group]
         if wanted is None:
             return size
         if wanted.max_unavailable is not None:
-            return amount.round_down(wanted.max_unavailable, size)
-        return max(size - amount.round_up(wanted.min_available or "0", size), 0)
+            return amount.round_down(wanted.max_unavailable, size) - self._down[group]
+        return max(size - amount.round_up(wanted.min_available or "0", size), 0) - self._down[group]
 
     def allows(self, member: Member) -> bool:
         """Return whether the device may be disturbed now."""
         if self._disruption is None or not is_available(member):
             return True
-        group = self.group_of(member)
-        return self._down[group] < self.allowed(group)
+        return self.left(group_of(self._disruption, member)) > 0
 
     def take(self, member: Member) -> None:
         """Count a device that is being disturbed from now on."""
         if self._disruption is not None and is_available(member):
-            self._down[self.group_of(member)] += 1
+            self._down[group_of(self._disruption, member)] += 1

@@ -17,8 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from skerry.core import deployment, refusals, rollout
-from skerry.core.steps import Frame, Step, View
+from skerry.core import rollout
+from skerry.core.books import Books
+from skerry.core.counts import Counts
+from skerry.core.deployment import Census
+from skerry.core.row import Row
+from skerry.core.steps import Frame, Step
 from skerry.core.waves import Member
 
 
@@ -27,28 +31,56 @@ class Roster:
 
     def __init__(self, frame: Frame, members: Iterable[Member] = ()) -> None:
         self._frame = frame
-        self._members: dict[str, Member] = {}
+        self._rows: dict[str, Row] = {}
+        self._uids: dict[str, str] = {}
+        """By name: where a device is replaced by another of its name, the news of the two may come in any order."""
+        self._news: dict[str, Member] = {}
+        """What was put since the last look, by uid."""
+        self._gone: list[Row] = []
+        self._counts = Counts()
+        self._books: Books | None = None
+        self._joined = 0
         for member in members:
             self.put(member)
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._uids)
 
     def __iter__(self) -> Iterator[Member]:
         """All devices in the order in which they joined."""
-        return iter(self._members.values())
+        new = (member for uid, member in self._news.items() if uid not in self._rows)
+        yield from (self._news.get(uid, row.member) for uid, row in self._rows.items())
+        yield from new
 
     def get(self, uid: str) -> Member | None:
         """Return a device as it was put last."""
-        return self._members.get(uid)
+        row = self._rows.get(uid)
+        return self._news.get(uid, None if row is None else row.member)
 
     def put(self, member: Member) -> None:
-        """Take in a device that joined, or of which anything changed."""
-        self._members[member.uid] = member
+        """Take in a device that joined, or of which anything changed. It takes the place of another of its name."""
+        holder = self._uids.get(member.name)
+        if holder is not None and holder != member.uid:
+            self.drop(holder)
+        known = self.get(member.uid)
+        if known is not None:
+            self._counts.leave(known)
+            del self._uids[known.name]
+        self._counts.enter(member)
+        self._uids[member.name] = member.uid
+        self._news[member.uid] = member
 
     def drop(self, uid: str) -> None:
         """Forget a device; one that is not known is no error."""
-        self._members.pop(uid, None)
+        known = self.get(uid)
+        if known is None:
+            return
+        self._counts.leave(known)
+        del self._uids[known.name]
+        self._news.pop(uid, None)
+        row = self._rows.pop(uid, None)
+        if row is not None:
+            self._gone.append(row)
 
     def turn(self, frame: Frame) -> None:
         """Take in what changed besides the devices."""
@@ -56,27 +88,46 @@ class Roster:
 
     def step(self, now: datetime) -> Step:
         """Return what to do next, as `core.rollout.step`. Raises InvalidError."""
-        return rollout.step(self._view(), now)
+        return rollout.decide(self._look(now))
 
     def supersede(self, by: str, now: datetime) -> Step:
         """Return what ends the rollout in favour of a newer one, as `core.rollout.supersede`."""
-        return rollout.supersede(self._view(), by, now)
+        return rollout.displace(self._look(now), by)
 
-    def census(self) -> deployment.Census:
+    def census(self) -> Census:
         """Return what the selected devices serve, counted, for the deployment's status."""
-        return deployment.count(self._members.values())
+        return self._counts.census()
 
     def refusing(self) -> list[Member]:
         """Return the devices that refuse what they are assigned, and have not been answered."""
-        return [member for member in self._members.values() if refusals.refused(member) is not None]
+        return self._counts.refusing()
 
-    def _view(self) -> View:
-        frame = self._frame
-        return View(
-            rollout=frame.rollout,
-            spec=frame.spec,
-            generation=frame.generation,
-            previous=frame.previous,
-            hold=frame.hold,
-            members=list(self._members.values()),
-        )
+    def _look(self, now: datetime) -> Books:
+        """Bring the books up to date; what breaks off in the middle is begun anew the next time."""
+        books, self._books = self._books, None
+        if books is None or now < books.now or not books.fits(self._frame):
+            books = Books(self._frame, now, self._counts)
+            rows = list(self._rows.values())
+            for row in rows:
+                row.clear()
+        else:
+            for row in self._gone:
+                books.leave(row)
+            rows = [self._rows[uid] for uid in self._news if uid in self._rows]
+            for row in rows:
+                books.leave(row)
+        self._gone.clear()
+        rows += [self._join(member) for uid, member in self._news.items() if uid not in self._rows]
+        for row in rows:
+            row.member = self._news.get(row.member.uid, row.member)
+        books.look(self._frame, now)
+        for row in rows:
+            books.enter(row)
+        self._news.clear()
+        self._books = books
+        return books
+
+    def _join(self, member: Member) -> Row:
+        self._joined += 1
+        row = self._rows[member.uid] = Row(member, self._joined)
+        return row

@@ -111,6 +111,11 @@ def opening(windows: Sequence[WindowDesired], now: datetime) -> datetime | None:
     return min((found for found in (_opening(window, now) for window in windows) if found is not None), default=None)
 
 
+def open_until(windows: Sequence[WindowDesired], now: datetime) -> datetime | None:
+    """Return until when the windows that are open now stay so, as far as their openings now go; None when none is."""
+    return max((end for end in (_open_until(window, now) for window in windows) if end is not None), default=None)
+
+
 def closed(windows: Sequence[WindowDesired], now: datetime, *, issued_at: datetime | None, what: str) -> Closed | None:
     """Say why a device has to wait with `what`, by its own clock; None when it may go on.
 

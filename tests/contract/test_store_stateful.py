@@ -18,6 +18,8 @@ from skerry.drivers.store.logstore import LogSettings, LogStore
 from skerry.drivers.store.sqlite import SqliteSettings, open_store
 
 WAIT = 20.0
+RECENT_BYTES = 2000
+"""A few rows are remembered, others are read."""
 KEYS = ("a", "a/", "a/b", "a/c", "a0", "b/a", "b/b")
 PREFIXES = ("", "a", "a/", "b/", "c")
 
@@ -83,7 +85,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.stack = AsyncExitStack()
         feed = FeedSettings(bookmark_seconds=0, max_changes=10_000)
         self.store: LogStore = await self.stack.enter_async_context(
-            open_store(self.directory / "hub.db", SqliteSettings(log=LogSettings(feed=feed)))
+            open_store(self.directory / "hub.db", SqliteSettings(log=LogSettings(feed=feed, recent_bytes=RECENT_BYTES)))
         )
 
     async def _close(self) -> None:

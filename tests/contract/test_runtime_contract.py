@@ -11,11 +11,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from skerry.api.errors import AlreadyExistsError, InvalidError, StorageFullError, UnavailableError
+from skerry.api.errors import AlreadyExistsError, InvalidError, UnavailableError
 from skerry.core.ports import Instance, Launch, Runtime
 from skerry.drivers.runtime.process import ProcessRuntime
 
@@ -341,11 +342,24 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", small], check=True, timeout=10)
 
 
-async def test_a_full_disk_is_said_and_nothing_runs(full_disk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["", "remount,ro"], ids=["full", "read-only"])
+async def test_a_disk_that_takes_nothing_is_no_reason_not_to_serve(
+    full_disk: Path, tmp_path: Path, options: str
+) -> None:
+    if options:
+        mount = ["mount", "-o", options, str(full_disk.parent)]
+        await asyncio.to_thread(subprocess.run, mount, check=True, timeout=10)
     runtime = ProcessRuntime(full_disk)
-    with pytest.raises(StorageFullError, match="nothing was started"):
-        await runtime.start(server(tmp_path))
-    assert list(await runtime.list()) == []
+    nowhere = replace(server(tmp_path), log=full_disk / "logs" / "server.log")
+    for _ in range(2):
+        instance = await runtime.start(nowhere)
+        assert list(await runtime.list()) == [instance]
+        assert list(await ProcessRuntime(full_disk).list()) == [instance], "another one finds it by its marker"
+        await runtime.stop(instance, grace_seconds=5)
+        assert list(await runtime.list()) == []
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert await runtime.wait(instance) == "digits-a was stopped"
+    assert [name for name in os.listdir(full_disk) if name.endswith(".tmp")] == []
 
 
 async def test_kernels_without_pidfd_are_served_too(

@@ -377,7 +377,8 @@ class Disk:
                 self._links = False if error.errno in _NO_LINKS else None
             finally:
                 for path in (probe, link):
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # a disk that became read-only
+                        path.unlink(missing_ok=True)
         return self._links is not False
 
     def check_room(self, size: int, element: str) -> None:

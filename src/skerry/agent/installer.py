@@ -35,6 +35,8 @@ from skerry.core.journal import (
     Switch,
     Tidied,
     Tidy,
+    Unwanted,
+    Wanted,
 )
 from skerry.core.ports import Instance
 
@@ -64,6 +66,8 @@ class Installer:
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._settled = asyncio.Event()
+        self._postponed: asyncio.TimerHandle | None = None
+        """A wish that the disk would not take; it must not hold up what the server that serves has to say."""
 
     def post(self, event: Event) -> None:
         """Tell it what happened."""
@@ -92,6 +96,7 @@ class Installer:
                         return
             finally:
                 self._settled.set()
+                self._forget_postponed()
                 for lane in self._lanes.values():
                     _cancel(lane)
                 for task in self._leaving.values():
@@ -106,8 +111,12 @@ class Installer:
             log.info("workload.removed workload=%s", before.name)
             tools.changed()
             return False
+        if isinstance(event, Wanted | Unwanted):
+            self._forget_postponed()
         if after != before:
-            await self._journal(after)
+            if not await self._journal(after, wait=not isinstance(event, Wanted | Unwanted)):
+                self._postponed = asyncio.get_running_loop().call_later(JOURNAL_RETRY_SECONDS, self.post, event)
+                return True
             self.state = after
             if after.phase != before.phase or after.message != before.message:
                 log.info(
@@ -120,8 +129,11 @@ class Installer:
             await self._carry_out(action)
         return True
 
-    async def _journal(self, state: State) -> None:
-        """Nothing that names other slots is acted on before it is on the disk: when that is full, wait for room."""
+    async def _journal(self, state: State, *, wait: bool) -> bool:
+        """Nothing that names other slots is acted on before it is on the disk: when that is full, wait for room.
+
+        Without `wait` it returns False then.
+        """
         while True:
             try:
                 await asyncio.to_thread(self._tools.disk.write_journal, state)
@@ -129,10 +141,17 @@ class Installer:
                 log.error("journal.not_written workload=%s error=%s", state.name, error)
                 await self._tools.free()
                 if not workload.must_be_durable(self.state, state):
-                    return  # what is installed is served, full disk or not
+                    return True  # what is installed is served, full disk or not
+                if not wait:
+                    return False
                 await asyncio.sleep(JOURNAL_RETRY_SECONDS)
             else:
-                return
+                return True
+
+    def _forget_postponed(self) -> None:
+        if self._postponed is not None:
+            self._postponed.cancel()
+            self._postponed = None
 
     async def _carry_out(self, action: Action) -> None:
         work = self._work

@@ -198,7 +198,7 @@ class Runtime(Protocol):
 
     name: str
 
-    async def start(self, launch: Launch) -> Instance: ...  # UnavailableError, StorageFullError
+    async def start(self, launch: Launch) -> Instance: ...  # UnavailableError
     async def alive(self, instance: Instance) -> bool: ...
     async def wait(self, instance: Instance) -> str: ...  # why it ended, as a sentence
     async def stop(self, instance: Instance, *, grace_seconds: float) -> None: ...  # gone when this returns

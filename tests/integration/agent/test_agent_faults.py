@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tests.integration.agent.test_agent_power_cuts import HubEnd, runs, version_
 from skerry.agent.settings import ServerSettings, TelemetrySettings
 from skerry.api.kinds.device import WorkloadStatus
 from skerry.core import messages, trust
+from skerry.core.ports import Instance
+from skerry.drivers.runtime.process import ProcessRuntime
 
 
 def port_of(status: WorkloadStatus) -> int:
@@ -163,6 +166,9 @@ def test_on_a_disk_that_became_read_only_the_agent_runs_and_what_serves_goes_on(
         lambda _: device.log().count("link.lost") > device.log().split("disk.read_only")[0].count("link.lost") + 1
     )
     assert version_at(port) == "v1"
+    [server] = servers_of(device)
+    os.kill(int(server.id.split(":")[0]), signal.SIGKILL)
+    device.wait(lambda _: version_at(port) == "v1" and servers_of(device) != [server])
     assert device.end(signal.SIGTERM) == 0
     assert version_at(port) == "v1"
     device.wait_servers(1)
@@ -170,6 +176,58 @@ def test_on_a_disk_that_became_read_only_the_agent_runs_and_what_serves_goes_on(
     device.start()  # the disk is well again
     device.wait(lambda journal: runs(device, journal, "v2"))
     assert device.end(signal.SIGTERM) == 0
+
+
+@pytest.fixture
+def own_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, that can be made read-only."""
+    place = tmp_path / "own"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a file system of its own cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_after_a_reboot_with_a_read_only_disk_what_is_installed_serves_and_comes_back_when_it_dies(
+    own_disk: Path, make_device: Any, models: Any
+) -> None:
+    device = make_device(own_disk / "state")
+    device.log_file = own_disk.parent / "agent.log"
+    device.accept(models["v1"].desired())
+    device.start()
+    port = device.wait(lambda journal: runs(device, journal, "v1"))["endpoint"]
+    assert device.end(signal.SIGKILL) == -9
+    device.stop_servers()
+    device.accept(models["v2"].desired())  # and could not begin with it any more
+    subprocess.run(["mount", "-o", "remount,ro", str(own_disk)], check=True)
+    served: set[str] = set()
+    for _ in range(2):  # the second one finds the server of the first, of which there is no record
+        device.start()
+        device.wait_log("disk.read_only")
+        for _ in range(2):
+            device.wait(lambda _: version_at(port) == "v1")
+            [server] = servers_of(device)
+            served.add(server.id)
+            os.kill(int(server.id.split(":")[0]), signal.SIGKILL)
+            device.wait(lambda _, dead=server: [one for one in servers_of(device) if one != dead])
+        device.wait(lambda _: version_at(port) == "v1")
+        assert device.end(signal.SIGTERM) == 0
+        assert version_at(port) == "v1"
+    assert len(served) == 4
+    device.start()
+    device.wait(lambda _: device.log().count("journal.not_written") > device.log().count("agent.started"))
+    subprocess.run(["mount", "-o", "remount,rw", str(own_disk)], check=True)
+    device.wait(lambda journal: runs(device, journal, "v2"))
+    device.wait_servers(1)
+    assert device.end(signal.SIGTERM) == 0
+
+
+def servers_of(device: Any) -> list[Instance]:
+    return list(asyncio.run(ProcessRuntime(device.directory / "runtime").list()))
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\x00" * 400, b'{"name":"digits","phase":"Running"'])

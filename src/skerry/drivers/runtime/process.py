@@ -11,6 +11,7 @@ Lives here: fork, signals, pidfds, records. Must not live here: what to do when 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -69,6 +70,7 @@ class ProcessRuntime:
         self._id = _identity(directory / "runtime-id")
         self._way = way
         self._swept = False
+        self._unwritten: dict[str, Record] = {}
         self._ended: dict[str, int] = {}
         self._kills: dict[str, Kills] = {}
         self._stopped: dict[str, bool] = {}
@@ -77,8 +79,8 @@ class ProcessRuntime:
     async def start(self, launch: Launch) -> Instance:
         """Start a server; it is recorded when this returns.
 
-        Raises UnavailableError when the program cannot be started, AlreadyExistsError when one of that name runs,
-        StorageFullError when its log or its record cannot be written (nothing runs then).
+        On a disk that is full or read only its output is lost, and the record lives as long as this runtime.
+        Raises UnavailableError when the program cannot be started, AlreadyExistsError when one of that name runs.
         """
         if not _NAME.fullmatch(launch.name):
             raise InvalidError("is not a name for a server", element=launch.name[:100])
@@ -326,11 +328,17 @@ class ProcessRuntime:
 
     def _write_record(self, record: Record) -> None:
         # Not fsynced on purpose: after a power cut no process is left that it could speak of.
-        spawn.write_unsynced(self._record_path(record.name), msgspec.json.encode(record))
+        if spawn.write_unsynced(self._record_path(record.name), msgspec.json.encode(record)):
+            self._unwritten.pop(record.name, None)
+        else:
+            log.warning("runtime.not_recorded name=%s", record.name)
+            self._unwritten[record.name] = record
 
     def _read_record(self, name: str) -> Record | None:
         if not _NAME.fullmatch(name):
             return None
+        if name in self._unwritten:
+            return self._unwritten[name]
         try:
             return msgspec.json.decode(self._record_path(name).read_bytes(), type=Record)
         except (OSError, msgspec.DecodeError):
@@ -339,7 +347,9 @@ class ProcessRuntime:
     def _drop_record(self, instance: Instance) -> None:
         record = self._read_record(instance.name)
         if record is not None and record.id == instance.id:
-            self._record_path(instance.name).unlink(missing_ok=True)
+            self._unwritten.pop(instance.name, None)
+            with contextlib.suppress(OSError):  # a disk that became read-only; it speaks of a process that is gone
+                self._record_path(instance.name).unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> str:

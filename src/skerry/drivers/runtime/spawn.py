@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from skerry.api.errors import StorageFullError, UnavailableError
+from skerry.api.errors import UnavailableError
 from skerry.core.ports import Launch
 from skerry.drivers.runtime.limits import Limiter, remove
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MAX_LOG_BYTES = 5 * 1024 * 1024
 """Beyond this a log becomes `<log>.1`, in place of the older one."""
+NO_ROOM = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Such a disk takes nothing more, which is no reason to start nothing: what is installed is served from it."""
 OOM_SCORE = 500
 """Servers die before the agent when the machine runs out of memory."""
 _PR_SET_NO_NEW_PRIVS = 38
@@ -81,13 +83,8 @@ async def in_fresh_thread(work: Callable[[], _Result]) -> _Result:
 
 
 def spawn(launch: Launch, environment: Mapping[str, str], limiter: Limiter) -> int:
-    """Start the process within its limits and return its pid. Raises UnavailableError, StorageFullError."""
-    try:
-        launch.log.parent.mkdir(parents=True, exist_ok=True)
-        bound_log(launch.log)
-        output = os.open(launch.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _translated(error, str(launch.log)) from error
+    """Start the process within its limits and return its pid. Raises UnavailableError."""
+    output = _open_log(launch.log)
     try:
         process = _Detached(
             limiter.prepare(launch),
@@ -107,6 +104,19 @@ def spawn(launch: Launch, environment: Mapping[str, str], limiter: Limiter) -> i
         os.close(output)
     _limit(process.pid, launch, limiter)
     return process.pid
+
+
+def _open_log(path: Path) -> int:
+    """Return a descriptor of the log; of nothing, where the disk does not take one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bound_log(path)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise _translated(error, str(path)) from error
+        log.warning("runtime.log_lost log=%s error=%s", path, error)
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def bound_log(path: Path) -> None:
@@ -131,16 +141,23 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
-def write_unsynced(path: Path, content: bytes) -> None:
-    """Replace a file in one step; it need not survive a power cut. Raises StorageFullError."""
+def write_unsynced(path: Path, content: bytes) -> bool:
+    """Replace a file in one step; it need not survive a power cut. Return whether the disk took it.
+
+    Raises UnavailableError.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch(mode=0o600)
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if error.errno in NO_ROOM:
+            return False
         raise _translated(error, str(path)) from error
+    return True
 
 
 def _limit(pid: int, launch: Launch, limiter: Limiter) -> None:
@@ -162,7 +179,5 @@ def _renounce_privileges() -> None:
 
 
 def _translated(error: Exception, element: str) -> Exception:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFullError(element=element, hint="free some space; nothing was started")
     cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return UnavailableError(f"cannot be started: {cause}", element=element)

@@ -80,3 +80,11 @@ def test_wrong_wishes_are_answered_with_a_sentence(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_servers_that_die_soon_after_they_answered_stop_a_rollout(tmp_path: Path) -> None:
+    done, census = simulate(tmp_path, "--devices", "200", "--profile", "crash-loops")
+    assert done.returncode == 1
+    assert "simulated-1: RolledBack" in done.stdout
+    assert "health" in done.stdout
+    assert census["running"] == {}

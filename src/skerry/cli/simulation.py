@@ -33,6 +33,8 @@ from skerry.sim.fleet import Census, Fleet, FleetSettings, allow_files, check_si
 SITES = 8
 """An own hub's devices are spread over labels `site=site-1` to `site=site-8`."""
 NAME = "simulated"
+BAKE = "3s"
+"""The trial's bake time: long enough for most servers that end soon after they answered to have ended."""
 ENDED = ("Succeeded", "RolledBack", "Failed", "Paused")
 """Phases of a rollout that nothing leaves by itself."""
 TELL_SECONDS = 5.0
@@ -145,8 +147,20 @@ def make_tokens(client: HubClient, devices: int) -> tuple[str, ...]:
     return tuple(made)
 
 
-def deployment(version: str) -> dict[str, Any]:
-    """Return the trial's deployment of that version of the sample model: three waves, three gates."""
+def deployment(version: str, *, bake: str = BAKE) -> dict[str, Any]:
+    """Return the trial's deployment of that version of the sample model: three waves and every gate there is.
+
+    Without a bake time ("0s") those gates that are about it are left out.
+    """
+    gates: dict[str, Any] = {
+        "successRatio": {"min": 0.95},
+        "accuracy": {"min": 0.9},
+        "agreement": {"min": 0.95},
+        "latencyP95": {"max": "500ms"},
+        "peakMemory": {"max": "128Mi"},
+    }
+    if bake != "0s":
+        gates |= {"health": {"min": 0.95}, "errorRate": {"max": 0.05}}
     return {
         "apiVersion": "skerry.dev/v1alpha1",
         "kind": "ModelDeployment",
@@ -156,7 +170,8 @@ def deployment(version: str) -> dict[str, Any]:
             "deviceSelector": {"matchLabels": {"fleet": NAME}},
             "strategy": {
                 "waves": [{"name": "canary", "count": 10}, {"name": "tenth", "percent": 10}, {"percent": 100}],
-                "gates": {"successRatio": {"min": 0.95}, "accuracy": {"min": 0.9}, "latencyP95": {"max": "500ms"}},
+                "bakeTime": bake,
+                "gates": gates,
             },
         },
     }

@@ -21,13 +21,14 @@ from skerry.api import errors
 from skerry.api.errors import ExpiredError, InvalidError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Device
 from skerry.core import messages, trust
-from skerry.core.ports import Clock, HubConnection, HubLink
-from skerry.hub.objects import ObjectChange, Objects
+from skerry.core.ports import Change, Clock, HubConnection, HubLink
+from skerry.hub.objects import Objects, decode, key_of, prefix_of
 from skerry.hub.observer import Observer
 from skerry.hub.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
+_DEVICES = prefix_of(Device)
 _PAGE = 500
 _RETRY_SECONDS = 1.0
 _ERRORS: dict[str, type[errors.SkerryError]] = {
@@ -80,6 +81,8 @@ class Gateway:
         self._settings = settings or GatewaySettings()
         self._jitter = jitter
         self._devices: dict[str, tuple[str, str]] = {}
+        self._uids: dict[str, str] = {}
+        """By the Device's key in the store."""
         self._waiting: dict[str, tuple[str, asyncio.Future[messages.CommandResult]]] = {}
         self._telemetry: dict[str, messages.Sample] = {}
         self._connection: HubConnection | None = None
@@ -177,7 +180,7 @@ class Gateway:
             try:
                 revision = await self._list_devices()
                 self.ready.set()
-                async with self._objects.watch(Device, after=revision) as changes:
+                async with self._objects.store.watch(_DEVICES, after=revision) as changes:
                     async for change in changes:
                         self._note_device(change)
             except ExpiredError:
@@ -201,26 +204,30 @@ class Gateway:
             self._forget(uid)
         return revision
 
-    def _note_device(self, change: ObjectChange[Device]) -> None:
-        device = change.object or change.previous
-        if device is None:
+    def _note_device(self, change: Change) -> None:
+        record = change.record
+        if record is None:
             return
         if change.type == "DELETED":
-            self._forget(device.metadata.uid)
-        else:
-            self._meet(device)
+            self._forget(self._uids.get(record.key, ""))
+        elif record.key not in self._uids:  # nothing that is kept of a known one changes in its life
+            self._meet(decode(Device, record))
 
     def _meet(self, device: Device) -> None:
         uid, place = device.metadata.uid, (device.metadata.namespace, device.metadata.name)
         if self._devices.get(uid) == place:
             return
         self._devices[uid] = place
+        self._uids[key_of(Device, *place)] = uid
         self._observer.meet(uid, was_online=device.status.phase == "Online")
         self._publisher.refresh(uid)
 
     def _forget(self, uid: str) -> None:
-        if self._devices.pop(uid, None) is None:
+        place = self._devices.pop(uid, None)
+        if place is None:
             return
+        if self._uids.get(key_of(Device, *place)) == uid:
+            del self._uids[key_of(Device, *place)]
         self._telemetry.pop(uid, None)
         self._observer.forget(uid)
         self._publisher.forget(uid)

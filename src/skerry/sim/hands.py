@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from skerry.api.errors import SkerryError, TimedOutError, UnavailableError, UnsupportedError
-from skerry.api.kinds.device import Measurement, WorkloadPhase, WorkloadStatus
+from skerry.api.kinds.device import Comparison, Measurement, WorkloadPhase, WorkloadStatus
 from skerry.core import workload
 from skerry.core.journal import (
     Action,
@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 PORTS = Span(20_000, 60_000)
 MIN_WINDOW = 1.0
 """Seconds of observation that are worth a report."""
+LATER_WINDOW = 60.0
+"""Seconds of all windows but the first, as with a real agent."""
 CRASH_AFTER = Span(0.5, 5.0)
 """How long a crash-looping server answers, in seconds."""
 
@@ -244,7 +246,9 @@ class SimulatedWorkload:
             self._say(Probed(serial=slot.serial, measurement=None))
             return
         measured = await measure(tools, slot.desired)
-        if action.beside is not None:
+        if action.beside is None and slot.desired.compare:
+            measured = msgspec.structs.replace(measured, comparison=Comparison())  # with nothing
+        elif action.beside is not None:
             other = await measure(tools, action.beside.desired)
             compared = measurements.comparison(measured, other, action.beside.desired.model_version)
             measured = msgspec.structs.replace(measured, comparison=compared)
@@ -261,11 +265,15 @@ class SimulatedWorkload:
 
     async def _observe(self, slot: Slot) -> None:
         tools, asked = self._tools, slot.desired.observe
+        shortest = MIN_WINDOW
         while asked is not None:
-            await asyncio.sleep(max(asked.seconds, MIN_WINDOW))
+            seconds = max(asked.seconds, shortest)
+            await asyncio.sleep(seconds)
             known = traits_for(tools, slot.desired)
-            seen = measurements.observation(slot.measurement, asked.seconds, known, tools.seed, tools.name)
-            self._say(Observed(serial=slot.serial, observation=seen))
+            seen = measurements.observation(slot.measurement, seconds, known, tools.seed, tools.name)
+            if shortest == MIN_WINDOW or seen.errors:  # a server that works costs no messages
+                self._say(Observed(serial=slot.serial, observation=seen))
+            shortest = LATER_WINDOW
 
     async def _switch(self, action: Switch) -> None:
         self._say(Switched(serial=action.slot.serial, endpoint=action.endpoint.port or self._free_port()))

@@ -207,9 +207,9 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             name="crash-loops",
-            about="on 5 % of the devices every server dies soon after it answered",
+            about="on 10 % of the devices every server dies soon after it answered: a health gate must see it",
             machines=MACHINES,
-            crash_looping=0.05,
+            crash_looping=0.1,
             failed_starts=0.05,
         ),
     )

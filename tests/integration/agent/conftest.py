@@ -127,6 +127,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     return {
         "v1": v1,
         "v2": v2,
+        "again": dataclasses.replace(v1, version="v9"),
         "no-model": dataclasses.replace(v2, version="v3", model=b"this is no model"),
         "wrong-golden": dataclasses.replace(v2, version="v4", golden=golden_of_wrong_shape(directory)),
     }

@@ -1,13 +1,14 @@
 """The agent killed while it measures for the hub: the result comes all the same, once, and nothing is left behind.
 
-The points come from a trace of an undisturbed run (`power_cut.py`). A few are tried; SKERRY_POWER_CUTS=all tries every
-one.
+What serves goes on serving meanwhile. The points come from a trace of an undisturbed run (`power_cut.py`). A few are
+tried; SKERRY_POWER_CUTS=all tries every one, SKERRY_POWER_CUTS=both every one both ways.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import datetime
 import itertools
 import json
@@ -21,6 +22,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.integration.agent.conftest import KEY_ID, PATIENCE, Authority, Device, Model, Registry
+from tests.integration.agent.test_agent_power_cuts import Customer, Story, served, version_at
 
 from skerry.agent.benchmark import FILE
 from skerry.agent.disk import AcceptedDesired
@@ -29,7 +31,8 @@ from skerry.core.messages import BENCHMARK_PREFIX, DesiredState
 from skerry.drivers.runtime.process import ProcessRuntime
 
 LAUNCHER = Path(__file__).with_name("power_cut.py")
-EVERYTHING = os.environ.get("SKERRY_POWER_CUTS") == "all"
+WANTED = os.environ.get("SKERRY_POWER_CUTS", "")
+STORY = Story("benchmark", after="v1")
 SAMPLES = 4
 NAME = f"{BENCHMARK_PREFIX}{'a' * 64}"
 
@@ -88,14 +91,24 @@ def cut(device: Device, number: int, *, power: bool) -> list[str]:
     armed.touch()
     try:
         device.start(str(LAUNCHER), str(number), str(armed), str(trace))
-        if not wait_done(device):
+        with Customer(device, STORY) as customer:
+            ended_well = wait_done(device)
+        assert not customer.failures, customer.failures
+        if not ended_well:
             assert device.process is not None
             assert device.process.returncode == -signal.SIGKILL, device.log()
             device.process = None
+            expected = served(device.journal())
+            if expected is not None:
+                assert version_at(expected[1]) == "v1", "what the journal calls running outlives the agent"
             if power:
                 device.stop_servers()
+            starts = device.log().count("agent.started")
             device.start()
-            assert wait_done(device), device.log()
+            device.wait(lambda _: device.log().count("agent.started") > starts)
+            with contextlib.nullcontext() if power else Customer(device, STORY) as customer:
+                assert wait_done(device), device.log()
+            assert customer is None or not customer.failures, customer.failures
         points = trace.read_text().splitlines()
         assert device.end(signal.SIGTERM) in (0, -signal.SIGKILL)
         return points
@@ -115,8 +128,13 @@ def test_killed_while_it_measures_it_measures_again_and_leaves_nothing(
     first = next(place for place, label in enumerate(points, 1) if FILE in label)
     of_it = range(first, len(points) + 1)
     assert len(of_it) > 20, points
-    step = 1 if EVERYTHING else max(1, len(of_it) // SAMPLES)
+    print(f"benchmark: {len(of_it)} points")
+    step = 1 if WANTED else max(1, len(of_it) // SAMPLES)
+    chosen = of_it[::-step]
+    ways = [(number, bool(place % 2)) for place, number in enumerate(chosen)]
+    if WANTED == "both":
+        ways += [(number, not power) for number, power in ways]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        tries = {pool.submit(attempt, number, power=bool(number % 2)): number for number in of_it[::-step]}
+        tries = {pool.submit(attempt, number, power=power): number for number, power in ways}
         failed = {tries[one]: error for one in concurrent.futures.as_completed(tries) if (error := one.exception())}
     assert not failed, "\n".join(f"point {number} ({points[number - 1]}): {e}" for number, e in sorted(failed.items()))

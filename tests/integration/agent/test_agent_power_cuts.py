@@ -24,17 +24,18 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from tests.integration.agent.conftest import PATIENCE, Authority, Device, Model, Registry
 
 from skerry.core import access
-from skerry.core.messages import WorkloadDesired
+from skerry.core.messages import ShadowDesired, WorkloadDesired
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.mqtt import MqttHubLink, MqttSettings
 from skerry.drivers.runtime.process import ProcessRuntime
 
 LAUNCHER = Path(__file__).with_name("power_cut.py")
 WANTED = os.environ.get("SKERRY_POWER_CUTS", "")
-SAMPLES = 6
+SAMPLES = 5
 AT_A_TIME = 2
 
 
@@ -101,13 +102,18 @@ class Story:
     before: str = ""
     wanted: tuple[str, ...] = ()
     after: str = ""
+    shadow: ShadowDesired | None = None
+    """How the wanted version is tried in the shadow of the one before, whose callers send it inference requests."""
 
 
+ASKED = ShadowDesired(share=1.0, seconds=0.3, min_requests=5, min_agreement=0.95, missing="ignore")
 STORIES = [
     Story("install", wanted=("v1",), after="v1"),
     Story("update", before="v1", wanted=("v2",), after="v2"),
     Story("rollback", before="v1", wanted=("wrong-golden",), after="v1"),
     Story("removal", before="v1"),
+    Story("shadow", before="v1", wanted=("again",), after="v9", shadow=ASKED),
+    Story("refused", before="v1", wanted=("v2",), after="v1", shadow=replace(ASKED, missing="fail")),
 ]
 
 
@@ -201,10 +207,22 @@ def runs(device: Device, journal: dict[str, Any], version: str) -> bool:
     )
 
 
+def answering_version(port: int) -> str:
+    """The version that answers an inference request there; "" when nothing does."""
+    body = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}'
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v2/models/digits/infer", body)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return str(msgspec.json.decode(answer.read())["model_version"])
+    except OSError:
+        return ""
+
+
 class Customer:
     """Asks for the served version all the time; what fails twice with the same journal has really failed."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, story: Story) -> None:
+        self._version_at = version_at if story.shadow is None else answering_version
         self.failures: list[str] = []
         self.answers = 0
         self._device = device
@@ -224,7 +242,7 @@ class Customer:
             expected = served(self._device.journal())
             if expected is None:
                 continue
-            found = version_at(expected[1])
+            found = self._version_at(expected[1])
             if found == expected[0]:
                 self.answers += 1
             elif served(self._device.journal()) == expected:
@@ -236,7 +254,7 @@ def tell(site: Site, device: Device, story: Story) -> None:
 
 
 def wishes(site: Site, story: Story) -> list[WorkloadDesired]:
-    return [site.models[name].desired() for name in story.wanted]
+    return [replace(site.models[name].desired(), shadow=story.shadow) for name in story.wanted]
 
 
 def accepted(device: Device) -> bool:
@@ -252,7 +270,7 @@ def converged(device: Device, story: Story, journal: dict[str, Any]) -> bool:
 
 
 def rollout(story: Story) -> str:
-    return {"wrong-golden": "v4"}.get(story.wanted[0], story.wanted[0])
+    return {"wrong-golden": "v4", "again": "v9"}.get(story.wanted[0], story.wanted[0])
 
 
 def cut(site: Site, story: Story, number: int, *, power: bool) -> list[str]:
@@ -273,6 +291,7 @@ def cut(site: Site, story: Story, number: int, *, power: bool) -> list[str]:
         if device.process is not None and not until_tidy(device, story):
             device.process = None
         if device.process is not None and device.end(signal.SIGTERM) == 0:
+            assert ("phase=Shadowing" in device.log()) == (story.shadow is not None)
             return trace.read_text().splitlines()
         points = trace.read_text().splitlines()
         recover(device, story, power=power, at=points[-1])
@@ -292,7 +311,7 @@ def live(device: Device, story: Story) -> None:
     process = device.process
     assert process is not None
     deadline = time.monotonic() + PATIENCE
-    with Customer(device) as customer:
+    with Customer(device, story) as customer:
         while process.poll() is None and not converged(device, story, device.journal()):
             assert time.monotonic() < deadline, f"{device.journal()}\n{device.log()}"
             time.sleep(0.01)
@@ -313,7 +332,7 @@ def recover(device: Device, story: Story, *, power: bool, at: str) -> None:
     starts = device.log().count("agent.started")
     device.start()
     device.wait(lambda _: device.log().count("agent.started") > starts)
-    with contextlib.nullcontext() if power else Customer(device) as customer:
+    with contextlib.nullcontext() if power else Customer(device, story) as customer:
         device.wait(lambda journal: converged(device, story, journal))
     assert customer is None or not customer.failures, (at, customer.failures)
 
@@ -358,6 +377,7 @@ def chosen(points: int) -> list[tuple[int, bool]]:
 def test_killed_anywhere_it_converges_and_what_served_goes_on_serving(site: Site, story: Story) -> None:
     points = cut(site, story, 0, power=False)
     assert len(points) > 20, points
+    print(f"{story.name}: {len(points)} points")
     with concurrent.futures.ThreadPoolExecutor(AT_A_TIME) as pool:
         tries = {
             pool.submit(cut, site, story, number, power=power): (number, power) for number, power in chosen(len(points))

@@ -80,13 +80,14 @@ def write_model(model: Model, directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def server(model: Model, directory: Path) -> Iterator[tuple[int, int, float]]:
-    """Yield its port, its pid and the seconds from start to ready."""
+def server(model: Model, directory: Path, *, control: Path | None = None) -> Iterator[tuple[int, int, float]]:
+    """Yield its port, its pid and the seconds from start to ready; with a control socket, if a path is given."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     argv = [sys.executable, "-m", "skerry.serve", "--model", model.name, "--version", "1", "--port", str(port)]
     argv += ["--file", str(directory / "model.onnx"), "--signature", str(directory / "signature.json")]
+    argv += [] if control is None else ["--control", str(control)]
     begin = time.perf_counter()
     process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
     try:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -229,6 +229,69 @@ b = bytearray({512 * MIB})
     (tmp_path / "go").touch()
     async with asyncio.timeout(WAIT_SECONDS):
         assert (await waiting).endswith("it needed more than its memory limit of 256 MiB")
+
+
+# --- version 2's own files, also where its controllers are bound to version 1 -------------------------------------
+
+
+@pytest.fixture
+def v2_group() -> Iterator[Path]:
+    """A group of version 2, with or without controllers, below this process's own."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    point = next((fields[1] for fields in mounts if fields[2] == "cgroup2"), None)
+    if point is None:
+        pytest.skip("version 2 is not mounted here")
+    own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    made = Path(point, own[3:].lstrip("/"), f"skerry-test-{os.getpid()}", "digits-1")
+    try:
+        made.mkdir(parents=True)
+    except OSError as error:
+        pytest.skip(f"no group of version 2 can be made here: {error}")
+    yield made
+    cgroups.remove([made], kill=True)
+    assert not made.parent.exists()
+
+
+async def test_version_2_holds_a_server_and_what_fled_from_it_and_ends_them_all_at_once(
+    v2_group: Path, tmp_path: Path
+) -> None:
+    fled = "import os, time; os.setsid(); open('fled', 'w').write(str(os.getpid())); time.sleep(600)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {fled!r}], env={{}}); {IDLE}"
+    argv = cgroups.joining([v2_group], [sys.executable, "-c", code])
+    server = await asyncio.to_thread(subprocess.Popen, argv, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    await until(lambda: (tmp_path / "fled").exists() and (tmp_path / "fled").read_text())
+    left = int((tmp_path / "fled").read_text())
+    assert set(cgroups._pids(v2_group)) == {server.pid, left}
+    assert _group_of(left) == _group_of(server.pid)
+    assert _group_of(left).endswith("/digits-1")
+    assert not cgroups.remove([v2_group], kill=False), "it is in use"
+    assert (v2_group / "cgroup.kill").exists()
+    assert cgroups.remove([v2_group], kill=True)
+    assert server.wait(WAIT_SECONDS) == -signal.SIGKILL
+    await until(lambda: not runs(left))
+    assert cgroups.read_kills([v2_group]) == Kills(), "a group that is gone says nothing"
+
+
+async def test_version_2_is_swept_but_for_what_is_in_use(v2_group: Path) -> None:
+    place = Place(version=2, memory=v2_group.parent.parent, cpu=None)
+    runtime = v2_group.parent.name.removeprefix("skerry-")
+    argv = cgroups.joining([v2_group], [sys.executable, "-c", IDLE])
+    server = await asyncio.to_thread(subprocess.Popen, argv, stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    assert await asyncio.to_thread(server.stdout.readline) == b"ready\n"
+    (v2_group.parent / "digits-2").mkdir()
+    (v2_group.parent / "digits-3").mkdir()
+    assert cgroups.sweep(place, runtime, keep=["digits-3"]) == 1
+    assert sorted(path.name for path in v2_group.parent.iterdir() if path.is_dir()) == ["digits-1", "digits-3"]
+    server.kill()
+    server.wait(WAIT_SECONDS)
+    server.stdout.close()
+    assert cgroups.sweep(place, runtime, keep=[]) == 2
+
+
+def _group_of(pid: int) -> str:
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return next(line[3:] for line in lines if line.startswith("0::"))
 
 
 # --- resource limits, the last resort -----------------------------------------------------------------------------

@@ -150,7 +150,8 @@ class Registry:
         self.lies: dict[str, bytes] = {}
         self.down = False
         self.hold = threading.Event()
-        """Cleared: half of each blob is sent, then nothing more until it is set."""
+        """Cleared: half of each blob, or of the one that is `held`, is sent, then nothing more until it is set."""
+        self.held = ""
         self.hold.set()
         self.holding = threading.Event()
         self.requests: list[str] = []
@@ -205,7 +206,7 @@ class Registry:
         half = len(content) // 2
         handler.wfile.write(content[:half])
         handler.wfile.flush()
-        if not self.hold.is_set():
+        if not self.hold.is_set() and self.held in ("", digest):
             self.holding.set()
             self.hold.wait(PATIENCE)
         handler.wfile.write(content[half:])

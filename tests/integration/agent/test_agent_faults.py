@@ -21,6 +21,7 @@ import msgspec
 import pytest
 from tests.integration.agent.conftest import UID, World, blob_of, eventually
 from tests.integration.agent.test_agent_power_cuts import HubEnd, runs, version_at
+from tests.integration.agent.test_agent_process import fill
 
 from skerry.agent.settings import ServerSettings, TelemetrySettings
 from skerry.api.kinds.device import WorkloadStatus
@@ -224,6 +225,32 @@ def test_after_a_reboot_with_a_read_only_disk_what_is_installed_serves_and_comes
     device.wait(lambda journal: runs(device, journal, "v2"))
     device.wait_servers(1)
     assert device.end(signal.SIGTERM) == 0
+
+
+def test_a_desired_state_for_which_there_is_no_room_is_refused_and_accepted_when_there_is(
+    own_disk: Path, make_device: Any, models: Any
+) -> None:
+    device = make_device(own_disk / "state")
+    hub = HubEnd(device.authority)
+    device.log_file = own_disk.parent / "agent.log"
+    filler = own_disk / "filler"
+    try:
+        (device.directory / "agent.toml").write_text(f"[hub]\nmqtt_port = {hub.port}\n")
+        hub.publish(UID, device.sign(models["v1"].desired()))
+        device.start()
+        port = device.wait(lambda journal: runs(device, journal, "v1"))["endpoint"]
+        kept = device.disk.read_desired()
+        fill(filler)
+        hub.publish(UID, wanted := device.sign(models["v2"].desired()))
+        device.wait_log("desired.refused")
+        assert "cannot be kept" in device.log()
+        assert (version_at(port), device.disk.read_desired()) == ("v1", kept)
+        filler.unlink()
+        hub.publish(UID, wanted)
+        device.wait(lambda journal: runs(device, journal, "v2"))
+        assert device.end(signal.SIGTERM) == 0
+    finally:
+        hub.close()
 
 
 def servers_of(device: Any) -> list[Instance]:

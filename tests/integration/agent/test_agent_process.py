@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.agent.conftest import PATIENCE, blob_of, make_model
 
 
 def version_at(port: int) -> str:
@@ -272,6 +273,36 @@ def test_a_disk_that_is_really_full_stops_nothing_and_heals(
     device.accept(models["v2"].desired(rollout="digits-again"))
     device.start()
     assert version_at(device.wait(is_running("digits-again"))["current"]["port"]) == "v2"
+    assert device.end(signal.SIGTERM) == 0
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_download_stops_nothing_and_heals(
+    small_disk: Path, authority: Any, models: Any, make_device: Any, tmp_path: Path
+) -> None:
+    device = make_device(small_disk / "state")
+    (device.directory / "agent.toml").write_text('[storage]\nreserve = "0"\n')
+    device.log_file = small_disk.parent / "agent.log"
+    large = make_model(tmp_path, "v5", seed=5, samples=20_000)
+    device.registry.add(large)
+    device.accept(models["v1"].desired())
+    device.start()
+    port = device.wait(is_running("digits-v1"))["current"]["port"]
+    assert device.end(signal.SIGTERM) == 0
+    device.accept(large.desired())
+    device.registry.hold.clear()
+    device.registry.held = blob_of(large.golden).digest
+    device.start()
+    assert device.registry.holding.wait(PATIENCE)
+    filler = small_disk / "filler"
+    fill(filler)
+    device.registry.hold.set()
+    device.wait(lambda journal: "Not enough space left" in str(journal.get("failure")) and alive(port))
+    assert version_at(port) == "v1"
+    filler.unlink()
+    assert device.end(signal.SIGTERM) == 0
+    device.accept(large.desired(rollout="digits-again"))
+    device.start()
+    assert version_at(device.wait(is_running("digits-again"))["current"]["port"]) == "v5"
     assert device.end(signal.SIGTERM) == 0
 
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from skerry.api.errors import TooLargeError, UnavailableError
 from skerry.core import messages, ports
-from skerry.drivers.link import memory, mqtt, topics
+from skerry.drivers.link import local, memory, mqtt, topics
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.mqtt_client import MqttClient
 from skerry.hub import pki
@@ -75,6 +75,40 @@ class InMemory:
 
     async def stop(self) -> None:
         self.carrier.down = True
+
+
+class Beside:
+    """The hub in the broker's process, devices over real connections."""
+
+    def __init__(self, over: OverMqtt, broker: EmbeddedBroker) -> None:
+        self._over = over
+        self._broker = broker
+        self._intruders: list[asyncio.Task[None]] = []
+
+    def hub(self) -> ports.HubLink:
+        return local.LocalHubLink(self._broker)
+
+    def device(self, uid: str) -> ports.DeviceLink:
+        return self._over.device(uid)
+
+    async def cut(self, uid: str) -> None:
+        await self._over.cut(uid)
+
+    async def cut_hub(self) -> None:
+        """Another hub takes its place, and leaves it again: nothing else can part them."""
+
+        async def intrude() -> None:
+            async with self._broker.seat():
+                pass
+
+        self._intruders.append(asyncio.create_task(intrude()))
+        await asyncio.sleep(0)  # it has asked for the place, and gets it when the hub has left
+
+    async def close(self) -> None:
+        await within(asyncio.gather(*self._intruders))
+
+    async def stop(self) -> None:
+        await self._over.stop()
 
 
 class Wire:
@@ -182,28 +216,31 @@ def device_context(authority: pki.Authority, directory: Path, uid: str) -> ssl.S
     return context
 
 
-@pytest.fixture(params=["memory", "embedded", "mosquitto"])
+@pytest.fixture(params=["memory", "embedded", "beside", "mosquitto"])
 async def carrier(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Carrier]:
     if request.param == "memory":
         yield InMemory()
         return
     authority = pki.open_authority(tmp_path / "pki", names=[], clock=SystemClock())
     async with AsyncExitStack() as stack:
-        port = await (start_embedded if request.param == "embedded" else start_mosquitto)(authority, tmp_path, stack)
+        broker = None if request.param == "mosquitto" else await start_embedded(authority, stack)
+        port = await start_mosquitto(authority, tmp_path, stack) if broker is None else broker.port
         carried = OverMqtt(authority, tmp_path, stack.aclose)
         await carried.open(port)
+        beside = Beside(carried, broker) if request.param == "beside" and broker is not None else None
+        if beside is not None:
+            stack.push_async_callback(beside.close)
         try:
-            yield carried
+            yield beside or carried
         finally:
             for wire in carried.wires.values():
                 await wire.close()
 
 
-async def start_embedded(authority: pki.Authority, directory: Path, stack: AsyncExitStack) -> int:
+async def start_embedded(authority: pki.Authority, stack: AsyncExitStack) -> EmbeddedBroker:
     tls = authority.server_context(client_certificate=ssl.CERT_REQUIRED)
     broker = EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda uid: uid in DEVICES)
-    await stack.enter_async_context(broker)
-    return broker.port
+    return await stack.enter_async_context(broker)
 
 
 async def start_mosquitto(authority: pki.Authority, directory: Path, stack: AsyncExitStack) -> int:

@@ -21,7 +21,7 @@ import msgspec
 
 from skerry.api.errors import InvalidError, SkerryError
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
-from skerry.drivers.link.mqtt import MqttHubLink, MqttSettings
+from skerry.drivers.link.local import LocalHubLink
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation
@@ -152,8 +152,7 @@ async def _open(
     )
     async with open_store(state.store) as store, broker:
         objects = Objects(store, clock)
-        link = MqttHubLink(MqttSettings(host=_own(settings.host), port=broker.port, tls=authority.hub_client_context()))
-        gateway = Gateway(objects, link, authority.desired_key, authority.desired_key_id, clock)
+        gateway = Gateway(objects, LocalHubLink(broker), authority.desired_key, authority.desired_key_id, clock)
         gateways.append(gateway)
         context = HubContext(
             objects=objects,
@@ -217,13 +216,6 @@ def _is_unspecified(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return not host
-
-
-def _own(host: str) -> str:
-    """Return the address by which the hub reaches its own broker."""
-    if not _is_unspecified(host):
-        return host
-    return "::1" if ":" in host else "127.0.0.1"
 
 
 def _in_url(host: str) -> str:

@@ -16,8 +16,8 @@ import logging
 import ssl
 import time
 from asyncio import sslproto
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 _MIB = 1024 * 1024
 _POLL_SECONDS = 0.02
 _CLOSE_SECONDS = 2.0
+_HUB = Peer(role="hub", name="hub")
+"""The hub of this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,31 @@ class _Session:
         self.writer.write(data)
 
 
+@dataclass(kw_only=True, eq=False)
+class Seat:
+    """The hub's place, taken by the hub of this process; see `local`."""
+
+    outbox: Outbox
+    reason: str = ""
+    """Why it was lost; empty while it is held."""
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def end(self, reason: str) -> None:
+        """Take the place away: whoever holds it finds out when it next asks."""
+        self.reason = self.reason or reason
+        self.outbox.wake()
+
+    async def next(self) -> packets.Publish:
+        """Return the next message for the hub. Raises UnavailableError once the place is lost."""
+        while True:
+            if self.reason:
+                raise UnavailableError(self.reason, element="embedded broker")
+            packet = self.outbox.take()
+            if packet is not None:
+                return packet
+            await self.outbox.wait_changed()
+
+
 def server_context(*, certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
     """Return a TLS context from files: TLS 1.2 or later, a client certificate of that CA required, no resumption."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -158,7 +185,7 @@ class EmbeddedBroker:
             rate=settings.admissions_per_second, burst=settings.admission_burst, monotonic=time.monotonic
         )
         self._waiting = Waiting(in_all=settings.max_waiting, each=settings.max_waiting_each)
-        self._hub: _Session | None = None
+        self._hub: _Session | Seat | None = None
         self._devices: dict[str, _Session] = {}
         self._hub_outbox = Outbox(max_bytes=settings.hub_buffer_bytes, window=settings.hub_window)
         self._desired: dict[str, bytes] = {}
@@ -193,6 +220,8 @@ class EmbeddedBroker:
         """Stop listening and end all connections."""
         if self._server is not None:
             self._server.close()
+        if isinstance(self._hub, Seat):
+            self._hub.end("the broker was closed")
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -206,6 +235,35 @@ class EmbeddedBroker:
         session = self._devices.get(uid)
         if session is not None:
             session.end(reason)
+
+    @asynccontextmanager
+    async def seat(self) -> AsyncIterator[Seat]:
+        """Be the hub, in this process. Raises UnavailableError when it does not run, or another hub does not leave."""
+        if self._server is None or not self._server.is_serving():
+            raise UnavailableError("is not running", element="embedded broker")
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_seconds):
+                await self._make_room(_HUB)
+        except TimeoutError:
+            raise UnavailableError("another hub does not leave its place", element="embedded broker") from None
+        seat = Seat(outbox=self._hub_outbox)
+        seat.outbox.rewind()
+        self._hub = seat
+        for uid, payload in self._online.items():
+            seat.outbox.force(Message(topic=topics.topic(uid, "online"), payload=payload, qos=1, retain=True))
+        try:
+            yield seat
+        finally:
+            self._hub = None
+            seat.end("left")
+            seat.finished.set()
+
+    def carry(self, packet: packets.Publish) -> None:
+        """Carry a message of the hub's. Raises UnavailableError for one that a hub may not send."""
+        try:
+            self._carry_down(_HUB, packet)
+        except _RefusedError as error:
+            raise UnavailableError(str(error), element="embedded broker") from None
 
     def _arrived(self, transport: asyncio.Transport) -> None:
         """Take a connection in, or send it away before it has cost a handshake."""
@@ -315,9 +373,7 @@ class EmbeddedBroker:
             raise _RefusedError(f"device {peer.name} is not known")
         if len(self._devices) >= self._settings.max_connections and peer.name not in self._devices:
             raise _RefusedError("too many connections", code=packets.SERVER_UNAVAILABLE)
-        while (old := self._session_of(peer)) is not None:
-            old.end("taken over")
-            await old.finished.wait()
+        await self._make_room(peer)
         settings = self._settings
         keepalive = min(connect.keepalive_seconds or settings.max_keepalive_seconds, settings.max_keepalive_seconds)
         return _Session(
@@ -340,7 +396,13 @@ class EmbeddedBroker:
             await asyncio.sleep(_POLL_SECONDS)
         return True
 
-    def _session_of(self, peer: Peer) -> _Session | None:
+    async def _make_room(self, peer: Peer) -> None:
+        """End the peer's older connection, and wait until it has ended."""
+        while (old := self._session_of(peer)) is not None:
+            old.end("taken over")
+            await old.finished.wait()
+
+    def _session_of(self, peer: Peer) -> _Session | Seat | None:
         return self._hub if peer.role == "hub" else self._devices.get(peer.name)
 
     @contextmanager
@@ -429,21 +491,29 @@ class EmbeddedBroker:
 
     async def _route(self, session: _Session, packet: packets.Publish) -> None:
         """Carry one message. Raises _RefusedError."""
-        refusal = topics.refuse_publish(session.peer, packet.topic, size=len(packet.payload), retain=packet.retain)
+        if session.peer.role == "hub":
+            self._carry_down(session.peer, packet)
+            return
+        uid, channel, message = self._keep(session.peer, packet)
+        if message.qos:
+            await self._hub_outbox.put(message)
+        elif not self._hub_outbox.offer(message):
+            self.drops.add("full", source=uid, detail=f"QoS 0 on {channel}")
+
+    def _carry_down(self, hub: Peer, packet: packets.Publish) -> None:
+        uid, _, message = self._keep(hub, packet)
+        self._to_device(uid, message)
+
+    def _keep(self, peer: Peer, packet: packets.Publish) -> tuple[str, topics.Channel, Message]:
+        """Return a message that the peer may publish, with its device and channel; what is retained is kept."""
+        refusal = topics.refuse_publish(peer, packet.topic, size=len(packet.payload), retain=packet.retain)
         parsed = topics.parse(packet.topic)
         if refusal or parsed is None:
             raise _RefusedError(f"may not publish to {packet.topic[:200]!r}: {refusal}")
         uid, channel = parsed
         if packet.retain:
-            kept = self._online if channel == "online" else self._desired
-            _keep(kept, uid, packet.payload)
-        message = Message(topic=packet.topic, payload=packet.payload, qos=1 if packet.packet_id else 0)
-        if session.peer.role == "hub":
-            self._to_device(uid, message)
-        elif message.qos:
-            await self._hub_outbox.put(message)
-        elif not self._hub_outbox.offer(message):
-            self.drops.add("full", source=uid, detail=f"QoS 0 on {channel}")
+            _keep(self._online if channel == "online" else self._desired, uid, packet.payload)
+        return uid, channel, Message(topic=packet.topic, payload=packet.payload, qos=1 if packet.packet_id else 0)
 
     def _to_device(self, uid: str, message: Message) -> None:
         device = self._devices.get(uid)

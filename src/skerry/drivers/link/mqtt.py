@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import aiomqtt
 
-from skerry.api.errors import InvalidError, TooLargeError, UnavailableError
+from skerry.api.errors import InvalidError, UnavailableError
 from skerry.core import messages
 from skerry.drivers.link import inbox, topics
 from skerry.drivers.link.mqtt_client import MqttClient, explain
@@ -95,7 +95,7 @@ class MqttDeviceConnection:
     async def send(self, message: messages.Reported | messages.CommandResult | messages.Telemetry) -> None:
         """Send and wait until the broker has it. Raises UnavailableError, TooLargeError."""
         channel: Channel = "telemetry" if isinstance(message, messages.Telemetry) else "reported"
-        await self._client.send(topic(self._uid, channel), _bounded(messages.encode(message), channel))
+        await self._client.send(topic(self._uid, channel), topics.bounded(messages.encode(message), channel))
 
     async def incoming(self) -> AsyncIterator[tuple[DeviceChannel, bytes]]:
         """Yield raw envelopes, each acknowledged when the next is asked for; ends by UnavailableError."""
@@ -134,7 +134,7 @@ class MqttHubConnection:
 
     async def publish_desired(self, uid: str, envelope: bytes) -> None:
         """Leave the device's desired state with the broker (retained). Raises UnavailableError, TooLargeError."""
-        await self._client.send(topic(uid, "desired"), _bounded(envelope, "desired"), retain=True)
+        await self._client.send(topic(uid, "desired"), topics.bounded(envelope, "desired"), retain=True)
 
     async def forget(self, uid: str) -> None:
         """Clear what the broker keeps for a device. Raises UnavailableError."""
@@ -143,7 +143,7 @@ class MqttHubConnection:
 
     async def send_command(self, uid: str, envelope: bytes) -> None:
         """Send a command; lost if the device is away. Raises UnavailableError, TooLargeError."""
-        await self._client.send(topic(uid, "command"), _bounded(envelope, "command"))
+        await self._client.send(topic(uid, "command"), topics.bounded(envelope, "command"))
 
     async def incoming(self) -> AsyncIterator[tuple[str, messages.FromDevice]]:
         """Yield what devices said, each acknowledged when the next is asked for; ends by UnavailableError.
@@ -185,14 +185,6 @@ async def _session(
         yield client
     finally:
         await client.close()
-
-
-def _bounded(payload: bytes, channel: Channel) -> bytes:
-    if len(payload) > topics.MAX_BYTES[channel]:
-        raise TooLargeError(
-            f"{len(payload)} bytes are more than a message may have ({topics.MAX_BYTES[channel]})", element=channel
-        )
-    return payload
 
 
 def _is_loopback(host: str) -> bool:

@@ -80,9 +80,23 @@ class Outbox:
 
     async def next(self) -> packets.Publish:
         """Return the next message to write; waits for one, and for the window to have room for it."""
-        while not self._queue or (self._queue[0].qos and len(self._unacknowledged) >= self._window):
-            self._changed.clear()
-            await self._changed.wait()
+        while (packet := self.take()) is None:
+            await self.wait_changed()
+        return packet
+
+    async def wait_changed(self) -> None:
+        """Wait until there may be a message to take; for one reader."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """Have the reader look up."""
+        self._changed.set()
+
+    def take(self) -> packets.Publish | None:
+        """Return the next message to write, if there is one and the window has room for it."""
+        if not self._queue or (self._queue[0].qos and len(self._unacknowledged) >= self._window):
+            return None
         message = self._queue.popleft()
         number = 0
         if message.qos:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from skerry.api.errors import TooLargeError
 from skerry.core.messages import MAX_MESSAGE_BYTES
 
 Channel: TypeAlias = Literal["desired", "command", "reported", "telemetry", "online"]
@@ -70,6 +71,15 @@ def parse(name: str) -> tuple[str, Channel] | None:
     if not is_uid(uid):
         return None
     return next(((uid, channel) for channel in CHANNELS if channel == last), None)
+
+
+def bounded(payload: bytes, channel: Channel) -> bytes:
+    """Return the payload if its channel carries that much. Raises TooLargeError."""
+    if len(payload) > MAX_BYTES[channel]:
+        raise TooLargeError(
+            f"{len(payload)} bytes are more than a message may have ({MAX_BYTES[channel]})", element=channel
+        )
+    return payload
 
 
 def refuse_publish(peer: Peer, name: str, *, size: int, retain: bool) -> str:

@@ -1,6 +1,7 @@
 """Measure the device link on the embedded broker: latency both ways, connecting, and reports per second.
 
-Hub, broker and device share one process, over TLS on loopback. Usage: python bench/link.py
+Hub, broker and device share one process, the device over TLS on loopback; the hub beside its broker, as it runs, and as
+a client by MQTT and TLS. Usage: python bench/link.py
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ssl
 import statistics
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from skerry.core.messages import Reported
+from skerry.core.messages import FromDevice, Online, Reported
+from skerry.core.ports import HubLink
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
+from skerry.drivers.link.local import LocalHubLink
 from skerry.drivers.link.mqtt import MqttDeviceLink, MqttHubLink, MqttSettings
 from skerry.hub import pki
 from skerry.kit.clock import SystemClock
@@ -62,10 +66,13 @@ async def main() -> None:
         async with EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda _: True) as broker:
             hub_settings = MqttSettings(host="127.0.0.1", port=broker.port, tls=authority.hub_client_context())
             device_settings = MqttSettings(host="127.0.0.1", port=broker.port, tls=device_context(authority, directory))
-            await measure(MqttHubLink(hub_settings), MqttDeviceLink("dev", device_settings))
+            hubs: dict[str, HubLink] = {"beside": LocalHubLink(broker), "by MQTT": MqttHubLink(hub_settings)}
+            for how, hub in hubs.items():
+                print(f"the hub {how}")
+                await measure(hub, MqttDeviceLink("dev", device_settings))
 
 
-async def measure(hub_link: MqttHubLink, device_link: MqttDeviceLink) -> None:
+async def measure(hub_link: HubLink, device_link: MqttDeviceLink) -> None:
     """Measure over one pair of links."""
     async with hub_link.connect() as hub:
         up = hub.incoming()
@@ -74,11 +81,10 @@ async def measure(hub_link: MqttHubLink, device_link: MqttDeviceLink) -> None:
             began = time.perf_counter()
             async with device_link.connect(boot_id="1"):
                 connects.append(time.perf_counter() - began)
-            await anext(up)
-            await anext(up)
+            await present(up, online=False)
         show("connect, subscribe, announce", connects)
         async with device_link.connect(boot_id="1") as device:
-            await anext(up)
+            await present(up, online=True)
             down, desired, reported = device.incoming(), [], []
             for seq in range(ROUNDS):
                 began = time.perf_counter()
@@ -98,6 +104,13 @@ async def measure(hub_link: MqttHubLink, device_link: MqttDeviceLink) -> None:
                 for _ in range(BURST):
                     await anext(up)
             print(f"{'reports per second':28} {BURST / (time.perf_counter() - began):11.0f}")
+
+
+async def present(up: AsyncIterator[tuple[str, FromDevice]], *, online: bool) -> None:
+    """Wait until the hub has heard it; what is retained comes again at the start."""
+    async for _, message in up:
+        if isinstance(message, Online) and message.online == online:
+            return
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+import msgspec
+
 from skerry.api import errors
 from skerry.api.errors import ExpiredError, InvalidError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Device
 from skerry.core import messages, trust
-from skerry.core.ports import Change, Clock, HubConnection, HubLink
+from skerry.core.ports import Change, Clock, HubConnection, HubLink, Record
 from skerry.hub.objects import Objects, decode, key_of, prefix_of
 from skerry.hub.observer import Observer
 from skerry.hub.publisher import Publisher
@@ -192,10 +194,10 @@ class Gateway:
     async def _list_devices(self) -> int:
         start, revision, found = "", 0, set[str]()
         while True:
-            page = await self._objects.list(Device, limit=_PAGE, start=start, revision=revision)
-            for device in page.items:
-                found.add(device.metadata.uid)
-                self._meet(device)
+            page = await self._objects.store.list(_DEVICES, limit=_PAGE, start=start, revision=revision)
+            for record in page.records:
+                self._read(record)
+                found.add(self._uids.get(record.key, ""))
             revision = page.revision
             if page.next_key is None:
                 break
@@ -211,7 +213,14 @@ class Gateway:
         if change.type == "DELETED":
             self._forget(self._uids.get(record.key, ""))
         elif record.key not in self._uids:  # nothing that is kept of a known one changes in its life
+            self._read(record)
+
+    def _read(self, record: Record) -> None:
+        """Take in a Device; one that cannot be read must not keep the others from being served."""
+        try:
             self._meet(decode(Device, record))
+        except msgspec.DecodeError as error:
+            log.error("gateway.unreadable key=%s cause=%s", record.key, error)
 
     def _meet(self, device: Device) -> None:
         uid, place = device.metadata.uid, (device.metadata.namespace, device.metadata.name)

@@ -21,8 +21,10 @@ from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.api.meta import ObjectMeta, find_condition
 from skerry.core import desired, messages, trust
+from skerry.core.ports import HubLink
 from skerry.drivers.link import memory
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
+from skerry.drivers.link.local import LocalHubLink
 from skerry.drivers.link.mqtt import MqttDeviceConnection, MqttDeviceLink, MqttHubLink, MqttSettings
 from skerry.drivers.store.feed import FeedSettings
 from skerry.drivers.store.logstore import LogSettings
@@ -49,6 +51,8 @@ class Hub:
     port: int = 0
     settings: GatewaySettings = SETTINGS
     store: SqliteSettings | None = None
+    beside: bool = True
+    """It stands beside its broker, as `run_hub` has it; else it comes by MQTT, as to any other broker."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Running]:
@@ -60,7 +64,8 @@ class Hub:
         )
         async with open_store(self.database, self.store) as store, broker:
             self.port = broker.port
-            link = MqttHubLink(MqttSettings(host="localhost", port=broker.port, tls=self.authority.hub()))
+            settings = MqttSettings(host="localhost", port=broker.port, tls=self.authority.hub())
+            link: HubLink = LocalHubLink(broker) if self.beside else MqttHubLink(settings)
             objects = Objects(store, clock)
             gateway = Gateway(objects, link, KEY, KEY_ID, clock, settings=self.settings)
             gateways.append(gateway)
@@ -135,9 +140,9 @@ def assignment(record: desired.DesiredRecord, name: str) -> desired.Assignment:
     )
 
 
-@pytest.fixture
-def hub(authority: Any, server_tls: ssl.SSLContext, tmp_path: Path) -> Hub:
-    return Hub(authority, server_tls, tmp_path / "store.db")
+@pytest.fixture(params=["beside", "mqtt"])
+def hub(authority: Any, server_tls: ssl.SSLContext, tmp_path: Path, request: pytest.FixtureRequest) -> Hub:
+    return Hub(authority, server_tls, tmp_path / "store.db", beside=request.param == "beside")
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -342,6 +347,16 @@ async def test_a_restarted_hub_sends_the_newest_and_learns_who_is_gone(hub: Hub)
         assert (await running.status("dev-a", lambda _: True)).status.phase == "Online"
 
 
+async def test_a_device_that_cannot_be_read_does_not_keep_the_others_from_being_served(hub: Hub) -> None:
+    async with hub.running() as running:
+        await running.objects.store.create("devices/default/broken", b'{"from": "another version"}')
+        await running.enrol("dev-a")
+    async with hub.running() as running:  # which finds it in its first list
+        await until(lambda: running.gateway.known("dev-a"))
+        async with running.device("dev-a").connect(boot_id="b1") as device:
+            await next_desired(device, "dev-a", await running.assign("dev-a"))
+
+
 async def stop_abruptly(running: Running) -> None:
     running.hub.settings = SETTINGS
     task = next(t for t in asyncio.all_tasks() if t.get_name() == "gateway-link")
@@ -350,6 +365,7 @@ async def stop_abruptly(running: Running) -> None:
 
 
 async def test_the_broker_may_come_and_go(hub: Hub) -> None:
+    hub.beside = False  # such a broker is another process
     async with hub.running() as running:
         await running.enrol("dev-a")
         version = await running.assign("dev-a")

@@ -46,7 +46,7 @@ class Listener(Protocol):
         ...
 
     def forget(self, key: Key) -> None:
-        """The deployment came or went: what was told of its devices meanwhile is not complete."""
+        """The deployment came or went or selects others: what was told of its devices does not add up any more."""
         ...
 
     def concern(self, key: Key) -> None:
@@ -198,7 +198,7 @@ class Fleet:
 
     def _deployment_changed(self, old: ModelDeployment | None, new: ModelDeployment | None) -> None:
         item = new or old
-        if item is not None and (old is None or new is None):
+        if item is not None and (old is None or new is None or not _same_wish(old, new)):
             self._selectors.pop(item.metadata.uid, None)
             self._listener.forget((item.metadata.namespace, item.metadata.name))
         if item is None or (old and new and _identity(old) == _identity(new) and old.spec == new.spec):
@@ -298,6 +298,10 @@ def _requirements(wanted: LabelSelector) -> Sequence[LabelSelectorRequirement] |
 def holds(record: DesiredRecord, deployment: str) -> bool:
     """Return whether a record holds the deployment's workload, or has something measured for it."""
     return record.find(deployment) is not None or any(b.deployment == deployment for b in record.benchmarks)
+
+
+def _same_wish(old: ModelDeployment, new: ModelDeployment) -> bool:
+    return old.metadata.uid == new.metadata.uid and old.spec.device_selector == new.spec.device_selector
 
 
 def _identity(item: ModelDeployment) -> tuple[str, int]:

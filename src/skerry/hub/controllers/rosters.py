@@ -2,7 +2,8 @@
 
 `Fleet` says which devices were touched and which classes were learnt of; they are read again when the roster is next
 asked for. Whatever else a member is made of (the rollout, the one before it, their model versions, the selector) is
-compared then, and where it differs all devices are read anew: a few times in a rollout.
+compared then; where it differs, or the selector was changed in between, all devices are read anew: a few times in a
+rollout.
 Must not live here: rules (`core`), copies of what is stored (`fleet`), writing.
 """
 
@@ -31,6 +32,7 @@ class _Basis:
     """What all members depend on, besides their devices and records."""
 
     selector: LabelSelector
+    """A look that was under way when it was changed has still the old one."""
     rollouts: tuple[str, str]
     """Uids of the newest and of the previous one."""
     models: tuple[str, str]
@@ -72,7 +74,7 @@ class Rosters:
                 ledger.learnt.add(name)
 
     def forget(self, key: Key) -> None:
-        """The deployment came or went."""
+        """The deployment came or went, or selects others."""
         self._ledgers.pop(key, None)
 
     def of(self, found: ModelDeployment, newest: Rollout, previous: Rollout | None, hold: Hold | None) -> Roster:

@@ -7,7 +7,7 @@ which rows there are (`core.roster`), any rule.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from skerry.api import selector
@@ -31,8 +31,10 @@ _GOING: frozenset[steps.Phase] = frozenset({"Pending", "Progressing", "Paused"})
 class Books:
     """All books over the rows that were entered; answers as `core.fleet.Fleet` at the time of the last `look`."""
 
-    def __init__(self, frame: Frame, now: datetime, counts: Counts) -> None:
+    def __init__(self, frame: Frame, now: datetime, *, counts: Counts, rows: Mapping[str, Row]) -> None:
         self._frame, self._now, self._counts = frame, now, counts
+        self._rows = rows
+        """All rows, kept by the roster; entered whenever something is asked."""
         strategy = frame.spec.strategy
         self._windows = strategy.windows
         self._rate, self._disruption = strategy.rate, strategy.disruption
@@ -41,8 +43,6 @@ class Books:
         self._budget = Budget(strategy.disruption)
         self._returns = Returns(frame, back=False)
         self._stands: Stands | None = None
-        self._rows: dict[Row, None] = {}
-        """All rows, in the order in which they were entered last."""
         self._on: dict[Row, None] = {}
         self._on_masks: Counter[int] = Counter()
         self._serving = 0
@@ -79,13 +79,12 @@ class Books:
         """Enter a row with what it is now."""
         member, frame = row.member, self._frame
         row.mask = self._masks.of(member)
-        on = member.selected and waves.belongs(member, frame.rollout)
-        free = not on and waves.eligible(member, frame.rollout)
+        belongs = waves.belongs(member, frame.rollout)
+        on, free = member.selected and belongs, not belongs and waves.is_open(member)
         if self._windows.download and member.selected and not on:
             row.look(self._windows, self._now)
             if row.turns is not None:
                 self._turns.add((row.turns, row.serial), row)
-        self._rows[row] = None
         if self._disruption is not None and member.selected:
             self._budget.count(member)
         self._returns.enter(row, free=free)
@@ -100,7 +99,6 @@ class Books:
 
     def leave(self, row: Row) -> None:
         """Take a row out, which is still what it was when it was entered."""
-        del self._rows[row]
         if self._disruption is not None and row.member.selected:
             self._budget.count(row.member, -1)
         self._returns.leave(row)
@@ -225,7 +223,7 @@ class Books:
         """The returns of that direction; where it turns, all rows are looked at once."""
         if self._returns.back != back:
             self._returns = Returns(self._frame, back=back)
-            for row in self._rows:
+            for row in self._rows.values():
                 self._returns.enter(row, free=row.slot is not None)
         return self._returns
 

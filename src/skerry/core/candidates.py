@@ -27,6 +27,7 @@ from skerry.core.waves import Member
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Queue:
+    slot: Slot
     ranks: Ranked[bytes, Row]
     opens: Ranked[tuple[datetime, int], Row]
     """When each opens; empty unless shut."""
@@ -61,11 +62,11 @@ class Candidates:
         else:
             group, costs = pace.group_of(disruption, member), pace.is_available(member)
             slot = Slot(member.online, row.mask, group, costs, row.shut)
-        row.slot = slot
-        self._masks[slot.mask] += 1
+        self._masks[row.mask] += 1
         queue = self._queues.get(slot)
         if queue is None:
-            queue = self._queues[slot] = _Queue(ranks=Ranked(), opens=Ranked())
+            queue = self._queues[slot] = _Queue(slot=slot, ranks=Ranked(), opens=Ranked())
+        row.slot = queue.slot  # one for all
         queue.ranks.add(row.rank, row)
         if slot.shut and row.opens is not None:
             queue.opens.add((row.opens, row.serial), row)

@@ -28,7 +28,8 @@ class Counts:
 
     def enter(self, member: Member) -> None:
         """Count a device."""
-        if refusals.refused(member) is not None:
+        report = member.report
+        if report is not None and report.refusal and refusals.refused(member) is not None:
             self._refusing[member.uid] = member
         if not member.selected:
             return
@@ -37,7 +38,7 @@ class Counts:
             self._unfit.add(member.name, member.unfit)
         elif member.cordoned:
             self._cordoned += 1
-        running = member.report.running if member.report is not None else None
+        running = report.running if report is not None else None
         if running is None:
             self._idle.add(member.name, None)
             return

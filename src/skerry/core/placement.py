@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from skerry.api import duration, quantity
 from skerry.api.kinds.device import DeviceFacts, DeviceStatus, EngineFacts
@@ -101,20 +101,46 @@ def machine_of(facts: DeviceFacts | DeviceStatus, record: DesiredRecord | None =
 
     What a device says of itself is bounded here, for it comes back in sentences.
     """
-    held = [] if record is None else [a for a in record.assignments if a.workload.name != deployment]
-    others = [assignment.workload for assignment in held]
-    own = None if record is None else record.find(deployment)
+    load = load_of(record, deployment)
     return Machine(
         arch=facts.hardware.arch[:_MAX_WORD],
         memory_bytes=facts.hardware.memory_bytes,
         engines=tuple(_engine_of(engine) for engine in facts.engines[:_MAX_ITEMS]),
         runtimes=_words(facts.runtimes),
         cores=facts.hardware.cores,
-        taken_bytes=sum(_memory_of(assignment) for assignment in held),
-        taken_millis=sum(workload.cpu_request_millis for workload in others),
-        workloads=len(others),
-        replaced_version="" if own is None else own.workload.model_version,
-        replaced_bytes=0 if own is None else _memory_of(own),
+        taken_bytes=load.bytes,
+        taken_millis=load.millis,
+        workloads=load.workloads,
+        replaced_version=load.replaced_version,
+        replaced_bytes=load.replaced_bytes,
+    )
+
+
+class Load(NamedTuple):
+    """What a device's record holds, as the fields of `Machine`."""
+
+    bytes: int = 0
+    millis: int = 0
+    workloads: int = 0
+    replaced_version: str = ""
+    replaced_bytes: int = 0
+
+
+def load_of(record: DesiredRecord | None, deployment: str) -> Load:
+    """Return what a record holds for other deployments, and what of this one is there already."""
+    if record is None or not record.assignments:
+        return Load()
+    own = record.assignments[0]
+    if len(record.assignments) == 1 and own.workload.name == deployment:  # nearly always
+        return Load(0, 0, 0, own.workload.model_version, _memory_of(own))
+    found = record.find(deployment)
+    held = [assignment for assignment in record.assignments if assignment.workload.name != deployment]
+    return Load(
+        bytes=sum(_memory_of(assignment) for assignment in held),
+        millis=sum(assignment.workload.cpu_request_millis for assignment in held),
+        workloads=len(held),
+        replaced_version="" if found is None else found.workload.model_version,
+        replaced_bytes=0 if found is None else _memory_of(found),
     )
 
 

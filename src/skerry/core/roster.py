@@ -59,16 +59,18 @@ class Roster:
 
     def put(self, member: Member) -> None:
         """Take in a device that joined, or of which anything changed. It takes the place of another of its name."""
-        holder = self._uids.get(member.name)
-        if holder is not None and holder != member.uid:
+        uid, name = member.uid, member.name
+        holder = self._uids.get(name)
+        if holder is not None and holder != uid:
             self.drop(holder)
-        known = self.get(member.uid)
+        known = self.get(uid)
         if known is not None:
             self._counts.leave(known)
-            del self._uids[known.name]
+            if known.name != name:
+                del self._uids[known.name]
         self._counts.enter(member)
-        self._uids[member.name] = member.uid
-        self._news[member.uid] = member
+        self._uids[name] = uid
+        self._news[uid] = member
 
     def drop(self, uid: str) -> None:
         """Forget a device; one that is not known is no error."""
@@ -106,7 +108,7 @@ class Roster:
         """Bring the books up to date; what breaks off in the middle is begun anew the next time."""
         books, self._books = self._books, None
         if books is None or now < books.now or not books.fits(self._frame):
-            books = Books(self._frame, now, self._counts)
+            books = Books(self._frame, now, counts=self._counts, rows=self._rows)
             rows = list(self._rows.values())
             for row in rows:
                 row.clear()

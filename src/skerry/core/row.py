@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+import msgspec
+
 from skerry.api.kinds.pacing import UpdateWindows
 from skerry.core import windows
 from skerry.core.readings import Sample
@@ -29,32 +31,29 @@ class Slot(NamedTuple):
     """Its window is closed."""
 
 
-class Row:
-    """One device; compared by identity."""
+class Row(msgspec.Struct, eq=False, gc=False):
+    """One device; compared by identity. Nothing it refers to refers to it: the collector need not look at a million."""
 
-    __slots__ = ("mask", "member", "opens", "rank", "sample", "serial", "shut", "slot", "standing", "turns")
-
-    def __init__(self, member: Member, serial: int) -> None:
-        self.member = member
-        """As it is entered in all books."""
-        self.serial = serial
-        """Its place in the order in which devices joined."""
-        self.mask = 0
-        """One bit for each selector of a wave that matches it."""
-        self.rank = b""
-        """Its place in the rollout's order; empty until it is free for the first time."""
-        self.slot: Slot | None = None
-        """The queue it stands in, while a wave may take it."""
-        self.shut = False
-        """Its download window is closed."""
-        self.opens: datetime | None = None
-        """When that opens, while it is shut; None when that is years away."""
-        self.turns: datetime | None = None
-        """When that changes by the clock alone; None when it never does."""
-        self.standing: Standing | None = None
-        """While it is judged."""
-        self.sample: Sample | None = None
-        """The same."""
+    member: Member
+    """As it is entered in all books."""
+    serial: int
+    """Its place in the order in which devices joined."""
+    mask: int = 0
+    """One bit for each selector of a wave that matches it."""
+    rank: bytes = b""
+    """Its place in the rollout's order; empty until it is free for the first time."""
+    slot: Slot | None = None
+    """The queue it stands in, while a wave may take it."""
+    shut: bool = False
+    """Its download window is closed."""
+    opens: datetime | None = None
+    """When that opens, while it is shut; None when that is years away."""
+    turns: datetime | None = None
+    """When that changes by the clock alone; None when it never does."""
+    standing: Standing | None = None
+    """While it is judged."""
+    sample: Sample | None = None
+    """The same."""
 
     def clear(self) -> None:
         """Forget all books."""

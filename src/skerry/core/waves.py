@@ -156,7 +156,12 @@ def belongs(member: Member, rollout: Rollout) -> bool:
 
 def eligible(member: Member, rollout: Rollout) -> bool:
     """Return whether a coming wave may take this device."""
-    return member.selected and not member.cordoned and not member.unfit and not belongs(member, rollout)
+    return is_open(member) and not belongs(member, rollout)
+
+
+def is_open(member: Member) -> bool:
+    """Return whether a device may be placed anew."""
+    return member.selected and not member.cordoned and not member.unfit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from random import Random
+
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.core.roster_world import Mirror
+
+from skerry.api.errors import InvalidError
+from skerry.api.kinds.device import Observation
+from skerry.api.kinds.pacing import UpdateWindows
+from skerry.core import baking
+from skerry.core import spread as spread_module
+from skerry.core.ranked import Ranked
+from skerry.core.spread import Spread
 
 
 @settings(max_examples=60, deadline=None)
@@ -17,3 +30,114 @@ def test_every_step_of_a_roster_is_that_of_the_plain_fleet(seed: int, devices: i
         if mirror.random.random() < 0.7:
             mirror.step()
     mirror.step()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_larger_fleet_too(seed: int) -> None:
+    mirror = Mirror(seed, 200)
+    for _ in range(12):
+        mirror.step()
+        for _ in range(10):
+            mirror.change()
+    mirror.step()
+
+
+def test_the_fleets_made_up_come_to_all_phases_and_reasons() -> None:
+    """What is never met is not compared."""
+    met: set[str] = set()
+    for seed in range(150):
+        mirror = Mirror(seed, seed % 30)
+        for _ in range(30):
+            mirror.change()
+            mirror.step()
+        met |= mirror.met
+    assert met >= {
+        "Pending", "Progressing", "Paused", "RollingBack", "RolledBack", "Succeeded", "NoDevices", "NoVariantFits",
+        "ModelVersionMissing", "AwaitingApproval", "RollingOut", "Baking", "GateFailed", "RateLimited", "WindowClosed",
+        "DisruptionBudget",
+    }  # fmt: skip
+
+
+def test_a_device_takes_the_place_of_another_of_its_name_in_whatever_order_one_hears_of_it() -> None:
+    mirror = Mirror(7, 3)
+    old, *_ = mirror.roster
+    mirror.step()
+    new = dataclasses.replace(old, uid="another", assignment=None, report=None)
+    mirror.roster.put(new)
+    mirror.roster.drop(old.uid)
+    assert mirror.roster.get(old.uid) is None
+    assert mirror.roster.get("another") == new
+    assert len(mirror.roster) == 3
+    mirror.step()
+
+
+def test_what_breaks_off_in_the_middle_is_begun_anew() -> None:
+    mirror = Mirror(3, 8)
+    mirror.step()
+    good = mirror.frame
+    strategy = msgspec.structs.replace(good.spec.strategy, device_timeout="soon", windows=UpdateWindows())
+    bad = dataclasses.replace(
+        good, rollout=mirror.rollouts["digits-2"], spec=msgspec.structs.replace(good.spec, strategy=strategy)
+    )
+    mirror.roster.turn(bad)
+    with pytest.raises(InvalidError):
+        mirror.roster.step(mirror.now)
+    mirror.change()
+    mirror.frame = good
+    mirror.step()
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "discard", "first"]), st.integers(0, 60)), max_size=200))
+def test_a_ranked_mapping_gives_its_first_keys(changes: list[tuple[str, int]]) -> None:
+    ranked: Ranked[int, int] = Ranked()
+    known: dict[int, int] = {}
+    for kind, number in changes:
+        if kind == "add":
+            ranked.add(number, number + 1)
+            known[number] = number + 1
+        elif kind == "discard":
+            ranked.discard(number)
+            known.pop(number, None)
+        else:
+            assert list(ranked.first(number)) == sorted(known)[:number]
+        assert len(ranked) == len(known)
+    assert list(ranked.walk()) == sorted(known)
+    assert sorted(ranked) == sorted(known.values())
+
+
+def test_a_long_ranked_mapping_stays_in_order_while_it_is_used_up_and_refilled() -> None:
+    random = Random(1)
+    ranked: Ranked[int, None] = Ranked()
+    known: set[int] = set()
+    for turn in range(60):
+        for number in random.sample(range(10**6), 400):
+            ranked.add(number, None)
+            known.add(number)
+        taken = ranked.first(random.choice([1, 50, 300, 5000]))
+        assert list(taken) == sorted(known)[: len(taken)]
+        for number in [*taken[: turn * 5], *random.sample(sorted(known), 30)]:
+            ranked.discard(number)
+            known.discard(number)
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(0, 100)), max_size=60), st.randoms(use_true_random=False))
+def test_the_spread_gives_the_error_rate_of_what_is_left(pairs: list[tuple[int, int]], random: Random) -> None:
+    pairs = [(requests, min(errors, requests)) for requests, errors in pairs]
+    spread, left = Spread(), []
+    for pair in pairs:
+        spread.add(*pair)
+        left.append(pair)
+        if random.random() < 0.4:
+            gone = left.pop(random.randrange(len(left)))
+            spread.remove(*gone)
+        seen = [(f"d{i}", Observation(requests=r, errors=e)) for i, (r, e) in enumerate(left)]
+        assert spread.rate() == baking._rate(seen)[0]
+
+
+def test_a_spread_of_many_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(spread_module, "_BLOCK", 4)
+    test_the_spread_gives_the_error_rate_of_what_is_left()

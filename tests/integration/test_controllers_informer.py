@@ -141,6 +141,21 @@ async def test_what_cannot_be_read_is_known_but_not_shown(tmp_path: Path) -> Non
         assert copy.informer.unreadable() == []
 
 
+async def test_what_could_not_be_read_is_forgotten_with_the_own_write_that_mended_it(tmp_path: Path) -> None:
+    async with following(tmp_path) as (store, copy):
+        broken = await store.create("notes/b", b"rubbish")
+        await store.create("notes/y", b'{"text": "y"}')
+        await copy.until("a", "y")
+        assert copy.informer.unreadable() == ["b"]
+        copy.informer.observe("b", Note(text="b"), broken.revision + 2)  # which is what the next write gets
+        assert (
+            await store.update("notes/b", b'{"text": "b"}', expected=broken.revision)
+        ).revision == broken.revision + 2
+        await store.create("notes/z", b'{"text": "z"}')
+        await copy.until("a", "b", "y", "z")
+        assert copy.informer.unreadable() == []
+
+
 class Handler:
     """Handles keys as told, and remembers what happened."""
 

@@ -136,6 +136,7 @@ class Informer(Generic[V]):
     def _take(self, record: Record) -> None:
         known = self._entries.get(record.key)
         if known is not None and known.revision >= record.revision:
+            self._unreadable.discard(record.key)
             return  # `observe` had it first, which spares reading it
         try:
             value = self._decode(record)

@@ -21,9 +21,9 @@ from skerry.core import placement
 from skerry.core.desired import DesiredRecord
 from skerry.core.placement import Cost, Load, Machine, Placement
 
-MAX_KINDS = 200_000
+MAX_KINDS = 20_000
 """Kinds that are remembered: devices choose what they say of themselves."""
-_MAX_ANSWERS = 200_000
+_MAX_ANSWERS = 20_000  # kept with all their reasons
 
 _NOTHING: Mapping[str, Cost] = {}
 _encoder = msgspec.msgpack.Encoder()
@@ -83,6 +83,8 @@ class Fits:
 
         Costs are known again by being the same object, which must not change.
         """
+        if not measured:
+            measured = _NOTHING
         key = (kind, id(measured))
         known = self._answers.get(key)
         if known is None:

@@ -12,6 +12,7 @@ Lives here: the choice, its reasons, and the workload that follows from it. Must
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -555,6 +556,7 @@ def _words(listed: Sequence[str]) -> tuple[str, ...]:
     return tuple(word[:_MAX_WORD] for word in listed[:_MAX_ITEMS])
 
 
+@functools.lru_cache(maxsize=1024)
 def _version(text: str) -> tuple[int, ...]:
     """`1.26.0+cpu` -> (1, 26); trailing zeros do not count, a bounded part of the text is read."""
     release = re.split(r"[-+]", text[:64], maxsplit=1)[0]

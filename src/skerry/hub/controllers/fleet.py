@@ -18,10 +18,11 @@ from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.meta import LabelSelector, LabelSelectorRequirement, find_condition
-from skerry.core import benchmarks, classes, placement, steps
+from skerry.core import benchmarks, classes, steps
 from skerry.core import deployment as deployments
 from skerry.core.desired import DesiredRecord
-from skerry.core.placement import Cost, Machine
+from skerry.core.kinds import Fits, Kind, Kinds
+from skerry.core.placement import Cost
 from skerry.core.ports import Store
 from skerry.core.steps import Hold
 from skerry.hub.controllers import informer
@@ -29,9 +30,6 @@ from skerry.hub.device_status import AWAITING_RECONCILIATION
 
 Key = tuple[str, str]
 """Namespace and name of a deployment."""
-
-_Costs = tuple[tuple[str, Cost], ...]
-_MAX_FITS = 20_000  # remembered answers; one a kind of machine and rollout
 
 
 class Listener(Protocol):
@@ -68,7 +66,9 @@ class Fleet:
         self.devices = informer.of_kind(store, Device, self._device_changed)
         self.records = informer.of_desired(store, self._record_changed)
         self.classes = informer.of_kind(store, DeviceClass, self._class_changed)
-        self._fits: dict[tuple[str, str, Machine, _Costs], str] = {}
+        self.kinds = Kinds()
+        self._fits: dict[str, tuple[ModelVersion, Fits]] = {}
+        """By a rollout's uid, with the model version that they are about."""
         self.measuring: set[str] = set()
         """Uids of devices that are asked to measure something."""
         self._costs: dict[str, dict[str, Mapping[str, Cost]]] = {}
@@ -175,8 +175,8 @@ class Fleet:
             message=f'model version "{name}" is {"broken" if broken else "not ready yet"}: {why}',
         )
 
-    def unfit(self, machine: Machine, rollout: Rollout | None, device: Device | None) -> str:
-        """Return why nothing of a rollout fits a machine; remembered, for a fleet has few kinds of machines.
+    def unfit(self, kind: Kind, rollout: Rollout | None, device: Device | None) -> str:
+        """Return why nothing of a rollout fits a kind of machine; found once for all devices that are alike.
 
         With a device by what was measured on its class, where it was; without one by the factory's numbers.
         """
@@ -185,14 +185,12 @@ class Fleet:
         model = self.model_of(rollout)
         if model is None:
             return f'model version "{rollout.spec.template.model_version}" is not ready'
-        measured = {} if device is None else self.costs_of(device, rollout)
-        key = (rollout.metadata.uid, model.metadata.resource_version, machine, tuple(sorted(measured.items())))
-        if key not in self._fits:
-            if len(self._fits) >= _MAX_FITS:
-                self._fits.clear()
-            found = placement.place(machine, model.status.variants, rollout.spec.template, measured)
-            self._fits[key] = "" if found.variant else found.reason
-        return self._fits[key]
+        uid = rollout.metadata.uid
+        known = self._fits.get(uid)
+        if known is None or known[0].metadata.resource_version != model.metadata.resource_version:
+            known = self._fits[uid] = (model, Fits(model.status.variants, rollout.spec.template))
+        found = known[1].place(kind, {} if device is None else self.costs_of(device, rollout))
+        return "" if found.variant else found.reason
 
     # --- what a change concerns ------------------------------------------------------------------------------------
 
@@ -209,6 +207,7 @@ class Fleet:
         item = new or old
         if old is not None and new is None:
             self._costs.pop(old.metadata.uid, None)
+            self._fits.pop(old.metadata.uid, None)
         if item is not None:
             self._listener.concern((item.metadata.namespace, item.spec.deployment))
 

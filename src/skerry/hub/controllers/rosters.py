@@ -17,7 +17,7 @@ from skerry.api.kinds.device import Device
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.meta import LabelSelector
-from skerry.core import placement, waves
+from skerry.core import waves
 from skerry.core.placement import Cost
 from skerry.core.ports import Store
 from skerry.core.roster import Roster
@@ -164,15 +164,15 @@ class Rosters:
         if not selected and (record is None or not fleet.holds(record, name)):
             ledger.roster.drop(uid)
             return
-        machine, about = placement.machine_of(device.status, record, name), known.class_of(device)
+        kind, about = known.kinds.of(device.status, record, name), known.class_of(device)
         ledger.costs[about] = self._costs(about, newest, previous)
         member = waves.member_of(
             device,
             record,
             name,
             selected=selected,
-            unfit=known.unfit(machine, newest, device),
-            previous_unfit=known.unfit(machine, previous, device) and known.unfit(machine, previous, None),
+            unfit=known.unfit(kind, newest, device),
+            previous_unfit=known.unfit(kind, previous, device) and known.unfit(kind, previous, None),
         )
         ledger.roster.put(member)
 

@@ -242,6 +242,25 @@ def test_a_window_is_open_exactly_when_one_of_its_starts_says_so(
 
 @settings(max_examples=30, deadline=None)
 @given(
+    listed=st.lists(WINDOWS, min_size=1, max_size=3),
+    minute=st.integers(-600, 600),
+    seconds=st.sampled_from([0, 1, 30, 59]),
+    share=st.floats(0, 1, exclude_max=True),
+)
+def test_what_is_said_of_a_window_holds_until_it_turns(
+    listed: list[WindowDesired], minute: int, seconds: int, share: float
+) -> None:
+    now = datetime(2026, 3, 29, 1, 0, tzinfo=UTC) + timedelta(minutes=minute, seconds=seconds)
+    opens, until = windows.opening(listed, now), windows.open_until(listed, now)
+    assert opens is not None
+    assert (until is not None) == (opens == now)
+    turns = until or opens
+    assert turns > now
+    later = now + share * (turns - now)
+    assert windows.opening(listed, later) == (later if until is not None else opens)
+
+
+@given(
     listed=st.lists(HALVES, max_size=2), minute=st.integers(0, 600), timeout=st.sampled_from([60, 600, 5400, 100_000])
 )
 def test_a_deadline_counts_only_open_time(listed: list[WindowDesired], minute: int, timeout: int) -> None:

@@ -90,11 +90,17 @@ class Roster:
 
     def step(self, now: datetime) -> Step:
         """Return what to do next, as `core.rollout.step`. Raises InvalidError."""
-        return rollout.decide(self._look(now))
+        books = self._look(now)
+        found = rollout.decide(books)
+        self._books = books
+        return found
 
     def supersede(self, by: str, now: datetime) -> Step:
         """Return what ends the rollout in favour of a newer one, as `core.rollout.supersede`."""
-        return rollout.displace(self._look(now), by)
+        books = self._look(now)
+        found = rollout.displace(books, by)
+        self._books = books
+        return found
 
     def census(self) -> Census:
         """Return what the selected devices serve, counted, for the deployment's status."""
@@ -105,7 +111,7 @@ class Roster:
         return self._counts.refusing()
 
     def _look(self, now: datetime) -> Books:
-        """Bring the books up to date; what breaks off in the middle is begun anew the next time."""
+        """Bring the books up to date and take them out: what breaks off before they are back is begun anew."""
         books, self._books = self._books, None
         if books is None or now < books.now or not books.fits(self._frame):
             books = Books(self._frame, now, counts=self._counts, rows=self._rows)
@@ -126,7 +132,6 @@ class Roster:
         for row in rows:
             books.enter(row)
         self._news.clear()
-        self._books = books
         return books
 
     def _join(self, member: Member) -> Row:

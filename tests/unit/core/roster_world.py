@@ -207,6 +207,14 @@ class Mirror:
             for member in random.sample(known, min(len(known), random.randint(1, 3))):
                 self.roster.put(self._changed(member, kind))
 
+    def taken(self, name: str) -> Member:
+        """Return a device that is selected and on that rollout, made so if there is none."""
+        member = next(iter(self.roster))
+        held = msgspec.structs.replace(self._assignment(name, 0, self.now), deployment_uid=DEPLOYMENT)
+        member = dataclasses.replace(member, selected=True, assignment=held)
+        self.roster.put(member)
+        return member
+
     def _begin(self) -> None:
         """The same rollout once more, from its beginning."""
         spec = msgspec.structs.replace(self.frame.spec, strategy=make_strategy(self.random), paused=False)

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.core.roster_world import Mirror
+from tests.unit.core.roster_world import CURRENT, Mirror
 
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import Observation
-from skerry.api.kinds.pacing import UpdateWindows
 from skerry.core import baking
 from skerry.core import spread as spread_module
+from skerry.core.messages import WindowDesired, WindowsDesired
 from skerry.core.ranked import Ranked
 from skerry.core.spread import Spread
 
@@ -73,19 +73,26 @@ def test_a_device_takes_the_place_of_another_of_its_name_in_whatever_order_one_h
 
 
 def test_what_breaks_off_in_the_middle_is_begun_anew() -> None:
-    mirror = Mirror(3, 8)
+    """A device holds windows of a zone that is not known here: while it is judged, all is left as it is."""
+    mirror = Mirror(3, 12)
+    mirror.frame = dataclasses.replace(mirror.frame, rollout=mirror.rollouts[CURRENT], hold=None)
     mirror.step()
-    good = mirror.frame
-    strategy = msgspec.structs.replace(good.spec.strategy, device_timeout="soon", windows=UpdateWindows())
-    bad = dataclasses.replace(
-        good, rollout=mirror.rollouts["digits-2"], spec=msgspec.structs.replace(good.spec, strategy=strategy)
+    victim = mirror.taken(CURRENT)
+    assert victim.assignment is not None
+    told = WindowsDesired(
+        switch_over=[WindowDesired(schedule="* * * * *", time_zone="Mars/North", duration_seconds=60)]
     )
-    mirror.roster.turn(bad)
-    with pytest.raises(InvalidError):
-        mirror.roster.step(mirror.now)
-    mirror.change()
-    mirror.frame = good
-    mirror.step()
+    workload = msgspec.structs.replace(victim.assignment.workload, windows=told)
+    bad = msgspec.structs.replace(victim.assignment, workload=workload)
+    for _ in range(2):
+        mirror.roster.put(dataclasses.replace(victim, assignment=bad, report=None))
+        for _ in range(2):
+            with pytest.raises(InvalidError):
+                mirror.roster.step(mirror.now)
+            mirror.change()
+            mirror.roster.turn(mirror.frame)
+        mirror.roster.put(victim)
+        mirror.step()
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from skerry.api.meta import Digest, Ratio, Struct
 Format = Literal["onnx", "tflite", "executorch", "torchscript"]
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int4"]
 Engine = Literal["onnxruntime", "litert", "executorch", "torchscript"]
+SourceKind = Literal["pytorch", "torch-export", "torchscript", "keras", "savedmodel", "onnx", "tflite", "sklearn"]
 
 
 class Blob(Struct, frozen=True, kw_only=True):

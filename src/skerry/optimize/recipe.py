@@ -21,6 +21,7 @@ MAX_VARIANTS = 64
 MAX_NAME = 128
 """What an OCI tag may have; model and version together must also be a Kubernetes name."""
 
+DEFAULT_VARIANTS = ("onnx-fp32", "onnx-fp16", "onnx-int8")
 PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8", "int4")
 FORMATS = ("onnx", "tflite", "executorch", "torchscript")
 
@@ -147,12 +148,10 @@ class Optimization(Struct, frozen=True, kw_only=True):
     """Directory for the package."""
     metric: str = "accuracy"
     """What variants are judged by: a name (docs/factory.md has them), or FILE.py:FUNCTION."""
-    variants: Annotated[list[VariantSpec], msgspec.Meta(min_length=1, max_length=MAX_VARIANTS)] = [
-        VariantSpec(name="onnx-fp32"),
-        VariantSpec(name="onnx-fp16"),
-        VariantSpec(name="onnx-int8"),
-    ]
-    """The variants that are wanted."""
+    variants: Annotated[list[VariantSpec], msgspec.Meta(min_length=1, max_length=MAX_VARIANTS)] = msgspec.field(
+        default_factory=lambda: [VariantSpec(name=name) for name in DEFAULT_VARIANTS]
+    )
+    """The variants that are wanted; without them onnx-fp32, onnx-fp16 and onnx-int8."""
     allowed_drop: Ratio = 0.01
     """A variant whose metric is worse than the source model's by more than this is rejected."""
     golden: Annotated[int, msgspec.Meta(ge=1, le=MAX_GOLDEN)] = 64

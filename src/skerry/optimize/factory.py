@@ -26,7 +26,7 @@ from skerry.optimize.foreign import first_line
 from skerry.optimize.importers import Source
 from skerry.optimize.metrics import METRICS
 from skerry.optimize.package import Draft
-from skerry.optimize.passes import RECIPES, Recipe, simplify
+from skerry.optimize.passes import RECIPES, Material, Recipe, simplify
 from skerry.optimize.progress import Progress
 from skerry.optimize.request import Request
 
@@ -56,6 +56,7 @@ class _Bench:
     signature: ModelSignature
     conditions: profile.Conditions
     draft: Draft
+    scratch: Path
     progress: Progress
 
 
@@ -138,6 +139,7 @@ def _set_up(
         signature=signature,
         conditions=profile.conditions(scratch, signature, data.golden_x, runs=request.runs),
         draft=draft,
+        scratch=scratch,
         progress=progress,
     )
 
@@ -188,7 +190,7 @@ def _make_variant(bench: _Bench, precision: Precision) -> PackagedVariant | _Ref
     name = f"onnx-{precision}"
     bench.progress("variant.started", variant=name, precision=precision)
     try:
-        best, tried = _try_recipes(bench, name, RECIPES[precision])
+        best, tried = _try_recipes(bench, name, RECIPES["onnx", precision])
         if best is None:
             return _refuse(bench, name, f"could not be made ({'; '.join(tried)})", failed=True)
         drop = bench.baseline - best.metric
@@ -230,7 +232,16 @@ def _try_recipes(bench: _Bench, name: str, recipes: Sequence[Recipe]) -> tuple[_
 
 
 def _judge(bench: _Bench, recipe: Recipe) -> _Candidate:
-    content = recipe.build(bench.exported, bench.data.calibration_x)
+    material = Material(
+        load=lambda: bench.exported,
+        inputs_sample={bench.signature.inputs[0].name: bench.data.golden_x},
+        calibration={bench.signature.inputs[0].name: bench.data.calibration_x},
+        signature=bench.signature,
+        out=bench.scratch / "candidate.onnx",
+        seed=bench.request.seed,
+    )
+    recipe.build(material)
+    content = material.out.read_bytes()
     if graph.signature(graph.parse(content)) != bench.signature:
         raise InvalidError("changes the model's tensors")
     runner = evaluate.Runner(content)

@@ -10,7 +10,7 @@ from pathlib import Path
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.variants import Precision
 from skerry.optimize.metrics import METRICS
-from skerry.optimize.passes import RECIPES
+from skerry.optimize.passes import onnx
 
 MAX_GOLDEN = 4096
 MAX_RUNS = 100_000
@@ -50,9 +50,9 @@ class Request:
                 hint = "use a-z and 0-9, with single dots or dashes inside, as in digits or v1.2"
                 raise InvalidError(f'"{name[:80]}" is not a name', element=option, hint=hint)
         if not self.variants:
-            raise InvalidError("names no variant", element="--variants", hint=f"choose from {', '.join(RECIPES)}")
+            raise InvalidError("names no variant", element="--variants", hint=f"choose from {', '.join(onnx.TABLE)}")
         for precision in self.variants:
-            _check_choice("--variants", precision, RECIPES)
+            _check_choice("--variants", precision, onnx.TABLE)
         _check_choice("--metric", self.metric, METRICS)
         _check_range("--allowed-drop", self.allowed_drop, 0, 1)
         _check_range("--golden", self.golden, 1, MAX_GOLDEN)

@@ -39,6 +39,8 @@ class Engine(Protocol):
 
     platform: str
     """The protocol's name for it (Open Inference Protocol, "Platforms")."""
+    version: str
+    """Of the engine that is installed."""
 
     def load(self, file: Path, signature: ModelSignature, *, threads: int) -> LoadedModel:
         """Load a model that must have that signature. Raises InvalidError, NotFoundError, UnavailableError."""

@@ -41,6 +41,7 @@ class OnnxEngine:
     """Loads `.onnx` files into ONNX Runtime."""
 
     platform = "onnx_onnxv1"
+    version: str = ort.__version__
 
     def load(self, file: Path, signature: ModelSignature, *, threads: int) -> OnnxModel:
         """Load a model; `threads` is exactly how many may compute at once. Raises InvalidError, NotFoundError."""

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from skerry.api.kinds.variants import SourceKind
-from skerry.api.meta import END, Ratio, Struct
+from skerry.api.meta import END, Struct
 from skerry.api.quantity import Quantity
 
 MAX_GOLDEN = 4096
@@ -46,6 +46,8 @@ FunctionPath = Annotated[
     str,
     msgspec.Meta(pattern=rf"^.+\.py:[A-Za-z_][A-Za-z0-9_]*{END}", description="in the form FILE.py:FUNCTION"),
 ]
+
+Drop = Annotated[float, msgspec.Meta(ge=0, description="how much worse the metric may be, in the metric's own unit")]
 
 
 class SourceSpec(Struct, frozen=True, kw_only=True):
@@ -118,7 +120,7 @@ class VariantSpec(VariantOptions, frozen=True, kw_only=True):
 
     name: VariantName
     """`<format>-<precision>`, with a word of your own behind it where there is more than one."""
-    allowed_drop: Ratio | None = None
+    allowed_drop: Drop | None = None
     """What this variant may lose; without it, the run's `allowedDrop`."""
 
 
@@ -152,7 +154,7 @@ class Optimization(Struct, frozen=True, kw_only=True):
         default_factory=lambda: [VariantSpec(name=name) for name in DEFAULT_VARIANTS]
     )
     """The variants that are wanted; without them onnx-fp32, onnx-fp16 and onnx-int8."""
-    allowed_drop: Ratio = 0.01
+    allowed_drop: Drop = 0.01
     """A variant whose metric is worse than the source model's by more than this is rejected."""
     golden: Annotated[int, msgspec.Meta(ge=1, le=MAX_GOLDEN)] = 64
     """Golden samples to ship, at most; chosen by the seed."""

@@ -26,8 +26,9 @@ from skerry.optimize.foreign import first_line
 from skerry.optimize.importers import Source
 from skerry.optimize.metrics import METRICS
 from skerry.optimize.package import Draft
-from skerry.optimize.passes import RECIPES, Material, Recipe, simplify
+from skerry.optimize.passes import Material, Recipe, recipes, simplify
 from skerry.optimize.progress import Progress
+from skerry.optimize.recipe import VariantOptions
 from skerry.optimize.request import Request
 
 TOOLS = ("skerry", "torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "onnxconverter-common", "numpy")
@@ -190,7 +191,7 @@ def _make_variant(bench: _Bench, precision: Precision) -> PackagedVariant | _Ref
     name = f"onnx-{precision}"
     bench.progress("variant.started", variant=name, precision=precision)
     try:
-        best, tried = _try_recipes(bench, name, RECIPES["onnx", precision])
+        best, tried = _try_recipes(bench, name, recipes("onnx", precision, VariantOptions()))
         if best is None:
             return _refuse(bench, name, f"could not be made ({'; '.join(tried)})", failed=True)
         drop = bench.baseline - best.metric

@@ -1,6 +1,6 @@
 """Passes: what they change, and that they change nothing else."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from skerry.api.errors import InvalidError, TooLargeError
 from skerry.optimize import evaluate, graph
-from skerry.optimize.passes import RECIPES, Material, Recipe, half, quantize, simplify
+from skerry.optimize.passes import RECIPES, Material, Recipe, half, quantize, ranges, recipes, simplify
+from skerry.optimize.recipe import VariantOptions
 
 RANDOM = np.random.default_rng(0)
 SAMPLES = RANDOM.standard_normal((64, 24)).astype(np.float32)
@@ -78,7 +79,7 @@ def test_float16_can_leave_sensitive_operators_in_float32() -> None:
         )
 
 
-@pytest.mark.parametrize("recipe", RECIPES["onnx", "int8"], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", recipes("onnx", "int8", VariantOptions()), ids=lambda recipe: recipe.name)
 def test_every_int8_recipe_makes_a_smaller_model_that_does_nearly_the_same(recipe: Recipe, tmp_path: Path) -> None:
     raw = dense(4)
     quantised = build(recipe, raw, tmp_path / "first")
@@ -91,11 +92,17 @@ def test_every_int8_recipe_makes_a_smaller_model_that_does_nearly_the_same(recip
     assert evaluate.numerical_error(outputs, evaluate.Runner(raw).predict(SAMPLES)).cosine > 0.98
 
 
+def static(raw: bytes, *, per_channel: bool, exclude: Sequence[str] = ()) -> onnx.ModelProto:
+    prepared = quantize.prepare(raw)
+    bounds = ranges.measure(prepared, {"input": SAMPLES})
+    return graph.parse(quantize.static(prepared, bounds, per_channel=per_channel, exclude=exclude))
+
+
 def test_per_channel_has_a_scale_per_column() -> None:
     scales = {
         per_channel: max(
             numpy_helper.to_array(tensor).size
-            for tensor in graph.parse(quantize.build(per_channel=per_channel)(dense(3), SAMPLES)).graph.initializer
+            for tensor in static(dense(3), per_channel=per_channel).graph.initializer
             if tensor.name.endswith("_scale")
         )
         for per_channel in (True, False)
@@ -103,19 +110,21 @@ def test_per_channel_has_a_scale_per_column() -> None:
     assert scales == {True: 24, False: 1}
 
 
-def test_float_ends_leave_the_first_and_the_last_layer() -> None:
-    quantised = graph.parse(quantize.build(per_channel=True, float_ends=True)(dense(4), SAMPLES))
+def test_float_ends_leave_the_first_and_the_last_layer(tmp_path: Path) -> None:
+    (recipe,) = [recipe for recipe in RECIPES["onnx", "int8"] if recipe.name == "static-qdq-float-ends"]
+    quantised = graph.parse(build(recipe, dense(4), tmp_path / "out"))
     kept = {tensor.name for tensor in quantised.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     assert {"w0", "w3"} <= kept
     assert not {"w1", "w2"} & kept
     with pytest.raises(InvalidError, match="too few layers"):
-        quantize.build(per_channel=True, float_ends=True)(dense(2), SAMPLES)
+        build(recipe, dense(2), tmp_path / "out")
 
 
-def test_a_model_without_weights_cannot_be_int8() -> None:
+def test_a_model_without_weights_cannot_be_int8(tmp_path: Path) -> None:
     raw = model([helper.make_node("Relu", ["input"], ["output"], name="relu")])
-    with pytest.raises(InvalidError, match="no layer whose weights can be int8"):
-        quantize.build(per_channel=True)(raw, SAMPLES)
+    for precision in ("int8", "int8-dynamic"):
+        with pytest.raises(InvalidError, match="no layer whose weights can be int8"):
+            build(RECIPES["onnx", precision][0], raw, tmp_path / "out")
 
 
 def test_simplifying_folds_what_is_constant() -> None:

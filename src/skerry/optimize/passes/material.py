@@ -7,19 +7,18 @@ any format's own matters.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from skerry.api.kinds.tensors import ModelSignature
+from skerry.optimize.dataset import Inputs
 from skerry.optimize.recipe import VariantOptions
 
-Inputs = Mapping[str, npt.NDArray[Any]]
-"""Tensor name -> samples along axis 0, in the order in which the model takes them."""
+__all__ = ["Form", "Inputs", "Material", "Recipe", "first"]
 
 Form = Literal["onnx", "torch", "keras", "tflite", "torchscript"]
 """What a recipe starts from: a serialised graph (bytes), a module in evaluation mode, a Keras model, a file (bytes)."""
@@ -45,8 +44,12 @@ class Material:
     """Judges a file on the test set: how much of the metric it loses, positive is worse. For recipes that search."""
     allowed_drop: float = 0.0
     """What `drop` may be at most."""
-    detail: MutableMapping[str, Any] = field(default_factory=dict)
-    """What the recipe has to say for the card (JSON values): which layers it kept, what it searched."""
+    detail: MutableMapping[str, str] = field(default_factory=dict)
+    """What the recipe has to say for the card: which layers it kept, what that cost."""
+
+
+def _always(_options: VariantOptions) -> bool:
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +67,9 @@ class Recipe:
     """The extra of ours that installs them: `executorch` for `skerry[executorch]`."""
     toolchain: str = ""
     """The environment of its own it runs in; empty is this one."""
+
+    asked: Callable[[VariantOptions], bool] = _always
+    """Whether a variant with these options wants it."""
 
     def missing(self) -> tuple[str, ...]:
         """Return the distributions it needs that are not installed here."""

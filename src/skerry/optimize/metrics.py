@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -155,7 +155,8 @@ def _scores(outputs: Sequence[Array], labels: Array) -> Array:
 
 
 def _hits(outputs: Sequence[Array], labels: Array) -> Array:
-    return _scores(outputs, labels).argmax(axis=1) == labels
+    hits: Array = _scores(outputs, labels).argmax(axis=1) == labels
+    return hits
 
 
 def _guesses(outputs: Sequence[Array], labels: Array) -> Array:
@@ -178,7 +179,8 @@ def _top(k: int) -> Metric:
             raise InvalidError(cause, element=f"metric top-{k}", hint="choose a smaller k")
         # a class counts when fewer than k others score as high: a constant output is then never right
         own = np.take_along_axis(scores, labels[:, None], axis=1)
-        return (scores >= own).sum(axis=1) <= k
+        among: Array = (scores >= own).sum(axis=1) <= k
+        return among
 
     return Metric(name=f"top-{k}", higher_is_better=True, targets="classes", prepare=_by(hits, _mean), shares=True)
 
@@ -188,7 +190,7 @@ def _mean(rows: Array) -> float:
 
 
 def _error(power: int) -> Callable[[Sequence[Array], Array], Array]:
-    def errors(outputs: Sequence[Array], targets: Array) -> Array:
+    def of_samples(outputs: Sequence[Array], targets: Array) -> Array:
         output = outputs[0].astype(np.float64)
         if output.shape != targets.shape and output[..., :1].shape == (*targets.shape, 1) and output.shape[-1] == 1:
             output = output[..., 0]
@@ -199,9 +201,10 @@ def _error(power: int) -> Callable[[Sequence[Array], Array], Array]:
                 hint="give the answers the shape of the model's first output",
             )
         distance: Array = np.abs(output - targets.astype(np.float64)) ** power
-        return distance.reshape(len(distance), -1).mean(axis=1)
+        errors: Array = distance.reshape(len(distance), -1).mean(axis=1)
+        return errors
 
-    return errors
+    return of_samples
 
 
 def _overlaps(outputs: Sequence[Array], labels: Array) -> Array:
@@ -241,9 +244,9 @@ def _mean_iou(rows: Array) -> float:
 
 
 def _of_callable(name: str, declared: Any, function: Callable[[Sequence[Array], Array], Any]) -> Metric:
-    targets = getattr(declared, "targets", "values")
-    if targets not in ("classes", "values"):
-        raise InvalidError(f'targets is "{targets}"', element=f"metric {name}", hint='use "classes" or "values"')
+    kind: Targets = getattr(declared, "targets", "values")
+    if kind not in get_args(Targets):
+        raise InvalidError(f'targets is "{kind}"', element=f"metric {name}", hint='use "classes" or "values"')
 
     def prepare(outputs: Sequence[Array], targets: Array) -> tuple[Array, Reduce]:
         def reduce(rows: Array) -> float:
@@ -259,7 +262,7 @@ def _of_callable(name: str, declared: Any, function: Callable[[Sequence[Array], 
     return Metric(
         name=name,
         higher_is_better=bool(getattr(declared, "higher_is_better", True)),
-        targets=targets,
+        targets=kind,
         prepare=prepare,
         resamples=CALLABLE_RESAMPLES,
     )

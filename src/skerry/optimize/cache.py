@@ -14,10 +14,10 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
@@ -137,12 +137,12 @@ def digest(path: Path) -> str:
         inside = {str(p.relative_to(path)): digest(p) for p in sorted(path.rglob("*")) if p.is_file()}
         return key(inside)
     with path.open("rb") as file:
-        return _hash(file)
+        return file_digest(file, "sha256").hexdigest()
 
 
-def _hash(file: BinaryIO) -> str:
-    make: Callable[[], Any] = sha256
-    return file_digest(file, make).hexdigest()
+def digest_tree(root: Path, pattern: str) -> str:
+    """Return the digest of a directory's files with such names, and of the names."""
+    return key({str(path.relative_to(root)): digest(path) for path in sorted(root.rglob(pattern))})
 
 
 def _sync(path: Path) -> None:

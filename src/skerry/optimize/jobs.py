@@ -18,6 +18,10 @@ from skerry.optimize.recipe import Optimization, VariantSpec
 FACTS_FILE = "facts.json"
 GRAPH_FILE = "model.onnx"
 TEST_FILE = "test.npz"
+"""The test set, and behind it the golden samples."""
+TARGETS_FILE = "targets.npz"
+MEASURED_FILE = "measured.npz"
+"""A few golden samples, with which latencies are measured."""
 CALIBRATION_FILE = "calibration.npz"
 GOLDEN_FILE = "golden.npz"
 SIGNATURE_FILE = "signature.json"
@@ -71,6 +75,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     golden_samples: int
     graph_bytes: int = 0
     """Size of the ONNX graph; 0 without one."""
+    source_bytes: int = 0
+    """Size of the source's files."""
     graph_problem: str = ""
     """Why there is no ONNX graph."""
     peak_bytes: int = 0
@@ -105,7 +111,7 @@ def parse_name(name: str) -> tuple[Format, Precision]:
 
 
 def file_name(model: str, variant: str) -> str:
-    """Return the name of a variant's file in the package: `<model>-<precision>[-<word>]`, the suffix says the format."""
+    """Return the file's name in the package: `<model>-<precision>[-<word>]`, with the format's own suffix."""
     form, _, rest = variant.partition("-")
     return f"{model}-{rest}{SUFFIXES[msgspec.convert(form, Format)]}"
 

@@ -7,15 +7,16 @@ Lives here: where the files go and that they are never half there. Must not live
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
-from skerry.api.errors import AlreadyExistsError, InvalidError
+from skerry.api.errors import AlreadyExistsError, InvalidError, StorageFullError
 from skerry.api.kinds.variants import Blob
 from skerry.core import card as cards
 from skerry.kit import files
@@ -35,6 +36,24 @@ class Draft:
         """Write one file. Raises StorageFullError."""
         files.write_atomic(self.directory / name, content)
         return Blob(digest=f"sha256:{sha256(content).hexdigest()}", size=len(content))
+
+    def take(self, source: Path, name: str) -> Blob:
+        """Copy a file in, whatever its size, and make it last. Raises StorageFullError."""
+        target = self.directory / name
+        try:
+            shutil.copyfile(source, target)
+            descriptor = os.open(target, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFullError(element=str(target), hint="free some space; nothing was changed") from error
+            raise
+        with target.open("rb") as file:
+            return Blob(digest=f"sha256:{file_digest(file, 'sha256').hexdigest()}", size=target.stat().st_size)
 
     def remove(self, name: str) -> None:
         """Take one file out again."""

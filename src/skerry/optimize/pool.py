@@ -70,15 +70,22 @@ class _Running:
 
 
 class Pool:
-    """Runs jobs. `tell` gets every event that a worker writes, as soon as it is written."""
+    """Runs jobs. `tell` gets every event that a worker writes, as soon as it is written; `started` each job's start."""
 
     def __init__(
-        self, *, memory: int, parallel: int, timeout_seconds: float, tell: Callable[[Job, Event], None]
+        self,
+        *,
+        memory: int,
+        parallel: int,
+        timeout_seconds: float,
+        tell: Callable[[Job, Event], None],
+        started: Callable[[Job], None],
     ) -> None:
         self._memory = memory
         self._parallel = parallel
         self._timeout = timeout_seconds
         self._tell = tell
+        self._started = started
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
         """Run all jobs; yield each as it ends. Whoever stops listening stops those that run."""
@@ -88,11 +95,12 @@ class Pool:
             while waiting or alone or running:
                 self._start(waiting, alone, running, selector)
                 for chosen, _ in selector.select(WATCH_SECONDS):
-                    self._read(chosen.data, chosen.fd, selector)
+                    self._read(chosen, selector)
                 self._watch(running)
                 for worker in [w for w in running if not w.open and w.process.poll() is not None]:
                     running.remove(worker)
                     if worker.verdict == "again":
+                        _close(worker)
                         alone.append(worker.job)
                     else:
                         yield self._end(worker)
@@ -121,22 +129,20 @@ class Pool:
         assert process.stdout is not None
         assert process.stderr is not None
         worker = _Running(job=job, process=process, started=time.monotonic(), alone=alone)
-        for stream in (process.stdout, process.stderr):
+        for stream, events in ((process.stdout, True), (process.stderr, False)):
             os.set_blocking(stream.fileno(), False)
-            selector.register(stream, selectors.EVENT_READ, worker)
+            selector.register(stream, selectors.EVENT_READ, (worker, events))
             worker.open.add(stream.fileno())
+        self._started(job)
         return worker
 
-    def _read(self, worker: _Running, descriptor: int, selector: selectors.BaseSelector) -> None:
-        assert worker.process.stdout is not None
-        assert worker.process.stderr is not None
-        part = os.read(descriptor, 1 << 16)
-        ours = descriptor == worker.process.stdout.fileno()
+    def _read(self, chosen: selectors.SelectorKey, selector: selectors.BaseSelector) -> None:
+        worker, events = chosen.data
+        part = os.read(chosen.fd, 1 << 16)
         if not part:
-            selector.unregister(descriptor)
-            worker.open.discard(descriptor)
-            (worker.process.stdout if ours else worker.process.stderr).close()
-        elif ours:
+            selector.unregister(chosen.fileobj)
+            worker.open.discard(chosen.fd)
+        elif events:
             *lines, worker.line = (worker.line + part).split(b"\n")
             for line in lines:
                 self._tell(worker.job, msgspec.json.decode(line, type=dict[str, Any]))
@@ -160,6 +166,7 @@ class Pool:
             _kill(youngest)
 
     def _end(self, worker: _Running) -> Ended:
+        _close(worker)
         code = worker.process.returncode
         problem = worker.verdict
         if code and not problem:
@@ -214,6 +221,10 @@ def _stopping(running: list[_Running]) -> Iterator[None]:
         for worker in running:
             _kill(worker)
             worker.process.wait(STOP_SECONDS)
-            for stream in (worker.process.stdout, worker.process.stderr):
-                if stream is not None:
-                    stream.close()
+            _close(worker)
+
+
+def _close(worker: _Running) -> None:
+    for stream in (worker.process.stdout, worker.process.stderr):
+        if stream is not None:
+            stream.close()

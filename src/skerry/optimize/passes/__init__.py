@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 
 from skerry.api.errors import InvalidError, UnsupportedError
 from skerry.api.kinds.variants import Format, Precision
-from skerry.optimize.passes import executorch, onnx, torchscript
+from skerry.optimize.passes import executorch, litert, onnx, torchscript
 from skerry.optimize.passes.material import Form, Inputs, Material, Recipe
 from skerry.optimize.recipe import VariantOptions
 
 RECIPES: Mapping[tuple[Format, Precision], Sequence[Recipe]] = {
     **{("onnx", precision): recipes for precision, recipes in onnx.TABLE.items()},
+    **{("tflite", precision): recipes for precision, recipes in litert.TABLE.items()},
     **{("executorch", precision): recipes for precision, recipes in executorch.TABLE.items()},
     **{("torchscript", precision): recipes for precision, recipes in torchscript.TABLE.items()},
 }

@@ -5,11 +5,7 @@ Lives here: what ExecuTorch, TorchScript and LiteRT need alike. Must not live he
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +14,7 @@ import torch
 from skerry.api.errors import InvalidError
 from skerry.optimize.foreign import first_line
 from skerry.optimize.passes.material import Inputs
+from skerry.optimize.quiet import quiet
 
 CONTROL_FLOW = "keep Python control flow that depends on tensor values or on the batch size out of forward()"
 
@@ -62,16 +59,3 @@ def program(module: torch.nn.Module, inputs: Inputs, *, batch: int = 1) -> Any:
         raise InvalidError(
             f"cannot be exported by torch.export ({first_line(error)})", element="model", hint=CONTROL_FLOW
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' warnings and logs to themselves: what counts is checked by running what they made."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)

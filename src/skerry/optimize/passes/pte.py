@@ -14,8 +14,9 @@ from skerry.api.errors import InvalidError, SkerryError, UnsupportedError
 from skerry.optimize.foreign import first_line
 from skerry.optimize.passes import module as modules
 from skerry.optimize.passes.material import Material
+from skerry.optimize.quiet import quiet
 
-with modules.quiet():  # its modules warn when they are imported
+with quiet():  # its modules warn when they are imported
     from executorch.backends.xnnpack.partition import xnnpack_partitioner
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
     from executorch.exir import to_edge_transform_and_lower
@@ -39,7 +40,7 @@ def quantised(material: Material, *, per_channel: bool) -> None:
 def _quantised(material: Material, *, per_channel: bool) -> Any:
     exported = modules.program(material.load(), material.inputs_sample)
     samples = min(material.options.calibration_samples, *map(len, material.calibration.values()))
-    with modules.quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=per_channel)
         quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
         for layer in material.options.keep_layers:
@@ -55,7 +56,7 @@ def _quantised(material: Material, *, per_channel: bool) -> Any:
 
 def _write(material: Material, exported: Any) -> None:
     try:
-        with modules.quiet():
+        with quiet():
             edge = to_edge_transform_and_lower(exported, partitioner=[xnnpack_partitioner.XnnpackPartitioner()])
             delegated, left = _operators(edge.exported_program().graph_module)
             made = edge.to_executorch()

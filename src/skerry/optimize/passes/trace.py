@@ -15,6 +15,7 @@ from torch import _C
 from skerry.api.errors import InvalidError
 from skerry.optimize.passes import module as modules
 from skerry.optimize.passes.material import Material
+from skerry.optimize.quiet import quiet
 
 _CHECKED_BATCHES = (1, 3)
 _TRACED_BATCH = 2
@@ -33,14 +34,14 @@ def traced(material: Material) -> None:
 def lite(material: Material) -> None:
     """Write a recording with the bytecode of PyTorch Mobile's lite interpreter. Raises InvalidError."""
     recorded = _trace(modules.prepared(material.load()), material)
-    with modules.quiet():
+    with quiet():
         material.out.write_bytes(_cleaned(recorded._save_to_buffer_for_lite_interpreter()))  # noqa: SLF001
 
 
 def scripted(material: Material) -> None:
     """Write forward() compiled, control flow included. Raises InvalidError when its outputs have names."""
     module = material.load().eval().requires_grad_(requires_grad=False)
-    with modules.quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         made = torch.jit.freeze(torch.jit.script(module))
         if isinstance(made(*modules.tensors(material.inputs_sample, 0, 1)), Mapping):
             raise InvalidError("gives a dict, which a compiled model keeps", element="model", hint="return a tuple")
@@ -57,14 +58,14 @@ def dynamic(material: Material) -> None:
             element="model",
             hint="leave torchscript-int8-dynamic out, or take tflite-int8 or executorch-int8",
         )
-    with modules.quiet():
+    with quiet():
         quantised = torch.ao.quantization.quantize_dynamic(module, _DYNAMIC, dtype=torch.qint8)  # type: ignore[no-untyped-call]
     _save(material, _trace(quantised, material, freeze=False))
 
 
 def _trace(module: torch.nn.Module, material: Material, *, freeze: bool = True) -> Any:
     example = modules.tensors(material.inputs_sample, 0, _TRACED_BATCH)
-    with modules.quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         recorded: Any = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
         if freeze:
             recorded = torch.jit.freeze(recorded)
@@ -95,7 +96,7 @@ def _flat(outputs: Any) -> Sequence[Any]:
 
 def _save(material: Material, made: Any) -> None:
     target = io.BytesIO()
-    with modules.quiet():
+    with quiet():
         torch.jit.save(made, target)
     material.out.write_bytes(_cleaned(target.getvalue()))
 

@@ -64,7 +64,7 @@ ENGINES: Mapping[str, EngineDescription] = {
             distributions=("executorch",),
             requires=("torch",),
             extra="executorch",
-            note="from Python it needs torch, and seconds to start",
+            note="on Linux it needs PyTorch, with its memory and its seconds to start",
         ),
         EngineDescription(
             name="torchscript",

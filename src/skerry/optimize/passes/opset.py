@@ -6,6 +6,8 @@ support") and ONNX' own table of versions (onnx.helper.VERSION_TABLE). An engine
 
 from __future__ import annotations
 
+import re
+
 import onnx
 from onnx import version_converter
 
@@ -29,6 +31,8 @@ OLDEST: tuple[tuple[tuple[int, int], int, int], ...] = (
 """(first ONNX Runtime, newest opset it reads, newest IR version it reads), oldest first."""
 
 _DOMAINS = ("", "ai.onnx")
+_NO_WAY = re.compile(r"No (?:Adapter \w+ Version \S+ for|Previous Version of) (\w+)")
+"""How the converter says which operator it cannot write otherwise."""
 
 
 def of(model: onnx.ModelProto) -> int:
@@ -71,9 +75,10 @@ def convert(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         converted = version_converter.convert_version(model, opset)
         onnx.checker.check_model(converted, full_check=True)
     except Exception as error:  # the converter and the checker share no exception type
+        operator = _NO_WAY.search(str(error))
         raise UnsupportedError(
-            f"cannot be written in opset {opset} ({first_line(error)})",
-            element="model",
+            f"cannot be written in opset {opset}{'' if operator else f' ({first_line(error)})'}",
+            element=f"operator {operator[1]}" if operator else "model",
             hint="name a newer oldestOnnxruntime, or leave it out",
         ) from error
     return converted

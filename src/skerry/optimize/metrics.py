@@ -149,7 +149,7 @@ def _scores(outputs: Sequence[Array], labels: Array) -> Array:
         raise InvalidError(f"are {labels.dtype.name} {list(labels.shape)}", element="labels", hint="give int64 [n]")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         worst = labels.max() if labels.max() >= scores.shape[1] else labels.min()
-        cause = f"hold class {worst}, but the model knows {scores.shape[1]} classes, counted from 0"
+        cause = f"holds class {worst}, but the model knows {scores.shape[1]} classes, counted from 0"
         raise InvalidError(cause, element="labels", hint="use the labels the model was trained with")
     return scores
 
@@ -212,7 +212,7 @@ def _overlaps(outputs: Sequence[Array], labels: Array) -> Array:
     classes, guesses = _segments(outputs[0], labels)
     if labels.min() < IGNORED or labels.max() >= classes:
         worst = labels.max() if labels.max() >= classes else labels.min()
-        cause = f"hold class {worst}, but the model knows {classes} classes, counted from 0"
+        cause = f"holds class {worst}, but the model knows {classes} classes, counted from 0"
         raise InvalidError(cause, element="labels", hint=f"use {IGNORED} for what does not count")
     rows = np.zeros((len(labels), classes, 2), dtype=np.int64)
     for row, guess, label in zip(rows, guesses, labels, strict=True):

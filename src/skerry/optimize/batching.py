@@ -6,14 +6,12 @@ compares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from skerry.api.errors import InvalidError
-from skerry.api.kinds.tensors import ModelSignature, TensorSpec
+from skerry.api.kinds.tensors import ModelSignature
 
 BATCH = "batch"
 
@@ -35,13 +33,6 @@ def fixed_batch(signature: ModelSignature, *, element: str) -> int | None:
         )
     size = sizes.pop() if sizes else -1
     return None if size < 1 else size
-
-
-def freed(signature: ModelSignature, declared: ModelSignature) -> ModelSignature:
-    """Return the signature of samples with -1 where the model declares a free dimension."""
-    return ModelSignature(
-        inputs=_freed(signature.inputs, declared.inputs), outputs=_freed(signature.outputs, declared.outputs)
-    )
 
 
 def with_signature(model: onnx.ModelProto, signature: ModelSignature) -> onnx.ModelProto:
@@ -102,18 +93,3 @@ def free_with_reshapes(model: onnx.ModelProto, fixed: int) -> onnx.ModelProto:
 
 
 _HINT = "export it with the samples along the first dimension of every input"
-
-
-def _freed(specs: Sequence[TensorSpec], declared: Sequence[TensorSpec]) -> list[TensorSpec]:
-    shapes = {spec.name: spec.shape for spec in declared}
-    made = []
-    for spec in specs:
-        known = shapes.get(spec.name, spec.shape)
-        if len(known) != len(spec.shape):
-            known = spec.shape
-        shape = [
-            -1 if axis == 0 or free < 0 else size
-            for axis, (size, free) in enumerate(zip(spec.shape, known, strict=True))
-        ]
-        made.append(TensorSpec(name=spec.name, datatype=spec.datatype, shape=shape))
-    return made

@@ -19,7 +19,7 @@ from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line
 from skerry.optimize.importers import Form, files
-from skerry.optimize.importers.tensors import Reference, first
+from skerry.optimize.importers.tensors import Reference, first, freed
 from skerry.optimize.recipe import SourceSpec
 
 OLDEST_OPSET = 13
@@ -51,7 +51,8 @@ class OnnxSource:
 
     def signature(self, inputs: Inputs) -> ModelSignature:
         """See `Source`; dimensions that the file leaves free stay free."""
-        return batching.freed(self._reference.signature(inputs), self._declared)
+        declared = {spec.name: spec.shape for spec in (*self._declared.inputs, *self._declared.outputs)}
+        return freed(self._reference.signature(inputs), declared)
 
     def predict(self, inputs: Inputs) -> Sequence[Array]:
         """See `Source`."""

@@ -95,6 +95,14 @@ def first(inputs: Inputs, count: int) -> Inputs:
     return {name: np.resize(samples[:count], (count, *samples.shape[1:])) for name, samples in inputs.items()}
 
 
+def freed(signature: ModelSignature, declared: Mapping[str, Sequence[int]]) -> ModelSignature:
+    """Return the signature of samples with -1 where the model declares a free dimension (tensor name -> shape)."""
+    return ModelSignature(
+        inputs=[_freed(spec, declared) for spec in signature.inputs],
+        outputs=[_freed(spec, declared) for spec in signature.outputs],
+    )
+
+
 def specs(tensors: Mapping[str, Array]) -> list[TensorSpec]:
     """Describe arrays [n, ...] as tensors with a free batch. Raises InvalidError for types that cannot be served."""
     return [
@@ -117,3 +125,12 @@ def _described(batch: Inputs) -> str:
         for name, samples in batch.items()
     ]
     return " and ".join(said)
+
+
+def _freed(spec: TensorSpec, declared: Mapping[str, Sequence[int]]) -> TensorSpec:
+    known = declared.get(spec.name, ())
+    if len(known) != len(spec.shape):
+        return spec
+    sizes = enumerate(zip(spec.shape, known, strict=True))
+    shape = [-1 if axis == 0 or declared_size < 0 else size for axis, (size, declared_size) in sizes]
+    return TensorSpec(name=spec.name, datatype=spec.datatype, shape=shape)

@@ -11,6 +11,7 @@ import onnx
 
 from skerry.api.errors import InvalidError, TooLargeError
 from skerry.api.kinds.tensors import Datatype, ModelSignature, TensorSpec
+from skerry.optimize import runtimes
 
 MAX_BYTES = 2**31 - 1
 """Protobuf's limit for one message; larger models need external data, which is not written yet."""
@@ -29,8 +30,6 @@ _DATATYPES: dict[int, Datatype] = {
     onnx.TensorProto.FLOAT: "FP32",
     onnx.TensorProto.DOUBLE: "FP64",
 }
-_ORT_1_18_IR = 10
-_ORT_1_18_OPSET = 21
 
 
 def parse(raw: bytes) -> onnx.ModelProto:
@@ -82,10 +81,10 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def engine_min_version(model: onnx.ModelProto, installed: str) -> str:
-    """Return the oldest ONNX Runtime known to read the model: 1.18, or the one it was evaluated with."""
-    if model.ir_version <= _ORT_1_18_IR and opset(model) <= _ORT_1_18_OPSET:
-        return "1.18"
-    return ".".join(installed.split(".")[:2])
+    """Return the oldest ONNX Runtime known to read the model, or the one it was evaluated with."""
+    contrib = any(entry.domain == "com.microsoft" for entry in model.opset_import)
+    known = runtimes.oldest(opset(model), model.ir_version, contrib=contrib)
+    return known or ".".join(installed.split(".")[:2])
 
 
 def _nodes(outer: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

@@ -1,6 +1,6 @@
 """int4: weights of matrix products in 4 bits, in blocks with one scale each; activations stay float32.
 
-Made for `com.microsoft.MatMulNBits` (ONNX Runtime 1.17 or later; the contrib operators' documentation has its layout):
+Made for `com.microsoft.MatMulNBits` (the contrib operators' documentation has its layout):
 B is uint8 [N, blocks, blockSize / 2], low half first, a block runs along K; scales are float32 [N * blocks]; a weight
 is (q - 8) * scale. Must not live here: any other operator, for which the engine has no such kernel.
 """
@@ -18,6 +18,8 @@ from skerry.optimize import graph
 from skerry.optimize.arrays import Array
 
 DOMAIN = "com.microsoft"
+LEAST_ONNXRUNTIME = "1.16"
+"""The first release that has the operator."""
 ZERO = 8
 """The stored value that means 0."""
 LEAST_ROWS = 32

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from skerry.api.errors import InvalidError, UnsupportedError
 from skerry.api.kinds.variants import Precision
+from skerry.optimize import runtimes
 from skerry.optimize.passes.material import Material, Recipe, first
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ def _dynamic(operators: Sequence[str]) -> Callable[[Material], None]:
 def _int4(material: Material) -> None:
     from skerry.optimize.passes import int4, layers, quantize  # noqa: PLC0415 - heavy
 
+    oldest = material.options.oldest_onnxruntime
+    if oldest and runtimes.newest(oldest) < runtimes.newest(int4.LEAST_ONNXRUNTIME):
+        cause = f"ONNX Runtime {oldest} has no kernel for 4-bit weights"
+        hint = f"leave int4 out, or raise it to {int4.LEAST_ONNXRUNTIME}"
+        raise UnsupportedError(cause, element="oldestOnnxruntime", hint=hint)
     model = quantize.prepare(_graph(material))
     exclude = layers.matching(model, material.options.keep_layers)
     material.out.write_bytes(int4.convert(model, block_size=material.options.block_size, exclude=exclude))

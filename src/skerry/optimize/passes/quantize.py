@@ -34,7 +34,7 @@ _HINT = "leave int8 out of --variants"
 def prepare(raw: bytes) -> onnx.ModelProto:
     """Return the graph as quantisation needs it: new enough, every node named, shapes inferred. Raises InvalidError."""
     model = graph.parse(raw)
-    if opset.of(model) < LEAST_OPSET:
+    if graph.opset(model) < LEAST_OPSET:
         model = opset.convert(model, LEAST_OPSET)
     layers.name_all(model)
     model = onnx.shape_inference.infer_shapes(model)

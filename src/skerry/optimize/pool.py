@@ -117,11 +117,11 @@ class Pool:
                 return
             job = fits or waiting[0]
             waiting.remove(job)
-            running.append(self._spawn(job, selector, alone=False))
+            self._spawn(job, running, selector, alone=False)
         if alone and not waiting and not running:
-            running.append(self._spawn(alone.popleft(), selector, alone=True))
+            self._spawn(alone.popleft(), running, selector, alone=True)
 
-    def _spawn(self, job: Job, selector: selectors.BaseSelector, *, alone: bool) -> _Running:
+    def _spawn(self, job: Job, running: list[_Running], selector: selectors.BaseSelector, *, alone: bool) -> None:
         command = processes.python(["-m", "skerry.optimize.worker", str(job.file), str(self._memory)])
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
@@ -129,12 +129,12 @@ class Pool:
         assert process.stdout is not None
         assert process.stderr is not None
         worker = _Running(job=job, process=process, started=time.monotonic(), alone=alone)
+        running.append(worker)
         for stream, events in ((process.stdout, True), (process.stderr, False)):
             os.set_blocking(stream.fileno(), False)
             selector.register(stream, selectors.EVENT_READ, (worker, events))
             worker.open.add(stream.fileno())
         self._started(job)
-        return worker
 
     def _read(self, chosen: selectors.SelectorKey, selector: selectors.BaseSelector) -> None:
         worker, events = chosen.data

@@ -18,7 +18,7 @@ import msgspec
 from skerry.api import documents, schema, validation
 from skerry.api.errors import BadRequestError, InvalidError, NotFoundError
 from skerry.api.meta import END
-from skerry.optimize import recipe
+from skerry.optimize import metrics, recipe
 from skerry.optimize.recipe import DEFAULT_VARIANTS, PRECISIONS, Optimization
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -196,6 +196,11 @@ def _check(wanted: Optimization) -> list[InvalidError]:
     if wanted.metric.startswith(_SHARES) and wanted.allowed_drop > 1:
         hint = "write a share, as in 0.01 for one percent"
         problems.append(InvalidError(f"{wanted.allowed_drop:g} is more than 1", element="allowedDrop", hint=hint))
+    if ".py:" not in wanted.metric:
+        try:
+            metrics.metric(wanted.metric)
+        except InvalidError as error:
+            problems.append(error)
     if wanted.source.weights and ".py:" not in wanted.source.path:
         problems.append(InvalidError("goes with FILE.py:FUNCTION only", element="source.weights"))
     return problems

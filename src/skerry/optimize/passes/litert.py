@@ -1,14 +1,16 @@
 """TensorFlow Lite (LiteRT, `.tflite`): for each precision the recipes that make it, best first.
 
-A float32 file comes from the source by one of three ways; the first that fits the source is taken:
+A float32 file comes from the source by one of four ways; the first that fits the source is taken:
 
 | way | from | how |
 |---|---|---|
 | `keras` | a Keras model | TensorFlow's converter, which also lowers the precision |
+| `graph` | any source that has an ONNX graph | operator by operator (`lower`); no further library, any batch size |
 | `litert-torch` | a PyTorch module | Google's converter, in a toolchain of its own; batch 1 |
 | `given` | a `.tflite` file | as it is |
 
-All but `keras` lower the precision with ai-edge-quantizer. Inputs and outputs stay as the source has them. Must not
+All but `keras` lower the precision with ai-edge-quantizer. Inputs and outputs stay as the source has them. Activations
+in 16 bits (`...-static-int16-activations`) are slow and not always right: made only where they are named. Must not
 live here: making the files, whose libraries are imported when a recipe runs.
 """
 
@@ -24,6 +26,16 @@ from skerry.optimize.passes.material import Form, Material, Recipe
 _LITERT = ("ai-edge-litert",)
 TOOLCHAIN = "litert-torch"
 _Lowering = Callable[[bytes, Material], bytes]
+
+
+def _float_from_graph(material: Material) -> bytes:
+    from skerry.optimize.passes import lower  # noqa: PLC0415 - heavy
+    from skerry.optimize.passes.lower import agreement  # noqa: PLC0415 - heavy
+
+    graph = material.load()
+    content = lower.to_tflite(graph, material.signature)
+    agreement.check(content, graph, material.inputs_sample)
+    return content
 
 
 def _float_from_torch(material: Material) -> bytes:
@@ -57,8 +69,11 @@ def _lowered(way: str, **how: Any) -> _Lowering:
     return lower
 
 
-def _recipe(name: str, form: Form, lowering: _Lowering | None = None) -> Recipe:
-    """Return a recipe that makes the float32 file, names its tensors, then lowers the precision."""
+def _recipe(name: str, form: Form, lowering: _Lowering | None = None, *, by_name: bool = False) -> Recipe:
+    """Return a recipe that makes the float32 file, names its tensors, then lowers the precision.
+
+    One that is `by_name` is taken only where a variant's options name it.
+    """
     make, requires = _WAYS[form]
 
     def build(material: Material) -> None:
@@ -76,6 +91,7 @@ def _recipe(name: str, form: Form, lowering: _Lowering | None = None) -> Recipe:
         requires=requires if lowering in {None, _quantised} else (*requires, "ai-edge-quantizer"),
         extra="tflite",
         toolchain=TOOLCHAIN if form == "torch" else "",
+        asked=lambda options: not by_name or options.recipe == name,
     )
 
 
@@ -90,14 +106,15 @@ def _keras(name: str, way: str) -> Recipe:
 
 
 _WAYS: Mapping[Form, tuple[Callable[[Material], bytes], tuple[str, ...]]] = {
+    "onnx": (_float_from_graph, ("onnx", "onnxruntime", *_LITERT)),
     "torch": (_float_from_torch, ("torch", *_LITERT)),
     "tflite": (_given, _LITERT),
 }
-_WORDS: Mapping[Form, str] = {"torch": "litert-torch", "tflite": "given"}
+_WORDS: Mapping[Form, str] = {"onnx": "graph", "torch": "litert-torch", "tflite": "given"}
 
 
-def _every(word: str, lowering: _Lowering | None) -> tuple[Recipe, ...]:
-    return tuple(_recipe(f"{source}{word}", form, lowering) for form, source in _WORDS.items())
+def _every(word: str, lowering: _Lowering | None, *, by_name: bool = False) -> tuple[Recipe, ...]:
+    return tuple(_recipe(f"{source}{word}", form, lowering, by_name=by_name) for form, source in _WORDS.items())
 
 
 TABLE: Mapping[Precision, Sequence[Recipe]] = {
@@ -109,6 +126,6 @@ TABLE: Mapping[Precision, Sequence[Recipe]] = {
         _recipe("given-int8", "tflite", _quantised),
         *_every("-static-per-channel", _lowered("static")),
         *_every("-static-per-tensor", _lowered("static", per_channel=False)),
-        *_every("-static-int16-activations", _lowered("static", activation_bits=16)),
+        *_every("-static-int16-activations", _lowered("static", activation_bits=16), by_name=True),
     ),
 }

@@ -118,6 +118,7 @@ def renamed(content: bytes, wanted: ModelSignature) -> bytes:
         for spec, index in matched:
             _check(kind, spec, _spec(graph.tensors[index], spec.name))
             graph.tensors[index].name = spec.name.encode()
+    _set_apart(graph, {index for _, matched in pairs for _, index in matched})
     graph.inputs = [index for _, index in pairs[0][1]]
     graph.outputs = [index for _, index in pairs[1][1]]
     model.signatureDefs = [signature_of(pairs[0][1], pairs[1][1])]
@@ -143,6 +144,14 @@ def signature_of(inputs: Sequence[tuple[TensorSpec, int]], outputs: Sequence[tup
     made.inputs = [_entry(spec, index) for spec, index in inputs]
     made.outputs = [_entry(spec, index) for spec, index in outputs]
     return made
+
+
+def _set_apart(graph: Any, ends: set[int]) -> None:
+    """Rename inner tensors that have the name of an input or output: tools tell tensors by their names."""
+    taken = {graph.tensors[index].name for index in ends}
+    for index, tensor in enumerate(graph.tensors):
+        if index not in ends and tensor.name in taken:
+            tensor.name = b"%s:inner%d" % (tensor.name, index)
 
 
 def _entry(spec: TensorSpec, index: int) -> Any:

@@ -7,7 +7,8 @@
 | `lite-interpreter` | as `traced`, with the bytecode that PyTorch Mobile's interpreter reads beside `torch.jit.load` |
 | `dynamic-linear` | 8-bit weights of linear and recurrent layers, ranges of activations found at each run |
 
-Must not live here: making the files (`trace`), whose library is imported when a recipe runs.
+The lite interpreter's file is made only where a variant's options name that recipe. Must not live here: making the
+files (`trace`), whose library is imported when a recipe runs.
 """
 
 from __future__ import annotations
@@ -46,7 +47,14 @@ TABLE: Mapping[Precision, Sequence[Recipe]] = {
     "fp32": (
         Recipe(name="traced", form="torch", build=_traced, requires=("torch",), extra="torch"),
         Recipe(name="scripted", form="torch", build=_scripted, requires=("torch",), extra="torch"),
-        Recipe(name="lite-interpreter", form="torch", build=_lite, requires=("torch",), extra="torch"),
+        Recipe(
+            name="lite-interpreter",
+            form="torch",
+            build=_lite,
+            requires=("torch",),
+            extra="torch",
+            asked=lambda options: options.recipe == "lite-interpreter",
+        ),
     ),
     "int8-dynamic": (Recipe(name="dynamic-linear", form="torch", build=_dynamic, requires=("torch",), extra="torch"),),
 }

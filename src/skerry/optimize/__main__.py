@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--golden", type=int, help="golden samples to ship, at most (default: 64)")
     add("--runs", type=int, help="measured runs per variant (default: 200)")
     add("--seed", type=int, help="of every random choice (default: 0)")
+    add("--plot", action="store_true", default=None, help="put pareto.png into the package")
     add("--memory", help="for all processes together, as in 4Gi (default: what is free, less a tenth)")
     add("--parallel", type=int, help="variants made at the same time, at most (default: one per processor)")
     add("--timeout", type=int, help="seconds for one variant, at most (default: 3600)")

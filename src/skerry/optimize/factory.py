@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 
 from skerry.api import quantity
-from skerry.api.errors import InvalidError, SkerryError, StorageFullError
+from skerry.api.errors import InvalidError, SkerryError, StorageFullError, UnsupportedError
 from skerry.api.kinds.variants import Evaluation, Golden, Profile, Rejected, Requirements, Variant
 from skerry.core.card import GOLDEN_FILE, EvaluationCard, PackagedVariant, Provenance
-from skerry.optimize import bounds, jobs, keys, package, passes, profile, provenance
+from skerry.optimize import bounds, jobs, keys, package, pareto, passes, profile, provenance
 from skerry.optimize.cache import Cache
 from skerry.optimize.jobs import Facts, Verdict
 from skerry.optimize.package import Draft
@@ -82,6 +82,8 @@ def make_package(wanted: Optimization, cache: Cache, tell: Progress) -> Outcome:
             raise InvalidError(f"no variant survives ({reasons})", element=wanted.name, hint=hint)
         card = _card(wanted, facts, golden=golden, kept=kept, rejected=[refusal.rejected for refusal in refused])
         draft.add(provenance.FILE, provenance.encode(card, wanted, started=started, finished=time.time()))
+        if wanted.plot:
+            _draw(card, draft, tell)
         draft.publish(card)
     tell(
         "done",
@@ -91,6 +93,13 @@ def make_package(wanted: Optimization, cache: Cache, tell: Progress) -> Outcome:
         seconds=round(time.monotonic() - clock, 2),
     )
     return Outcome(card=card, failed=[refusal.rejected.name for refusal in refused if refusal.failed])
+
+
+def _draw(card: EvaluationCard, draft: Draft, tell: Progress) -> None:
+    try:
+        draft.add(pareto.FILE, pareto.draw(card))
+    except UnsupportedError as error:
+        tell("plot.skipped", reason=error.sentence)
 
 
 @contextmanager

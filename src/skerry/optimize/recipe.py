@@ -167,5 +167,7 @@ class Optimization(Struct, frozen=True, kw_only=True):
     """Of every random choice."""
     opset: Annotated[int, msgspec.Meta(ge=13, le=25)] | None = None
     """ONNX operator set to export with; without it, the newest that ONNX Runtime 1.18 reads."""
+    plot: bool = False
+    """Put `pareto.png` into the package: the metric against latency, size as area. Needs matplotlib (skerry[plot])."""
     resources: Resources = Resources()
     """What the factory may use of this machine."""

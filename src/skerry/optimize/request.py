@@ -37,6 +37,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "--golden": ("golden",),
     "--runs": ("runs",),
     "--seed": ("seed",),
+    "--plot": ("plot",),
     "--memory": ("resources", "memory"),
     "--parallel": ("resources", "parallel"),
     "--timeout": ("resources", "timeoutSeconds"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -53,8 +53,11 @@ def optimize(
     list_: Annotated[bool, typer.Option("--list", help="Say what can be made here, and what is missing.")] = False,
 ) -> None:
     """Turn a trained model into variants for each engine, every one evaluated on the test set and profiled."""
-    if schema or list_:
-        sys.stdout.write(factory.ask(["--schema" if schema else "--list"]).decode())
+    if schema:
+        sys.stdout.write(factory.ask(["--schema"]).decode())
+        return
+    if list_:
+        print_capabilities(msgspec.json.decode(factory.ask(["--list"])))
         return
     given = {name.rstrip("_").replace("_", "-"): value for name, value in locals().items()}
     code, package = factory.run(factory.arguments({f"--{name}": value for name, value in given.items()}))
@@ -149,6 +152,31 @@ def print_card(card: cards.EvaluationCard) -> None:
         f"{card.model} {card.version}: source {metric} {card.evaluation.baseline:.4f} on {card.evaluation.samples} "
         f"test samples, {card.golden.samples} golden samples; * = no other variant is both better and faster"
     )
+
+
+def print_capabilities(found: dict[str, Any]) -> None:
+    """Print what the factory says it can do here."""
+    sources = [
+        (one["kind"], "missing" if one["missing"] else "ready", one["files"], _lacking(one)) for one in found["sources"]
+    ]
+    output.print_table(("SOURCE", "STATUS", "FILES", "MISSING"), sources)
+    output.say("")
+    variants = [
+        (
+            one["variant"],
+            "ready" if one["recipes"] else "missing",
+            one["engine"],
+            ", ".join(one["sources"]),
+            ", ".join(one["recipes"]),
+            _lacking(one),
+        )
+        for one in found["variants"]
+    ]
+    output.print_table(("VARIANT", "STATUS", "ENGINE", "MADE FROM", "RECIPES", "MISSING"), variants)
+
+
+def _lacking(line: dict[str, Any]) -> str:
+    return f"{', '.join(line['missing'])} ({line['install']})" if line["missing"] else "-"
 
 
 def _interval(variant: Variant) -> str:

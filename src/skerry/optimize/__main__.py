@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
+import msgspec
+
 from skerry.api.errors import InvalidError, SkerryError, UnsupportedError
 from skerry.optimize import progress
 from skerry.optimize.foreign import first_line
@@ -63,7 +65,7 @@ def run(arguments: Sequence[str], stream: TextIO) -> int:
     options: argparse.Namespace | None = None
     try:
         options = _parser().parse_args(arguments)
-        return _optimize(options, tell)
+        return _optimize(options, tell, stream)
     except SkerryError as error:
         tell("error", sentence=error.sentence, element=error.element, cause=error.cause, hint=error.hint)
         return ERROR if options is not None else USAGE
@@ -81,12 +83,16 @@ def run(arguments: Sequence[str], stream: TextIO) -> int:
         return ERROR
 
 
-def _optimize(options: argparse.Namespace, tell: progress.Progress) -> int:
+def _optimize(options: argparse.Namespace, tell: progress.Progress, stream: TextIO) -> int:
     try:
-        from skerry.optimize import cache, factory, package, request  # noqa: PLC0415 - not needed for --help
+        from skerry.optimize import cache, capabilities, factory, package, request  # noqa: PLC0415 - not needed for --help
     except ModuleNotFoundError as error:
         hint = "pip install 'skerry[torch]'"
         raise UnsupportedError(f"{error.name} is not installed", element="factory", hint=hint) from error
+    if options.schema or options.list:
+        answer = request.json_schema() if options.schema else capabilities.report()
+        stream.write(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode() + "\n")
+        return DONE
     given = {name: getattr(options, _attribute(name)) for name in request.OPTIONS}
     wanted = request.read(options.file, {name: value for name, value in given.items() if value is not None})
     tell("started", model=wanted.name, version=wanted.version, variants=[variant.name for variant in wanted.variants])
@@ -136,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=int, help="seconds for one variant, at most (default: 3600)")
     add("--cache", type=Path, metavar="DIR", help="where finished steps are kept (default: in the user's cache)")
     add("--no-cache", action="store_true", help="make everything anew, and keep nothing")
+    add("--schema", action="store_true", help="print the JSON Schema of optimize.yaml, and end")
+    add("--list", action="store_true", help="print what can be made here and what is missing, as JSON, and end")
     add("--progress", choices=("text", "json"), default="text", help="default: %(default)s")
     return parser
 

@@ -6,8 +6,8 @@ Needs matplotlib, the extra `plot`. Must not live here: who is on the front (`co
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
+from typing import Any
 
 from skerry.api.errors import UnsupportedError
 from skerry.api.kinds.variants import Variant
@@ -16,9 +16,11 @@ from skerry.core import pareto
 from skerry.core.card import EvaluationCard
 
 FILE = "pareto.png"
-_INCHES = (8.0, 5.0)
-_LARGEST = 1600.0
+_INCHES = (9.0, 5.5)
+_LARGEST = 1200.0
 """Area of the largest file's disc, in square points."""
+_LEVELS = (40.0, -40.0, 70.0, -70.0, 100.0, -100.0)
+"""Heights of the labels beside their discs, in points, so that neighbours do not cover each other."""
 _COLOURS = {"onnx": "#0072b2", "tflite": "#e69f00", "executorch": "#009e73", "torchscript": "#cc79a7"}
 """Okabe and Ito's: told apart by colour-blind people, too."""
 
@@ -41,32 +43,43 @@ def draw(card: EvaluationCard) -> bytes:
     _discs(axes, variants, {v.name for v in best})
     axes.axhline(card.evaluation.baseline, color="#999999", linewidth=0.8, label="source model", zorder=0)
     axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.35)
-    axes.set_xlabel("latency, batch 1, one thread, median, ms")
-    axes.set_ylabel(card.evaluation.metric + ("" if card.evaluation.higher_is_better else " (lower is better)"))
+    for shown in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        shown("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.margins(x=0.2, y=0.3)
+    axes.set_xlabel("latency of one sample on one thread, median, ms")
+    better = "" if card.evaluation.higher_is_better else " (lower is better)"
+    axes.set_ylabel(f"{card.evaluation.metric}{better}, with its 95 % interval")
     machine = variants[0].profile.machine if variants else ""
-    axes.set_title(f"{card.model} {card.version} on {machine}\narea: size of the file", fontsize=10)
-    axes.grid(visible=True, which="both", linewidth=0.3)
-    axes.legend(fontsize=8, loc="best", markerscale=0.5)
+    axes.set_title(f"{card.model} {card.version} on {machine}; area: size of the file", fontsize=9)
+    axes.grid(visible=True, which="major", linewidth=0.3)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=6, frameon=False)
     target = io.BytesIO()
     figure.savefig(target, format="png", metadata={"Software": None})
     return target.getvalue()
 
 
-def _discs(axes: object, variants: Sequence[Variant], best: set[str]) -> None:
+def _discs(axes: Any, variants: Sequence[Variant], best: set[str]) -> None:
     largest = max(v.blob.size for v in variants)
-    for place, variant in enumerate(sorted(variants, key=lambda v: (v.metric, v.profile.latency_p50_ms))):
+    for kind, colour in _COLOURS.items():
+        if any(v.format == kind for v in variants):
+            axes.scatter([], [], s=60, c=colour, alpha=0.55, label=kind)
+    for place, variant in enumerate(sorted(variants, key=lambda v: (v.profile.latency_p50_ms, v.name))):
         point = variant.profile.latency_p50_ms, variant.metric
         area = max(_LARGEST * variant.blob.size / largest, 12.0)
         edge = "black" if variant.name in best else "none"
         colour = _COLOURS[variant.format]
-        axes.scatter(*point, s=area, c=colour, alpha=0.55, edgecolors=edge, linewidths=1.2, zorder=2)  # type: ignore[attr-defined]
-        up = math.sqrt(area / math.pi) + 4 + 9 * (place % 3)
-        axes.annotate(  # type: ignore[attr-defined]
-            f"{variant.name}, {human_bytes(variant.blob.size)}",
+        if (sure := variant.metric_interval) is not None:
+            axes.vlines(point[0], sure.low, sure.high, color=colour, linewidth=1, alpha=0.6, zorder=1)
+        axes.scatter(*point, s=area, c=colour, alpha=0.55, edgecolors=edge, linewidths=1.4, zorder=2)
+        axes.annotate(
+            f"{variant.name}\n{human_bytes(variant.blob.size)}",
             point,
-            xytext=(0, up if place % 2 else -up - 7),
+            xytext=(0, _LEVELS[place % len(_LEVELS)]),
             textcoords="offset points",
             ha="center",
-            fontsize=7.5,
+            va="center",
+            fontsize=7,
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": colour, "shrinkA": 0, "shrinkB": 0},
         )

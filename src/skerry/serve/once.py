@@ -118,7 +118,11 @@ def _read(file: Path, plane: DataPlane, signature: ModelSignature) -> Mapping[st
                 f"{len(array) if array.ndim else 0} samples do not make a batch", element=f'input "{name}"'
             )
         shape = [step or len(array), *array.shape[1:]]
-        plane.check.accept_input(name, tensors.datatype_of(array), shape)
+        try:
+            datatype = tensors.datatype_of(array)
+        except SkerryError as error:
+            raise InvalidError(error.cause, element=f'input "{name}"') from error
+        plane.check.accept_input(name, datatype, shape)
     if len({len(array) for array in arrays.values()}) != 1:
         raise InvalidError("the inputs have different numbers of samples", element=str(file))
     return arrays

@@ -15,7 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,7 +141,8 @@ def run(name: str, interpreter: Path, arguments: Sequence[str], *, seconds: floa
 
 
 def _borrowed() -> list[str]:
-    return list(dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]))
+    """Return the directories with this environment's libraries; there may be several, where it stands on another."""
+    return [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
 
 
 def _run(argv: Sequence[str], seconds: float, name: str) -> None:

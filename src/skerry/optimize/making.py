@@ -23,9 +23,10 @@ from skerry.optimize import evaluate, importers, importing, jobs, passes
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line, is_out_of_memory
+from skerry.optimize.importers import Source
 from skerry.optimize.jobs import Facts, VariantJob, Verdict
 from skerry.optimize.metrics import Metric
-from skerry.optimize.passes import Material, Recipe
+from skerry.optimize.passes import Form, Material, Recipe
 from skerry.optimize.passes.material import first
 from skerry.optimize.progress import Progress
 from skerry.optimize.trial import Trial
@@ -186,20 +187,48 @@ def _try(bench: _Bench, recipes: Sequence[Recipe]) -> _Trials:
 
 
 class _Loader:
-    """The source in the forms that recipes start from; a live model is opened once."""
+    """The source in the forms that recipes start from, pruned where the options say so; each form is made once."""
 
     def __init__(self, bench: _Bench) -> None:
         self._bench = bench
-        self._native: Any = None
+        self._source: Source | None = None
+        self._made: dict[Form, Any] = {}
+        self.said: dict[str, str] = {}
+        """What pruning has to say for the card."""
 
-    def __call__(self, form: str) -> Callable[[], Any]:
-        return (self._bench.source / jobs.GRAPH_FILE).read_bytes if form == "onnx" else self._live
+    def __call__(self, form: Form, sample: Inputs) -> Callable[[], Any]:
+        """Return what gives that form; `sample` is for checking what pruning did."""
 
-    def _live(self) -> Any:
-        if self._native is None:
+        def load() -> Any:
+            if form not in self._made:
+                self._made[form] = self._load(form, sample)
+            return self._made[form]
+
+        return load
+
+    def _load(self, form: Form, sample: Inputs) -> Any:
+        spec = self._bench.job.variant.pruning
+        if spec is None:
+            return self._graph() if form == "onnx" else self._open().native()
+        from skerry.optimize.passes import prune  # noqa: PLC0415 - heavy
+
+        if form == "onnx" and spec.fine_tune is not None and "torch" in self._bench.facts.forms:
+            source = self._open()  # only a module can be trained on: it is pruned in place, and exported anew
+            _, said = prune.apply("torch", source.native(), spec, sample)
+            pruned: Any = source.onnx(sample, opset=self._bench.job.optimization.opset or importing.OPSET)
+        else:
+            pruned, said = prune.apply(form, self._graph() if form == "onnx" else self._open().native(), spec, sample)
+        self.said.update(said)
+        return pruned
+
+    def _graph(self) -> bytes:
+        return (self._bench.source / jobs.GRAPH_FILE).read_bytes()
+
+    def _open(self) -> Source:
+        if self._source is None:
             wanted = self._bench.job.optimization
-            self._native = importers.open_source(wanted.source, seed=wanted.seed).native()
-        return self._native
+            self._source = importers.open_source(wanted.source, seed=wanted.seed)
+        return self._source
 
 
 def _judge(bench: _Bench, recipe: Recipe, load: _Loader) -> _Candidate:
@@ -215,10 +244,11 @@ def _judge(bench: _Bench, recipe: Recipe, load: _Loader) -> _Candidate:
         return value, Interval(low=interval.low, high=interval.high), [output[count:] for output in outputs], version
 
     calibration = _read(bench.source / jobs.CALIBRATION_FILE, bench.facts.signature)
+    sample = first(calibration, _SAMPLE)
     recipe.build(
         Material(
-            load=load(recipe.form),
-            inputs_sample=first(calibration, _SAMPLE),
+            load=load(recipe.form, sample),
+            inputs_sample=sample,
             calibration=calibration,
             signature=bench.facts.signature,
             out=out,
@@ -239,7 +269,7 @@ def _judge(bench: _Bench, recipe: Recipe, load: _Loader) -> _Candidate:
         drop=bench.metric.drop(bench.facts.baseline, value),
         error=evaluate.numerical_error(golden, bench.golden),
         engine_version=version,
-        details=details,
+        details={**load.said, **details},
     )
 
 

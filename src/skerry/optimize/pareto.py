@@ -38,8 +38,8 @@ def draw(card: EvaluationCard) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     best = sorted((v for v in variants if v.name in pareto.front(variants)), key=lambda v: v.profile.latency_p50_ms)
-    line = {"color": "#555555", "linewidth": 1, "linestyle": "--", "zorder": 1, "label": "Pareto front"}
-    axes.plot([v.profile.latency_p50_ms for v in best], [v.metric for v in best], **line)
+    places = [v.profile.latency_p50_ms for v in best], [v.metric for v in best]
+    axes.plot(*places, color="#555555", linewidth=1, linestyle="--", zorder=1, label="Pareto front")
     _discs(axes, variants, {v.name for v in best})
     axes.axhline(card.evaluation.baseline, color="#999999", linewidth=0.8, label="source model", zorder=0)
     axes.set_xscale("log")

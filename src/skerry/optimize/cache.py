@@ -60,7 +60,7 @@ class Cache:
         directory = self._root / f"{stage}-{key}"
         try:
             entry = msgspec.json.decode((directory / ENTRY_FILE).read_bytes(), type=_Entry)
-            whole = all(digest(directory / name) == wanted for name, wanted in entry.files.items())
+            whole = all(digest(directory / Path(name).name) == wanted for name, wanted in entry.files.items())
             current = all(digest(Path(path)) == wanted for path, wanted in entry.inputs.items())
         except (OSError, msgspec.DecodeError):
             whole = current = False

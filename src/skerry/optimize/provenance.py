@@ -27,6 +27,7 @@ BUILDER = "https://skerry.dev/optimize"
 def encode(card: EvaluationCard, wanted: Optimization, *, started: float, finished: float) -> bytes:
     """Return the statement as indented JSON; times are seconds since the epoch."""
     files = {GOLDEN_FILE: card.golden.blob, **{packaged.file: packaged.variant.blob for packaged in card.variants}}
+    tools = card.provenance.tools
     statement = {
         "_type": STATEMENT,
         "subject": [
@@ -37,10 +38,10 @@ def encode(card: EvaluationCard, wanted: Optimization, *, started: float, finish
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": _without_paths(msgspec.to_builtins(wanted)),
-                "internalParameters": {"seed": card.provenance.seed},
+                "internalParameters": {"seed": wanted.seed, "python": tools.get("python", "")},
                 "resolvedDependencies": [
                     *({"name": name, "digest": {"sha256": d}} for name, d in card.provenance.source_digests.items()),
-                    *({"uri": f"pkg:pypi/{name}@{version}"} for name, version in card.provenance.tools.items()),
+                    *({"uri": f"pkg:pypi/{name}@{version}"} for name, version in tools.items() if name != "python"),
                 ],
             },
             "runDetails": {

@@ -198,7 +198,7 @@ def torchscript_dense(path: Path) -> Path:
             self.register_buffer("bias", bias)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.relu(x @ self.weight + self.bias)
+            return torch.relu(torch.nn.functional.linear(x, self.weight.T, self.bias))  # type: ignore[arg-type]
 
     return _traced(Dense().eval(), (torch.zeros(2, 8),), path)
 

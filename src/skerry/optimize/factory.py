@@ -123,9 +123,11 @@ def _import(run: _Run) -> Path:
             run.tell("exported", size=facts.graph_bytes, seconds=0.0)
         return found
     directory = run.cache.work()
-    job = _write_job("import", jobs.ImportJob(optimization=run.wanted, directory=str(directory)), need=0)
+    job = _write_job(
+        "import", jobs.ImportJob(optimization=run.wanted, directory=str(directory)), need=0, memory=run.memory
+    )
     (ended,) = _pool(run, parallel=1).run([job])
-    job.file.unlink()
+    (directory / jobs.JOB_FILE).unlink()
     _raise_failure(run, ended)
     facts = jobs.read_facts(directory)
     return run.cache.keep("import", key, directory, inputs=facts.read)
@@ -152,11 +154,11 @@ def _make_variants(run: _Run, source: Path, facts: Facts) -> dict[str, tuple[Pat
         job = jobs.VariantJob(optimization=run.wanted, variant=spec, source=str(source), directory=str(directory))
         forms = {recipe.form for recipe in passes.RECIPES.get(jobs.parse_name(spec.name), ())}
         need = bounds.need(source, facts, graph_alone=forms <= {"onnx"})
-        todo[spec.name] = _write_job(spec.name, job, need=need), directory, key
+        todo[spec.name] = _write_job(spec.name, job, need=need, memory=run.memory), directory, key
     parallel = run.wanted.resources.parallel or bounds.processors()
     for ended in _pool(run, parallel=parallel).run([job for job, _, _ in todo.values()]):
         _, directory, key = todo[ended.job.name]
-        ended.job.file.unlink()
+        (directory / jobs.JOB_FILE).unlink()
         verdict = _heard(run, ended) or jobs.read_verdict(directory)
         if verdict.outcome != "failed":  # why it failed may be gone the next time: a library, memory
             directory = run.cache.keep("variant", key, directory)
@@ -180,10 +182,10 @@ def _pool(run: _Run, *, parallel: int) -> Pool:
     return Pool(memory=run.memory, parallel=parallel, timeout_seconds=timeout, tell=run.hear, started=started)
 
 
-def _write_job(name: str, job: jobs.AnyJob, *, need: int) -> Job:
-    file = Path(job.directory) / "job.json"
+def _write_job(name: str, job: jobs.AnyJob, *, need: int, memory: int) -> Job:
+    file = Path(job.directory) / jobs.JOB_FILE
     file.write_bytes(msgspec.json.encode(job))
-    return Job(name=name, file=file, need=need)
+    return Job(name=name, arguments=["-m", "skerry.optimize.worker", str(file), str(memory)], need=need)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Engine, Format, Interval, NumericalError, Precision, SourceKind
 from skerry.optimize.recipe import Optimization, VariantSpec
 
+JOB_FILE = "job.json"
 FACTS_FILE = "facts.json"
 GRAPH_FILE = "model.onnx"
 TEST_FILE = "test.npz"

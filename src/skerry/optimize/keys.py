@@ -11,6 +11,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -47,7 +48,9 @@ def of_import(wanted: Optimization) -> str:
             "program": _program(),
             "tools": tools(),
             "machine": platform.machine(),
-            "source": {**msgspec.to_builtins(source), "path": _content(source.path)},
+            "kind": source.kind,
+            "allowCode": source.allow_code,
+            "source": _content(source.path),
             "weights": _content(source.weights),
             "code": _content(source.code),
             "data": _content(wanted.data.path),
@@ -67,11 +70,17 @@ def of_variant(wanted: Optimization, spec: VariantSpec, facts: Facts) -> str:
             "step": "variant",
             "import": of_import(wanted),
             "read": sorted(facts.read.values()),
-            "variant": {**msgspec.to_builtins(spec), "allowedDrop": allowed},
-            "tune": _content(spec.pruning.fine_tune) if spec.pruning and spec.pruning.fine_tune else [],
+            "variant": {**msgspec.to_builtins(spec), "allowedDrop": allowed, "pruning": _pruning(spec)},
             "format": jobs.parse_name(spec.name),
         }
     )
+
+
+def _pruning(spec: VariantSpec) -> Any:
+    """Return what is pruned, with the user's function by content: where its file lies does not matter."""
+    if spec.pruning is None:
+        return None
+    return {**msgspec.to_builtins(spec.pruning), "fineTune": _content(spec.pruning.fine_tune or "")}
 
 
 def of_profile(variant: str, *, runs: int, machine: str) -> str:

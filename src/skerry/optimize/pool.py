@@ -1,9 +1,9 @@
 """Worker processes, as many at once as the memory bound and the processors allow, watched until they end.
 
 The rule of memory: a job starts when its need fits into what the running jobs leave of the bound (a job alone always
-starts). Each worker's own data is limited to the bound by the kernel (RLIMIT_DATA), and all workers together are
-watched: when they take more than the bound, the youngest is stopped and runs again by itself; one that takes too much
-alone has "too little memory". Lives here: starting, watching, stopping. Must not live here: what the jobs are.
+starts). All workers together are watched: when they take more than the bound, the youngest is stopped and runs again by
+itself; one that takes too much alone has "too little memory". Between two looks the kernel watches each one: `worker`
+limits its own data to the bound. Lives here: starting, watching, stopping. Must not live here: what the jobs are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -38,8 +37,8 @@ class Job:
     """One worker process that is wanted."""
 
     name: str
-    file: Path
-    """What it does, for `worker`."""
+    arguments: Sequence[str]
+    """Of the Python interpreter; what it prints are events, one JSON object on a line."""
     need: int
     """Memory it is expected to take, in bytes."""
 
@@ -122,9 +121,12 @@ class Pool:
             self._spawn(alone.popleft(), running, selector, alone=True)
 
     def _spawn(self, job: Job, running: list[_Running], selector: selectors.BaseSelector, *, alone: bool) -> None:
-        command = processes.python(["-m", "skerry.optimize.worker", str(job.file), str(self._memory)])
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
+            processes.python(job.arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
         )
         assert process.stdout is not None
         assert process.stderr is not None

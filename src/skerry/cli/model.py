@@ -49,6 +49,13 @@ def optimize(
     timeout: Annotated[int | None, typer.Option(help="Seconds for one variant, at most.")] = None,
     cache: Annotated[str | None, typer.Option(help="Where finished steps are kept.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Make everything anew, keep nothing.")] = False,
+    on: Annotated[str | None, typer.Option(help="kubernetes: make each variant in a Job of its own.")] = None,
+    repository: Annotated[str | None, typer.Option(help="Kubernetes: in an OCI registry, for what Jobs give.")] = None,
+    image: Annotated[str | None, typer.Option(help="Kubernetes: image with skerry and its extras.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Kubernetes: where the Jobs run.")] = None,
+    registry_secret: Annotated[str | None, typer.Option(help="Kubernetes: Secret for the repository.")] = None,
+    plain_http: Annotated[bool, typer.Option("--plain-http", help="Kubernetes: the registry speaks HTTP.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Kubernetes: print the manifests only.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of optimize.yaml.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Say what can be made here, and what is missing.")] = False,
 ) -> None:
@@ -60,7 +67,11 @@ def optimize(
         print_capabilities(msgspec.json.decode(factory.ask(["--list"])))
         return
     given = {name.rstrip("_").replace("_", "-"): value for name, value in locals().items()}
-    code, package = factory.run(factory.arguments({f"--{name}": value for name, value in given.items()}))
+    arguments = factory.arguments({f"--{name}": value for name, value in given.items()})
+    if dry_run:
+        sys.stdout.write(factory.ask(arguments).decode())
+        return
+    code, package = factory.run(arguments)
     print_card(_read_card(package))
     if code != factory.DONE:
         output.print_error(

@@ -26,6 +26,7 @@ import msgspec
 from skerry.api.errors import InvalidError, SkerryError, UnsupportedError
 from skerry.optimize import progress
 from skerry.optimize.foreign import first_line
+from skerry.optimize.recipe import Optimization
 
 DONE, ERROR, USAGE, PARTIAL, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -95,11 +96,37 @@ def _optimize(options: argparse.Namespace, tell: progress.Progress, stream: Text
         return DONE
     given = {name: getattr(options, _attribute(name)) for name in request.OPTIONS}
     wanted = request.read(options.file, {name: value for name, value in given.items() if value is not None})
+    if options.on == "kubernetes":
+        return _on_kubernetes(options, wanted, tell, stream)
     tell("started", model=wanted.name, version=wanted.version, variants=[variant.name for variant in wanted.variants])
-    package.check_target(Path(wanted.out))
+    if options.step is None:
+        package.check_target(Path(wanted.out))
     with _cache_root(options, cache.default_root()) as root:
+        if options.step is not None:
+            factory.make_step(wanted, cache.Cache(root), tell, options.step)
+            return DONE
         outcome = factory.make_package(wanted, cache.Cache(root), tell)
     return PARTIAL if outcome.failed else DONE
+
+
+def _on_kubernetes(options: argparse.Namespace, wanted: Optimization, tell: progress.Progress, stream: TextIO) -> int:
+    from skerry.optimize import cluster, kubernetes  # noqa: PLC0415 - not needed otherwise
+
+    if not options.repository or not options.image:
+        raise InvalidError("is required", element="--repository and --image", hint="see docs/factory.md, Kubernetes")
+    place = kubernetes.Cluster(
+        repository=options.repository,
+        image=options.image,
+        namespace=options.namespace,
+        secret=options.registry_secret,
+        plain_http=options.plain_http,
+    )
+    if options.dry_run:
+        stream.write(cluster.to_yaml(kubernetes.manifests(wanted, place)))
+        return DONE
+    tell("started", model=wanted.name, version=wanted.version, variants=[variant.name for variant in wanted.variants])
+    cluster.run(wanted, place, tell)
+    return DONE
 
 
 @contextmanager
@@ -142,6 +169,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=int, help="seconds for one variant, at most (default: 3600)")
     add("--cache", type=Path, metavar="DIR", help="where finished steps are kept (default: in the user's cache)")
     add("--no-cache", action="store_true", help="make everything anew, and keep nothing")
+    add("--step", metavar="NAME", help="make only this, `import` or a variant, and leave it in the cache")
+    add("--on", choices=("here", "kubernetes"), default="here", help="where to run it (default: %(default)s)")
+    add("--repository", default="", help="kubernetes: of an OCI registry, for inputs and results")
+    add("--image", default="", help="kubernetes: with skerry and the extras that the variants need")
+    add("--namespace", default="default", help="kubernetes: of the Jobs (default: %(default)s)")
+    add("--registry-secret", default="", help="kubernetes: Secret (dockerconfigjson) for the repository")
+    add("--plain-http", action="store_true", help="kubernetes: the registry speaks HTTP")
+    add("--dry-run", action="store_true", help="kubernetes: print the manifests, and end")
     add("--schema", action="store_true", help="print the JSON Schema of optimize.yaml, and end")
     add("--list", action="store_true", help="print what can be made here and what is missing, as JSON, and end")
     add("--progress", choices=("text", "json"), default="text", help="default: %(default)s")

@@ -46,8 +46,8 @@ class _Run:
     wanted: Optimization
     cache: Cache
     tell: Progress
-    draft: Draft
     memory: int
+    keep_failures: bool = False
     errors: dict[str, Event] = field(default_factory=dict)
 
     def hear(self, job: Job, event: Event) -> None:
@@ -59,6 +59,16 @@ class _Run:
             self.tell(name, **{_snake(key): value for key, value in event.items()})
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Made:
+    """What a worker made of a variant."""
+
+    spec: VariantSpec
+    directory: Path
+    verdict: Verdict
+    key: str
+
+
 def make_package(wanted: Optimization, cache: Cache, tell: Progress) -> Outcome:
     """Make, judge and measure all variants and publish the package. Blocks for seconds to minutes, or hours.
 
@@ -67,13 +77,12 @@ def make_package(wanted: Optimization, cache: Cache, tell: Progress) -> Outcome:
     started = time.time()
     clock = time.monotonic()
     with package.draft(Path(wanted.out)) as draft, _room(cache):
-        memory = int(quantity.parse(wanted.resources.memory)) if wanted.resources.memory else bounds.free_memory()
-        run = _Run(wanted=wanted, cache=cache, tell=tell, draft=draft, memory=memory)
+        run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted))
         source = _import(run)
         facts = jobs.read_facts(source)
         golden = Golden(blob=draft.take(source / jobs.GOLDEN_FILE, GOLDEN_FILE), samples=facts.golden_samples)
-        made = _make_variants(run, source, facts)
-        results = [_measured(run, source, facts, spec, made[spec.name]) for spec in wanted.variants]
+        made = _make_variants(run, source, facts, wanted.variants)
+        results = [_measured(run, draft, source, facts, made[spec.name]) for spec in wanted.variants]
         kept = [result for result in results if isinstance(result, PackagedVariant)]
         refused = [result for result in results if isinstance(result, _Refusal)]
         if not kept:
@@ -100,6 +109,30 @@ def _draw(card: EvaluationCard, draft: Draft, tell: Progress) -> None:
         draft.add(pareto.FILE, pareto.draw(card))
     except UnsupportedError as error:
         tell("plot.skipped", reason=error.sentence)
+
+
+def make_step(wanted: Optimization, cache: Cache, tell: Progress, step: str) -> None:
+    """Do one step and leave it in the cache: `import`, or a variant's name, of which a failure is kept as well.
+
+    Raises InvalidError for a variant that is not wanted, and what the import may raise.
+    """
+    specs = [spec for spec in wanted.variants if spec.name == step]
+    if step != "import" and not specs:
+        known = ", ".join(["import", *(spec.name for spec in wanted.variants)])
+        raise InvalidError("is not a step of this run", element=f"--step {step[:80]}", hint=f"choose from {known}")
+    run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted), keep_failures=True)
+    source = _import(run)
+    for spec in specs:
+        facts = jobs.read_facts(source)
+        made = _make_variants(run, source, facts, specs)[spec.name]
+        if made.verdict.outcome == "kept":
+            _costs(run, made, made.directory / made.verdict.file, _conditions(run, source, facts, spec))
+        else:
+            _refuse(run, made)
+
+
+def _memory(wanted: Optimization) -> int:
+    return int(quantity.parse(wanted.resources.memory)) if wanted.resources.memory else bounds.free_memory()
 
 
 @contextmanager
@@ -140,29 +173,32 @@ def _raise_failure(run: _Run, ended: Ended) -> None:
         raise InvalidError(ended.problem, element="source")
 
 
-def _make_variants(run: _Run, source: Path, facts: Facts) -> dict[str, tuple[Path, Verdict, str]]:
-    """Return for each variant the directory of what was made of it, the verdict, and its key."""
-    made: dict[str, tuple[Path, Verdict, str]] = {}
-    todo: dict[str, tuple[Job, Path, str]] = {}
-    for spec in run.wanted.variants:
+def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[VariantSpec]) -> dict[str, _Made]:
+    """Return what was made of each variant."""
+    made: dict[str, _Made] = {}
+    todo: dict[str, tuple[VariantSpec, Job, Path, str]] = {}
+    for spec in specs:
         key = keys.of_variant(run.wanted, spec, facts)
         if found := run.cache.find("variant", key):
             run.tell("variant.cached", variant=spec.name)
-            made[spec.name] = found, jobs.read_verdict(found), key
+            made[spec.name] = _Made(spec=spec, directory=found, verdict=jobs.read_verdict(found), key=key)
             continue
         directory = run.cache.work()
         job = jobs.VariantJob(optimization=run.wanted, variant=spec, source=str(source), directory=str(directory))
         forms = {recipe.form for recipe in passes.RECIPES.get(jobs.parse_name(spec.name), ())}
         need = bounds.need(source, facts, graph_alone=forms <= {"onnx"})
-        todo[spec.name] = _write_job(spec.name, job, need=need, memory=run.memory), directory, key
+        todo[spec.name] = spec, _write_job(spec.name, job, need=need, memory=run.memory), directory, key
     parallel = run.wanted.resources.parallel or bounds.processors()
-    for ended in _pool(run, parallel=parallel).run([job for job, _, _ in todo.values()]):
-        _, directory, key = todo[ended.job.name]
+    for ended in _pool(run, parallel=parallel).run([job for _, job, _, _ in todo.values()]):
+        spec, _, directory, key = todo[ended.job.name]
         (directory / jobs.JOB_FILE).unlink()
         verdict = _heard(run, ended) or jobs.read_verdict(directory)
-        if verdict.outcome != "failed":  # why it failed may be gone the next time: a library, memory
+        if (
+            verdict.outcome != "failed" or run.keep_failures
+        ):  # why it failed may be gone the next time: a library, memory
+            (directory / jobs.VERDICT_FILE).write_bytes(msgspec.json.encode(verdict, order="sorted"))
             directory = run.cache.keep("variant", key, directory)
-        made[ended.job.name] = directory, verdict, key
+        made[spec.name] = _Made(spec=spec, directory=directory, verdict=verdict, key=key)
     return made
 
 
@@ -196,29 +232,20 @@ class _Refusal:
     failed: bool
 
 
-def _measured(
-    run: _Run, source: Path, facts: Facts, spec: VariantSpec, made: tuple[Path, Verdict, str]
-) -> PackagedVariant | _Refusal:
+def _measured(run: _Run, draft: Draft, source: Path, facts: Facts, made: _Made) -> PackagedVariant | _Refusal:
     """Measure what was made, with nothing else at work, and put it into the package."""
-    directory, verdict, key = made
+    spec, verdict = made.spec, made.verdict
     if verdict.outcome != "kept":
-        return _refuse(run, spec.name, verdict.reason, metric=verdict.metric, failed=verdict.outcome == "failed")
+        return _refuse(run, made)
     file = jobs.file_name(run.wanted.name, spec.name)
-    blob = run.draft.take(directory / verdict.file, file)
-    given = profile.Conditions(
-        engine=jobs.ENGINES[jobs.parse_name(spec.name)[0]],
-        signature=facts.signature,
-        signature_file=source / jobs.SIGNATURE_FILE,
-        samples_file=source / jobs.MEASURED_FILE,
-        runs=run.wanted.runs,
-    )
+    blob = draft.take(made.directory / verdict.file, file)
     try:
-        costs = _costs(run, spec.name, key, run.draft.directory / file, given)
+        costs = _costs(run, made, draft.directory / file, _conditions(run, source, facts, spec))
     except StorageFullError:
         raise
     except SkerryError as error:
-        run.draft.remove(file)
-        return _refuse(run, spec.name, error.sentence, failed=True)
+        draft.remove(file)
+        return _refuse(run, made, reason=error.sentence)
     assert verdict.metric is not None
     assert verdict.error is not None
     form, precision = jobs.parse_name(spec.name)
@@ -247,11 +274,21 @@ def _measured(
     return PackagedVariant(variant=variant, file=file)
 
 
-def _costs(run: _Run, name: str, key: str, model: Path, given: profile.Conditions) -> Profile:
-    own = keys.of_profile(key, runs=given.runs, machine=profile.machine())
+def _conditions(run: _Run, source: Path, facts: Facts, spec: VariantSpec) -> profile.Conditions:
+    return profile.Conditions(
+        engine=jobs.ENGINES[jobs.parse_name(spec.name)[0]],
+        signature=facts.signature,
+        signature_file=source / jobs.SIGNATURE_FILE,
+        samples_file=source / jobs.MEASURED_FILE,
+        runs=run.wanted.runs,
+    )
+
+
+def _costs(run: _Run, made: _Made, model: Path, given: profile.Conditions) -> Profile:
+    own = keys.of_profile(made.key, runs=given.runs, machine=profile.machine())
     if found := run.cache.find("profile", own):
         return msgspec.json.decode((found / "profile.json").read_bytes(), type=Profile)
-    run.tell("variant.measuring", variant=name)
+    run.tell("variant.measuring", variant=made.spec.name)
     costs = profile.measure(model, given)
     directory = run.cache.work()
     (directory / "profile.json").write_bytes(msgspec.json.encode(costs, order="sorted"))
@@ -276,7 +313,11 @@ def _tell_done(tell: Progress, facts: Facts, variant: Variant, file: str) -> Non
     )
 
 
-def _refuse(run: _Run, name: str, reason: str, *, metric: float | None = None, failed: bool = False) -> _Refusal:
+def _refuse(run: _Run, made: _Made, *, reason: str = "") -> _Refusal:
+    """Tell why a variant is not kept: what its worker says, or `reason` when it was made but cannot be measured."""
+    name, metric = made.spec.name, None if reason else made.verdict.metric
+    failed = bool(reason) or made.verdict.outcome == "failed"
+    reason = reason or made.verdict.reason
     run.tell("variant.rejected", variant=name, reason=reason, metric=metric, failed=failed)
     return _Refusal(rejected=Rejected(name=name, reason=reason, metric=metric), failed=failed)
 

@@ -64,16 +64,21 @@ def of_import(wanted: Optimization) -> str:
 
 def of_variant(wanted: Optimization, spec: VariantSpec, facts: Facts) -> str:
     """Return the key of a variant of a finished import."""
-    allowed = wanted.allowed_drop if spec.allowed_drop is None else spec.allowed_drop
     return cache.key(
         {
             "step": "variant",
             "import": of_import(wanted),
             "read": sorted(facts.read.values()),
-            "variant": {**msgspec.to_builtins(spec), "allowedDrop": allowed, "pruning": _pruning(spec)},
+            "variant": of_options(wanted, spec),
             "format": jobs.parse_name(spec.name),
         }
     )
+
+
+def of_options(wanted: Optimization, spec: VariantSpec) -> str:
+    """Return the key of how a variant is to be made, whatever it is made from."""
+    allowed = wanted.allowed_drop if spec.allowed_drop is None else spec.allowed_drop
+    return cache.key({**msgspec.to_builtins(spec), "allowedDrop": allowed, "pruning": _pruning(spec)})
 
 
 def _pruning(spec: VariantSpec) -> Any:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from pathlib import Path
 
-from skerry.api.errors import AlreadyExistsError, InvalidError, StorageFullError
+from skerry.api.errors import AlreadyExistsError, IntegrityError, InvalidError, NotFoundError, StorageFullError
 from skerry.api.kinds.variants import Blob
 from skerry.core import card as cards
 from skerry.kit import files
@@ -95,6 +95,28 @@ def draft(target: Path) -> Iterator[Draft]:
         yield Draft(directory, target)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def adopt(made: Path, target: Path) -> cards.EvaluationCard:
+    """Put a package that came from elsewhere into its place, if every file is what its card says; return the card.
+
+    Raises IntegrityError, InvalidError, NotFoundError, AlreadyExistsError, StorageFullError.
+    """
+    try:
+        card = cards.decode((made / cards.CARD_FILE).read_bytes())
+        with draft(target) as new:
+            wanted = {cards.GOLDEN_FILE: card.golden.blob}
+            wanted |= {packaged.file: packaged.variant.blob for packaged in card.variants}
+            for name, blob in wanted.items():
+                if new.take(made / name, name).digest != blob.digest:
+                    raise IntegrityError(element=name)
+            for name in ("provenance.json", "pareto.png"):
+                if (made / name).is_file():
+                    new.take(made / name, name)
+            new.publish(card)
+    except FileNotFoundError as error:
+        raise NotFoundError("is missing from the package", element=Path(error.filename).name) from None
+    return card
 
 
 def check_target(target: Path) -> None:

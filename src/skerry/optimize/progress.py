@@ -79,6 +79,8 @@ _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "variant.retried": lambda f: f"{f['variant']:<12} {f['recipe']}: {f['reason']}; trying {f['next']}",
     "variant.done": _variant_done,
     "variant.rejected": lambda f: f"{f['variant']:<12} rejected: {f['reason']}",
+    "kubernetes.sent": lambda f: f"inputs of {f['run']} are in the registry",
+    "kubernetes.applied": lambda f: f"{len(f['jobs'])} Jobs: {', '.join(f['jobs'])}",
     "plot.skipped": lambda f: f"no picture: {f['reason']}",
     "done": _done,
     "error": lambda f: f"error: {f['sentence']}",

@@ -65,13 +65,13 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Container:
-    """Arrays by name, and the digest of all of them."""
+    """Arrays by name."""
 
     name: str
     """The file's or directory's name, as errors and provenance say it."""
-    digest: str
-    """sha256, hex: of the archive, or of the sorted list of file names and their digests."""
     entries: Mapping[str, Entry]
+    digest: Callable[[], str]
+    """Reads all of it and returns its sha256, hex: of the archive, or of the sorted list of file names and digests."""
 
 
 def open_container(path: Path, *, hint: str) -> Container:
@@ -142,8 +142,7 @@ def _archive(path: Path, *, hint: str) -> Container:
                 entries[name] = Entry(
                     element=f"{path.name}, array {name}", size=info.file_size, open=_member(path, info.filename)
                 )
-    with path.open("rb") as file:
-        return Container(name=path.name, digest=_digest(file), entries=entries)
+    return Container(name=path.name, entries=entries, digest=lambda: _digest(path))
 
 
 def _member(path: Path, name: str) -> Callable[[], AbstractContextManager[IO[bytes]]]:
@@ -156,27 +155,30 @@ def _member(path: Path, name: str) -> Callable[[], AbstractContextManager[IO[byt
 
 
 def _directory(path: Path, *, hint: str) -> Container:
-    entries, lines = {}, []
-    for file in sorted(path.glob("*/*.npy")):
-        inner = f"{file.parent.name}/{file.name}"
+    files = {f"{file.parent.name}/{file.name}": file for file in sorted(path.glob("*/*.npy"))}
+    entries = {}
+    for inner, file in files.items():
         facts = file.stat()  # of what a symbolic link leads to: people link large data
         if not stat.S_ISREG(facts.st_mode):
             raise InvalidError("is not a regular file", element=f"{path.name}, file {inner}", hint=hint)
-        with file.open("rb") as content:
-            lines.append(f"{_digest(content)}  {inner}\n")
         entries[f"{file.parent.name}_{file.name.removesuffix('.npy')}"] = Entry(
             element=f"{path.name}, file {inner}", size=facts.st_size, open=_file(file)
         )
-    digest = sha256(os.fsencode("".join(lines))).hexdigest()
-    return Container(name=path.name, digest=digest, entries=entries)
+
+    def digest() -> str:
+        lines = [f"{_digest(file)}  {inner}\n" for inner, file in files.items()]
+        return sha256(os.fsencode("".join(lines))).hexdigest()
+
+    return Container(name=path.name, entries=entries, digest=digest)
 
 
 def _file(path: Path) -> Callable[[], AbstractContextManager[IO[bytes]]]:
     return lambda: path.open("rb")
 
 
-def _digest(file: IO[bytes]) -> str:
+def _digest(path: Path) -> str:
     state = sha256()
-    while chunk := file.read(_CHUNK):
-        state.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            state.update(chunk)
     return state.hexdigest()

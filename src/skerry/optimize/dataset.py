@@ -88,32 +88,6 @@ class Dataset:
             golden=replace(self.golden, inputs=bind(self.golden.inputs, names, element=self.name)),
         )
 
-    # how the factory has asked so far
-    @property
-    def test_x(self) -> Array:
-        """The only input tensor of the test set."""
-        return next(iter(self.test.inputs.values()))
-
-    @property
-    def test_y(self) -> Array:
-        """The test set's true answers."""
-        return self.test.targets
-
-    @property
-    def calibration_x(self) -> Array:
-        """The only input tensor of the calibration set."""
-        return next(iter(self.calibration.values()))
-
-    @property
-    def golden_x(self) -> Array:
-        """The only input tensor of the golden samples."""
-        return next(iter(self.golden.inputs.values()))
-
-    @property
-    def golden_y(self) -> Array:
-        """The golden samples' true answers."""
-        return self.golden.targets
-
 
 def bind(inputs: Inputs, names: Sequence[str], *, element: str) -> Inputs:
     """Return the tensors in the model's order, an unnamed one under the model's name. Raises InvalidError."""
@@ -163,7 +137,7 @@ def load(path: Path, *, targets: Targets = "classes") -> Dataset:
         )
     return Dataset(
         name=container.name,
-        digest=container.digest,
+        digest=container.digest(),
         test=Split(inputs=inputs["test_x"], targets=values["test_y"]),
         calibration=inputs["calibration_x"],
         golden=Split(inputs=inputs["golden_x"], targets=values["golden_y"]),

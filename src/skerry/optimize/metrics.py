@@ -282,11 +282,3 @@ _BY_NAME = {
         Metric(name="mse", higher_is_better=False, targets="values", prepare=_by(_error(2), _mean)),
     )
 }
-
-
-def _scores_alone(judge: Metric) -> Callable[[Array, Array], float]:
-    return lambda scores, labels: judge.value([scores], labels)
-
-
-METRICS = {known.name: _scores_alone(known) for known in _BY_NAME.values() if known.targets == "classes"}
-"""How the factory has asked so far."""

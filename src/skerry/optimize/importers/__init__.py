@@ -83,8 +83,8 @@ KINDS: Mapping[SourceKind, Kind] = {
     "torchscript": Kind(module="torchscript", extra="torch", suffixes=(".pt", ".ptl", ".pth")),
     "keras": Kind(module="keras", extra="tensorflow", suffixes=(".keras",)),
     "savedmodel": Kind(module="savedmodel", extra="tensorflow", suffixes=()),
-    "onnx": Kind(module="onnx", extra="onnx", suffixes=(".onnx",)),
-    "tflite": Kind(module="tflite", extra="litert", suffixes=(".tflite",)),
+    "onnx": Kind(module="onnx", extra="factory", suffixes=(".onnx",)),
+    "tflite": Kind(module="tflite", extra="factory", suffixes=(".tflite",)),
     "sklearn": Kind(module="sklearn", extra="sklearn", suffixes=(".skops", ".joblib", ".pkl", ".pickle")),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,9 +118,10 @@ def open_source(spec: SourceSpec, *, seed: int) -> KerasSource:
         )
     keras.utils.set_random_seed(seed)
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=not spec.allow_code)
+        with warnings.catch_warnings(action="ignore"):
+            model = keras.saving.load_model(path, compile=False, safe_mode=not spec.allow_code)
     except Exception as error:  # Keras raises whatever a configuration makes it stumble over
-        raise InvalidError(f"cannot be loaded ({first_line(error)})", element=path.name, hint=_HINT) from error
+        raise InvalidError(f"cannot be loaded ({_innermost(error)})", element=path.name, hint=_HINT) from error
     if not isinstance(model, keras.Model) or not model.built or not getattr(model, "inputs", None):
         hint = "save a built model: one with Input layers, or a Sequential that has been called"
         raise InvalidError("does not say what its inputs are", element=path.name, hint=hint)
@@ -129,6 +131,12 @@ def open_source(spec: SourceSpec, *, seed: int) -> KerasSource:
                 f"{variable.path} holds NaN or infinite values", element=path.name, hint="train it again"
             )
     return KerasSource(model, digests)
+
+
+def _innermost(error: Exception) -> str:
+    """Return what went wrong at the bottom: Keras quotes whole configurations on the way up."""
+    told = str(error).rpartition("Exception encountered: ")[2]
+    return first_line(ValueError(told)) if told else first_line(error)
 
 
 def _config(path: Path) -> Any:

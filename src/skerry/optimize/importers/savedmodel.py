@@ -7,6 +7,7 @@ loading runs its initialisers. Must not live here: how TensorFlow's functions be
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class SavedModelSource:
         self._function = _serving(loaded, name)
         self._specs = _inputs(self._function, name)
         outputs = self._function.structured_outputs
-        self._outputs = list(outputs)
+        self._outputs = sorted(outputs, key=_by_name)
         self._free = {
             name: [-1 if size is None else size for size in spec.shape]
             for name, spec in (*self._specs.items(), *outputs.items())
@@ -113,7 +114,7 @@ class SavedModelSource:
             for name, spec in self._specs.items()
         ]
         layer = _Signature(self._loaded, lambda tensors: self._call(dict(zip(self._specs, tensors, strict=True))))
-        return keras.Model(given, layer(given))
+        return keras.Model(given[0] if len(given) == 1 else given, layer(given))
 
     def _run(self, batch: Inputs) -> dict[str, Array]:
         outputs = self._call({name: tf.constant(samples) for name, samples in batch.items()})
@@ -213,7 +214,8 @@ def _serving(loaded: Any, name: str) -> Any:
 
 
 def _inputs(function: Any, name: str) -> dict[str, Any]:
-    specs = dict(function.structured_input_signature[1])
+    given = function.structured_input_signature[1]
+    specs = {tensor: given[tensor] for tensor in sorted(given, key=_by_name)}
     for tensor, spec in specs.items():
         if spec.shape.rank is None or spec.shape.rank == 0:
             raise InvalidError(
@@ -222,3 +224,8 @@ def _inputs(function: Any, name: str) -> dict[str, Any]:
                 hint="export it with the samples along the first dimension of every input",
             )
     return specs
+
+
+def _by_name(tensor: str) -> list[tuple[int, str]]:
+    """Sort output_2 before output_10: a SavedModel's file keeps no order of its tensors."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", tensor)]

@@ -15,6 +15,7 @@ from skerry.api.kinds.tensors import ModelSignature
 from skerry.optimize import batching, evaluate, graph
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line
+from skerry.optimize.importers import naming
 from skerry.optimize.importers.tensors import Reference, first
 
 NEWEST_OPSET = 18
@@ -49,7 +50,7 @@ def export(
                 input_signature=free,
                 opset=min(opset, NEWEST_OPSET),
             )
-        made = graph.serialise(batching.with_signature(_ordered(model, signature), signature))
+        made = graph.serialise(batching.with_signature(naming.canonical(_ordered(model, signature)), signature))
     except InvalidError:
         raise
     except Exception as error:  # tf2onnx has no common exception type

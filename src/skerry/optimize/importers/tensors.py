@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skerry.api.errors import InvalidError
+from skerry.api.errors import InvalidError, SkerryError
 from skerry.api.kinds.tensors import Datatype, ModelSignature, TensorSpec
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import UNNAMED, Inputs, bind
@@ -73,9 +73,9 @@ class Reference:
     def _run(self, batch: Inputs) -> Mapping[str, Array]:
         try:
             outputs = self.run(batch)
-        except InvalidError:
-            raise
         except Exception as error:
+            if isinstance(error, SkerryError) and error.element:
+                raise
             raise InvalidError(
                 f"cannot take {_described(batch)} ({first_line(error)})", element="model", hint=self.hint
             ) from error

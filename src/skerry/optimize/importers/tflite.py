@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from skerry.api.errors import InvalidError, UnsupportedError
 from skerry.api.kinds.tensors import ModelSignature
@@ -17,7 +17,7 @@ from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line
 from skerry.optimize.importers import Form, files
-from skerry.optimize.importers.tensors import Reference, freed
+from skerry.optimize.importers.tensors import Reference, first, freed
 from skerry.optimize.recipe import SourceSpec
 
 _HINT = "name a .tflite file"
@@ -36,11 +36,7 @@ class TfliteSource:
         self.digests = digests
         self._content = content
         self._name = name
-        try:
-            self._interpreter = Interpreter(model_content=content, num_threads=1)
-            self._interpreter.allocate_tensors()
-        except Exception as error:  # LiteRT raises ValueError and RuntimeError, for missing operators too
-            raise InvalidError(f"LiteRT cannot load it ({first_line(error)})", element=name, hint=_HINT) from error
+        self._interpreter = self._open(OpResolverType.AUTO)
         self._inputs = _tensors(self._interpreter, "inputs", self._interpreter.get_input_details())
         self._outputs = _tensors(self._interpreter, "outputs", self._interpreter.get_output_details())
         shapes = {tensor: _shape(detail) for tensor, detail in self._inputs.items()}
@@ -54,6 +50,7 @@ class TfliteSource:
 
     def signature(self, inputs: Inputs) -> ModelSignature:
         """See `Source`; dimensions that the file leaves free stay free."""
+        self._check_portable(inputs)
         return freed(self._reference.signature(inputs), self._free)
 
     def predict(self, inputs: Inputs) -> Sequence[Array]:
@@ -70,13 +67,46 @@ class TfliteSource:
         """See `Source`: the file's bytes."""
         return self._content
 
+    def _open(self, operators: OpResolverType) -> Interpreter:
+        try:
+            interpreter = Interpreter(
+                model_content=self._content, num_threads=1, experimental_op_resolver_type=operators
+            )
+            interpreter.allocate_tensors()
+        except Exception as error:  # LiteRT raises ValueError and RuntimeError, for missing operators too
+            raise InvalidError(
+                f"LiteRT cannot load it ({first_line(error)})", element=self._name, hint=_HINT
+            ) from error
+        return interpreter
+
+    def _check_portable(self, inputs: Inputs) -> None:
+        """Refuse a file that gives other answers without XNNPACK, which answers even where variables were lost."""
+        one = self._reference.bound(first(inputs, self._reference.fixed or 1))
+        expected = list(self._reference.predict(one).values())
+        plain = self._open(OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+        try:
+            outputs = list(self._answer(plain, one).values())
+            same = all(
+                np.allclose(o, e, rtol=0.05, atol=0.05 * np.abs(e).max())
+                for o, e in zip(outputs, expected, strict=True)
+            )
+        except RuntimeError as error:
+            cause = f"runs with XNNPACK alone, and then on stray memory ({first_line(error)})"
+            raise InvalidError(cause, element=self._name, hint="convert it with its variables as constants") from error
+        if not same:
+            cause = "gives other answers without XNNPACK"
+            raise InvalidError(cause, element=self._name, hint="convert it again, and compare it with the model")
+
     def _run(self, batch: Inputs) -> dict[str, Array]:
-        interpreter = self._interpreter
+        return self._answer(self._interpreter, batch)
+
+    def _answer(self, interpreter: Interpreter, batch: Inputs) -> dict[str, Array]:
         resized = False
+        sizes = {detail["index"]: detail["shape"].tolist() for detail in interpreter.get_input_details()}
         for name, samples in batch.items():
-            detail = self._inputs[name]
-            if list(samples.shape) != list(interpreter.get_tensor_details()[detail["index"]]["shape"]):
-                interpreter.resize_tensor_input(detail["index"], samples.shape, strict=True)
+            index = self._inputs[name]["index"]
+            if list(samples.shape) != sizes[index]:
+                interpreter.resize_tensor_input(index, samples.shape, strict=True)
                 resized = True
         if resized:
             interpreter.allocate_tensors()

@@ -21,7 +21,7 @@ from skerry.api.errors import InvalidError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import SourceKind
 from skerry.optimize.arrays import Array
-from skerry.optimize.dataset import UNNAMED, Inputs
+from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line
 from skerry.optimize.importers import Form, files, pickles, torch_onnx
 from skerry.optimize.importers.tensors import Reference, first
@@ -62,9 +62,9 @@ class TorchSource:
         """See `Source`."""
         return self._reference.signature(inputs)
 
-    def predict(self, inputs: Inputs | Array) -> list[Array]:
+    def predict(self, inputs: Inputs) -> list[Array]:
         """See `Source`."""
-        return list(self._reference.predict(_named(inputs)).values())
+        return list(self._reference.predict(inputs).values())
 
     def onnx(self, inputs: Inputs, *, opset: int) -> bytes:
         """See `Source`."""
@@ -75,10 +75,6 @@ class TorchSource:
             inputs=list(bound), outputs=list(self._reference.predict(example)), examples=tensors, opset=opset
         )
         return torch_onnx.export(self._module, wanted, self._ways, self._reference, bound)
-
-    def export(self, samples: Array) -> bytes:
-        """Return the ONNX graph as the factory has asked for it so far."""
-        return self.onnx(_named(samples), opset=torch_onnx.OPSET)
 
     def native(self) -> torch.nn.Module:
         """See `Source`: the module itself."""
@@ -118,10 +114,6 @@ def load(builder: str, weights: Path, *, seed: int) -> TorchSource:
         names=_parameters(module),
         ways=(torch_onnx.by_program, torch_onnx.by_script),
     )
-
-
-def _named(inputs: Inputs | Array) -> Inputs:
-    return {UNNAMED: inputs} if isinstance(inputs, np.ndarray) else inputs
 
 
 def _build(function: UserFunction) -> torch.nn.Module:

@@ -18,8 +18,6 @@ from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line
 from skerry.optimize.importers.tensors import Reference, first
 
-OPSET = 20
-"""What torch's exporter recommends and ONNX Runtime 1.18 already runs."""
 _SAME = 0.999
 """Cosine that an exported graph must reach."""
 

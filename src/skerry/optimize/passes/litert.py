@@ -125,6 +125,7 @@ TABLE: Mapping[Precision, Sequence[Recipe]] = {
         _keras("keras-static", "static"),
         _recipe("given-int8", "tflite", _quantised),
         *_every("-static-per-channel", _lowered("static")),
+        *_every("-static-averaged-ranges", _lowered("static", averaged=True)),
         *_every("-static-per-tensor", _lowered("static", per_channel=False)),
         *_every("-static-int16-activations", _lowered("static", activation_bits=16), by_name=True),
     ),

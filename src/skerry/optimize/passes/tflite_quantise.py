@@ -6,9 +6,11 @@ here: making the float32 file.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
+from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe_manager
+from ai_edge_quantizer.utils import qsv_utils
 
 from skerry.api.errors import InvalidError
 from skerry.optimize.foreign import first_line
@@ -27,50 +29,60 @@ def half(content: bytes, material: Material) -> bytes:
     config = qtyping.OpQuantizationConfig(
         weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
     )
-    made = quantizer.Quantizer(content)
+    plan = recipe_manager.RecipeManager()
     for operation in _WEIGHTED:
-        made.update_quantization_recipe(".*", _OPERATIONS(operation), config, _ALGORITHMS.FLOAT_CASTING)
-    return _quantise(made, material)
+        plan.add_quantization_config(".*", _OPERATIONS(operation), config, _ALGORITHMS.FLOAT_CASTING)
+    return _quantise(content, plan, material)
 
 
 def dynamic(content: bytes, material: Material) -> bytes:
     """Return the file with int8 weights; ranges of activations are found at each run."""
-    made = quantizer.Quantizer(content)
-    made.add_dynamic_config(".*", _OPERATIONS.ALL_SUPPORTED, 8, _granularity(material, per_channel=True))
-    return _quantise(made, material)
+    plan = recipe_manager.RecipeManager()
+    plan.add_dynamic_config(".*", _OPERATIONS.ALL_SUPPORTED, 8, _granularity(material, per_channel=True))
+    return _quantise(content, plan, material)
 
 
-def static(content: bytes, material: Material, *, per_channel: bool = True, activation_bits: int = 8) -> bytes:
-    """Return the file in int8 between float inputs and outputs; ranges are measured on the calibration inputs."""
-    if material.options.calibration not in (None, "min-max"):
+def static(
+    content: bytes, material: Material, *, per_channel: bool = True, activation_bits: int = 8, averaged: bool = False
+) -> bytes:
+    """Return the file in int8 between float inputs and outputs; ranges are measured on the calibration inputs.
+
+    Ranges are minimum and maximum of all samples, or a moving average of each sample's: outliers count less.
+    """
+    if material.options.calibration not in {None, "min-max"}:
         raise InvalidError(
             f"the quantiser of TensorFlow Lite files has no {material.options.calibration}",
             element="option calibration",
             hint="leave it out, or write min-max",
         )
-    made = quantizer.Quantizer(content)
+    plan = recipe_manager.RecipeManager()
     granularity = _granularity(material, per_channel=per_channel)
-    made.add_static_config(".*", _OPERATIONS.ALL_SUPPORTED, activation_bits, 8, granularity)
+    plan.add_static_config(".*", _OPERATIONS.ALL_SUPPORTED, activation_bits, 8, granularity)
     for end in (_OPERATIONS.INPUT, _OPERATIONS.OUTPUT):
-        made.update_quantization_recipe(".*", end, algorithm_key=_ALGORITHMS.NO_QUANTIZE)
-    return _quantise(made, material)
+        plan.add_quantization_config(".*", end, algorithm_key=_ALGORITHMS.NO_QUANTIZE)
+    return _quantise(content, plan, material, averaged=averaged)
 
 
-def _quantise(made: quantizer.Quantizer, material: Material) -> bytes:
+def _quantise(
+    content: bytes, plan: recipe_manager.RecipeManager, material: Material, *, averaged: bool = False
+) -> bytes:
     for layer in material.options.keep_layers:
-        made.update_quantization_recipe(layer, _OPERATIONS.ALL_SUPPORTED, algorithm_key=_ALGORITHMS.NO_QUANTIZE)
-    samples = first(material.calibration, material.options.calibration_samples)
+        plan.add_quantization_config(re.escape(layer), _OPERATIONS.ALL_SUPPORTED, algorithm_key=_ALGORITHMS.NO_QUANTIZE)
+    update = qsv_utils.moving_average_update if averaged else qsv_utils.min_max_update
     with quiet():
         try:
             ranges = None
-            if made.need_calibration:
-                ranges = made.calibrate({tflite_file.SIGNATURE: _rows(samples)}, num_threads=1)
-            content = made.quantize(ranges).quantized_model
+            if plan.need_calibration():
+                calibrating = calibrator.Calibrator(content, num_threads=1, qsv_update_func=update)
+                samples = first(material.calibration, material.options.calibration_samples)
+                calibrating.calibrate({tflite_file.SIGNATURE: _rows(samples)}, plan)
+                ranges = calibrating.get_model_qsvs()
+            made = quantizer.Quantizer(content, plan.get_quantization_recipe()).quantize(ranges).quantized_model
         except Exception as error:  # the quantiser's exceptions have no common type
             raise InvalidError(f"cannot be quantised ({first_line(error)})", element="model") from error
-    if not content:
+    if not made:
         raise InvalidError("has no layer whose precision can be lowered", element="model")
-    return bytes(content)
+    return bytes(made)
 
 
 def _granularity(material: Material, *, per_channel: bool) -> Any:

@@ -53,7 +53,8 @@ def average_pool(node: Node) -> None:
     """AveragePool on images; with padding that does not count only where TensorFlow Lite pads alike."""
     if any(size != 1 for size in _two(node, "dilations")):
         raise node.unsupported("is dilated")
-    _pool(node, "AVERAGE_POOL_2D", filler=0.0 if node.attribute("count_include_pad", 0) else None)
+    counted = bool(node.attribute("count_include_pad", 0))
+    _pool(node, "AVERAGE_POOL_2D", filler=0.0 if counted else None, own=not counted)
 
 
 def global_average_pool(node: Node) -> None:
@@ -101,9 +102,9 @@ def batch_normalization(node: Node) -> None:
     (node.give_last if images else node.give_plain)(value)
 
 
-def _pool(node: Node, kind: str, *, filler: float | None) -> None:
+def _pool(node: Node, kind: str, *, filler: float | None, own: bool = True) -> None:
     window, strides = _two(node, "kernel_shape"), _two(node, "strides")
-    image, padding = _padded(node, window, strides, (1, 1), filler=filler)
+    image, padding = _padded(node, window, strides, (1, 1), filler=filler, own=own)
     options = schema.Pool2DOptionsT()
     options.padding, options.fusedActivationFunction = padding, _NONE
     options.strideH, options.strideW = strides
@@ -120,17 +121,24 @@ def _two(node: Node, name: str) -> tuple[int, int]:
 
 
 def _padded(
-    node: Node, window: Sequence[int], strides: Sequence[int], dilations: Sequence[int], *, filler: float | None
+    node: Node,
+    window: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    *,
+    filler: float | None,
+    own: bool = True,
 ) -> tuple[Value, int]:
     """Return the image, padded if need be, and the padding that is left to the operator.
 
-    `filler` is None where what is padded must not count: only the operator's own padding will do then.
+    `filler` is None where what is padded must not count: only the operator's own padding will do then. Where it must
+    count, `own` is False.
     """
     amounts = [_amounts(node, axis, int(window[axis]), strides[axis], dilations[axis]) for axis in range(len(window))]
     image = node.last(0)
     if all(amount == (0, 0) for amount, _ in amounts):
         return image, schema.Padding.VALID
-    if all(amount == same for amount, same in amounts):
+    if own and all(amount == same for amount, same in amounts):
         return image, schema.Padding.SAME
     if filler is None:
         raise node.unsupported("averages without its padding, and is not padded evenly")

@@ -7,14 +7,15 @@ making one (`tflite_keras`, `lower`, the toolchain) or changing its precision (`
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from skerry.api.errors import InvalidError, TooLargeError
+from skerry.api.errors import InvalidError, SkerryError, TooLargeError
 from skerry.api.kinds.tensors import Datatype, ModelSignature, TensorSpec
 from skerry.optimize.foreign import first_line
 
@@ -50,18 +51,31 @@ def read(content: bytes) -> Any:
     """Return the file as a `ModelT`. Raises InvalidError for what is no TensorFlow Lite file."""
     if content[4:8] != IDENTIFIER:
         raise InvalidError("is not a TensorFlow Lite file", element="model", hint="such files begin with TFL3")
-    try:
+    with _reading():
         model = schema.ModelT.InitFromPackedBuf(content, 0)
         for buffer in model.buffers:
             _take_in(buffer, content)
-        graph = model.subgraphs[0]
-        tensors = len(graph.tensors)
-        used = [*graph.inputs, *graph.outputs]
-    except Exception as error:  # flatbuffers raises whatever a wrong offset leads to
-        raise InvalidError(f"is damaged ({first_line(error)})", element="model") from error
-    if not all(0 <= index < tensors for index in used):
-        raise InvalidError("is damaged (an index leads nowhere)", element="model")
+        _check_indices(model)
     return model
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Make a sentence of whatever a damaged file leads to."""
+    try:
+        yield
+    except SkerryError:
+        raise
+    except Exception as error:  # flatbuffers and the code it generates check nothing
+        raise InvalidError(f"is damaged ({first_line(error)})", element="model") from error
+
+
+def _check_indices(model: Any) -> None:
+    graph, definitions = model.subgraphs[0], model.signatureDefs or []
+    named = [entry for one in definitions[:1] for entry in (*(one.inputs or []), *(one.outputs or []))]
+    used = [*graph.inputs, *graph.outputs, *(entry.tensorIndex for entry in named)]
+    if not all(0 <= index < len(graph.tensors) for index in used):
+        raise InvalidError("is damaged (an index leads nowhere)", element="model")
 
 
 def _take_in(buffer: Any, content: bytes) -> None:
@@ -93,12 +107,13 @@ def write(model: Any) -> bytes:
 
 def signature(model: Any) -> ModelSignature:
     """Return the tensors of a file, names and order as its signature has them, else as its first graph does."""
-    graph = model.subgraphs[0]
-    inputs, outputs = _ends(model)
-    return ModelSignature(
-        inputs=[_spec(graph.tensors[index], name) for name, index in inputs],
-        outputs=[_spec(graph.tensors[index], name) for name, index in outputs],
-    )
+    with _reading():
+        graph = model.subgraphs[0]
+        inputs, outputs = _ends(model)
+        return ModelSignature(
+            inputs=[_spec(graph.tensors[index], name) for name, index in inputs],
+            outputs=[_spec(graph.tensors[index], name) for name, index in outputs],
+        )
 
 
 def renamed(content: bytes, wanted: ModelSignature) -> bytes:
@@ -108,6 +123,12 @@ def renamed(content: bytes, wanted: ModelSignature) -> bytes:
     Raises InvalidError that names the tensor which does not.
     """
     model = read(content)
+    with _reading():
+        _rename(model, wanted)
+        return write(model)
+
+
+def _rename(model: Any, wanted: ModelSignature) -> None:
     graph = model.subgraphs[0]
     inputs, outputs = _ends(model)
     pairs = [
@@ -122,18 +143,17 @@ def renamed(content: bytes, wanted: ModelSignature) -> bytes:
     graph.inputs = [index for _, index in pairs[0][1]]
     graph.outputs = [index for _, index in pairs[1][1]]
     model.signatureDefs = [signature_of(pairs[0][1], pairs[1][1])]
-    return write(model)
 
 
 def has_int8_weights(content: bytes) -> bool:
     """Tell whether any constant tensor of more than one value is int8."""
     model = read(content)
-    return any(
-        tensor.type == schema.TensorType.INT8 and model.buffers[tensor.buffer].data is not None
-        for graph in model.subgraphs
-        for tensor in graph.tensors
-        if tensor.buffer < len(model.buffers)
-    )
+    with _reading():
+        return any(
+            tensor.type == schema.TensorType.INT8 and model.buffers[tensor.buffer].data is not None
+            for graph in model.subgraphs
+            for tensor in graph.tensors
+        )
 
 
 def signature_of(inputs: Sequence[tuple[TensorSpec, int]], outputs: Sequence[tuple[TensorSpec, int]]) -> Any:

@@ -1,5 +1,8 @@
 """Passes: what they change, and that they change nothing else."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.unit.optimize.graphs import Builder
 
 from skerry.api.errors import InvalidError, TooLargeError
 from skerry.optimize import evaluate, graph
@@ -183,3 +187,34 @@ def test_the_oldest_engine_is_known_for_known_graphs_only() -> None:
     assert graph.engine_min_version(known, "1.32.0") == "1.18"
     known.opset_import[0].version = 22
     assert graph.engine_min_version(known, "1.32.0") == "1.32"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-dynamic", "int4"])
+def test_other_processes_make_the_same_bytes(precision: str, tmp_path: Path) -> None:
+    raw, source = build_64(), tmp_path / "source.onnx"
+    source.write_bytes(raw)
+    program = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from skerry.optimize import graph\n"
+        "from skerry.optimize.passes import RECIPES, Material\n"
+        "raw = Path(sys.argv[1]).read_bytes()\n"
+        "x = {'input': np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}\n"
+        "sig = graph.signature(graph.parse(raw))\n"
+        "m = Material(load=lambda: raw, inputs_sample=x, calibration=x, signature=sig, out=Path(sys.argv[2]))\n"
+        "RECIPES['onnx', sys.argv[3]][0].build(m)\n"
+    )
+    made = set()
+    for seed in ("1", "2"):  # of the order in which sets are walked
+        out = tmp_path / seed
+        command = [sys.executable, "-c", program, str(source), str(out), precision]
+        subprocess.run(command, check=True, timeout=120, env={**os.environ, "PYTHONHASHSEED": seed})
+        made.add(out.read_bytes())
+    assert len(made) == 1
+
+
+def build_64() -> bytes:
+    built = Builder([64])
+    for _ in range(4):
+        built.gemm(64, 64)
+        built.add("Relu")
+    return built.raw([64])

@@ -114,7 +114,5 @@ def test_4_bits_are_refused_for_engines_without_their_kernel(tmp_path: Path) -> 
             made = graph.parse(material.out.read_bytes())
             assert graph.engine_min_version(made, "1.32.0") == "1.16"
         else:
-            with pytest.raises(
-                UnsupportedError, match=r"oldestOnnxruntime: ONNX Runtime 1\.15 has no kernel"
-            ):
+            with pytest.raises(UnsupportedError, match=r"oldestOnnxruntime: ONNX Runtime 1\.15 has no kernel"):
                 recipe.build(material)

@@ -80,7 +80,7 @@ def test_memory_is_bounded_by_smaller_batches_and_the_result_is_the_same(monkeyp
         ({"input": SAMPLES[:0]}, "calibration samples of tensor input: have shape [0, 4]"),
         ({}, "calibration samples of tensor input: are missing"),
         ({"input": SAMPLES, "more": SAMPLES}, "tensor more: the model has no such input"),
-        ({"input": SAMPLES.astype(np.int64)}, "cannot be run on the calibration samples"),
+        ({"input": SAMPLES.astype(np.int64)}, "tensor input: are int64, the model takes float32"),
         ({"input": np.full((3, 4), np.nan, np.float32)}, "tensor input: is NaN or infinite on the calibration samples"),
     ],
 )

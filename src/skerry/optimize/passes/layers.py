@@ -49,11 +49,12 @@ def matching(model: onnx.ModelProto, wanted: Collection[str]) -> list[str]:
     Raises InvalidError for a name that stands for none.
     """
     found: list[str] = []
+    constants = {tensor.name for tensor in model.graph.initializer}
     for name in wanted:
         meant = [
             node.name
             for node in model.graph.node
-            if node.name == name or any(tensor.startswith(f"{name}.") for tensor in node.input)
+            if node.name == name or any(t in constants and t.startswith(f"{name}.") for t in node.input)
         ]
         if not meant:
             hint = f"layers are {', '.join(heavy(model)[:8])}, ..."

@@ -41,6 +41,7 @@ _LOW, _HIGH = "skerry.low:", "skerry.high:"
 def check(model: onnx.ModelProto, samples: Inputs) -> None:
     """Compare calibration samples with the graph's inputs. Raises InvalidError, naming the tensor."""
     wanted = graph.signature(model).inputs
+    dtypes = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
     for spec in wanted:
         element = f"calibration samples of tensor {spec.name}"
         if spec.name not in samples:
@@ -52,6 +53,9 @@ def check(model: onnx.ModelProto, samples: Inputs) -> None:
         if not fits or len(array) == 0:
             shapes = f"have shape {list(array.shape)}, the model takes {spec.shape}"
             raise InvalidError(shapes, element=element, hint="prepare them as the model's inputs")
+        if array.dtype != dtypes[spec.name]:
+            cause = f"are {array.dtype.name}, the model takes {dtypes[spec.name].name}"
+            raise InvalidError(cause, element=element, hint="prepare them as the model's inputs")
         if len(array) != len(samples[wanted[0].name]):
             raise InvalidError("differ in number from the other inputs'", element=element)
     unknown = sorted(set(samples) - {spec.name for spec in wanted})

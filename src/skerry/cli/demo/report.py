@@ -116,7 +116,8 @@ def print_summary(report: Report) -> None:
             f"{report.rollout_seconds:.1f} s",
         ),
         (
-            f"{variants} variants on {engines} engines chosen for {classes} hardware classes, test accuracy there",
+            f"{variants} variants on {engines} engines chosen for {classes} hardware classes, "
+            "test accuracy on the devices",
             f"{min(accuracies):.4f} to {max(accuracies):.4f}",
         ),
     ]

@@ -9,7 +9,6 @@ largest size, not whether smaller ones will do: that is tried out.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
 import logging
@@ -53,7 +52,7 @@ _ERROR = re.compile(r"error:? 0x:?([0-9a-f]+)", re.IGNORECASE)
 _CAUSES = {
     0x10: "it cannot do what was asked of it",
     0x12: "an argument has a size or type that the program does not take",
-    0x14: "an operator is missing from this build of ExecuTorch",
+    0x14: "it needs an operator that is not in this build of ExecuTorch",
     0x20: "a backend that it needs is not in this build of ExecuTorch",
     0x22: "it cannot be read",
     0x23: "it is no ExecuTorch program, is cut short, or was made for another version",
@@ -69,7 +68,7 @@ class ExecutorchEngine:
     platform = "pytorch_executorch"
 
     def __init__(self) -> None:
-        self._runtime: Any = importlib.import_module("executorch.extension.pybindings._C")
+        self._runtime: Any = _runtime()
         self.version = importlib.metadata.version("executorch")
 
     def load(self, file: Path, signature: ModelSignature, *, threads: int) -> ExecutorchModel:
@@ -95,7 +94,7 @@ class ExecutorchEngine:
             if _METHOD not in names:
                 raise InvalidError(f"has no method {_METHOD}, but {names}", element=str(file))
             described = program.method_meta(_METHOD)
-            method = _loaded(program)
+            method = program.load_method(_METHOD)
         except MemoryError as error:
             raise UnavailableError("not enough memory to load it", element=str(file)) from error
         except RuntimeError as error:
@@ -172,16 +171,12 @@ def engine() -> Engine:
     return ExecutorchEngine()
 
 
-def _loaded(program: Any) -> Any:
-    """Return the method; one that needs ExecuTorch's quantised operators brings their library in."""
+def _runtime() -> Any:
+    """Return the extension module; by the long way round where a release keeps it elsewhere."""
     try:
-        return program.load_method(_METHOD)
-    except RuntimeError as error:
-        if _code(error) != 0x14:
-            raise
-    with contextlib.suppress(ImportError):
-        importlib.import_module("executorch.kernels.quantized")
-    return program.load_method(_METHOD)
+        return importlib.import_module("executorch.extension.pybindings._C")
+    except ModuleNotFoundError:
+        return importlib.import_module("executorch.extension.pybindings.portable_lib")
 
 
 def _tensor(describe: Any, number: int, file: Path) -> FileTensor:

@@ -200,6 +200,21 @@ def test_a_file_whose_batch_is_open_by_its_own_word_only_is_run_one_by_one(tmp_p
         close(ask(model, inputs, "scores"), made.dense(inputs))
 
 
+@pytest.mark.usefixtures("litert")
+def test_an_input_without_dimensions_goes_into_every_piece(tmp_path: Path) -> None:
+    for batch in (-1, 2):
+        file = made.TfliteFile()
+        x, factor, y = file.tensor("x", [batch, 3]), file.tensor("factor", []), file.tensor("y", [batch, 3])
+        file.operator("MUL", [x, factor], y, kind="MulOptions")
+        path = file.save(tmp_path / "m.tflite", {"x": x, "factor": factor}, {"y": y})
+        signature = ModelSignature(inputs=[made.fp32("x", -1, 3), made.fp32("factor")], outputs=[made.fp32("y", -1, 3)])
+        model = load("litert", path, signature)
+        for count in (1, 5):
+            inputs = {**made.samples(made.PAIR, count), "factor": np.array(3, dtype=np.float32)}
+            given = {"x": inputs["a"], "factor": inputs["factor"]}
+            close(ask(model, given, "y"), {"y": inputs["a"] * 3})
+
+
 # --- TorchScript ----------------------------------------------------------------------------------------------------
 
 

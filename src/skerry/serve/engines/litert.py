@@ -91,8 +91,10 @@ class LitertModel:
         arrays = [np.asarray(inputs[spec.name]) for spec in self._inputs]
         for array, shape, spec in zip(arrays, self._shapes, self._inputs, strict=True):
             accept(array, shape, spec)
-        if self._batches is None and self._resize(arrays) is not None and any(len(array) > 1 for array in arrays):
-            self._batches = Batches(size=1, exact=True)  # its batch is open by its own word only
+        if self._batches is None and any(array.ndim and len(array) > 1 for array in arrays):
+            failure = self._resize(arrays)
+            if failure is not None and not _OUT_OF_MEMORY.search(str(failure)):
+                self._batches = Batches(size=1, exact=True)  # its batch is open by its own word only
         if self._batches is None:
             return self._run(arrays, outputs)
         wanted = {spec.name: spec for spec in self._outputs}

@@ -17,3 +17,9 @@ def first_line(error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that there was no memory; few libraries raise MemoryError for that."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _STARVED)
+
+
+def raise_if_starved(error: BaseException) -> None:
+    """Raise MemoryError for an error that means that, whatever its type: it is no fault of the model."""
+    if is_out_of_memory(error):
+        raise MemoryError(first_line(error)) from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from skerry.api.errors import InvalidError, NotFoundError, TooLargeError
-from skerry.optimize.foreign import first_line
+from skerry.optimize.foreign import first_line, raise_if_starved
 
 MAX_BYTES = 4 * 1024**2
 
@@ -98,6 +98,7 @@ def _call(code: Callable[[], Any], path: Path, element: str) -> Any:
     try:
         return code()
     except (Exception, SystemExit) as error:
+        raise_if_starved(error)
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         at = f" at line {lines[-1]}" if lines else ""
         raise InvalidError(

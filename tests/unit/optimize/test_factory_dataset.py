@@ -188,7 +188,7 @@ def test_files_of_a_directory_are_named(tmp_path: Path, changes: dict[str, Any],
 
 def several(**changes: Any) -> dict[str, Any]:
     """Arrays of a model with two inputs."""
-    made = {}
+    made: dict[str, Any] = {}
     for name, value in arrays().items():
         if name.endswith("_x"):
             made |= {f"{name}.image": value, f"{name}.age": value[:, 0, 0]}

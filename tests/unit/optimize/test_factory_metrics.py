@@ -104,7 +104,7 @@ def test_iou_agrees_with_scikit_learn_and_leaves_out_what_does_not_count(axis: i
     with pytest.raises(InvalidError, match="holds class 9"):
         metrics.metric("iou").value([scores], np.full_like(labels, 9))
     with pytest.raises(InvalidError, match="iou needs scores"):
-        metrics.metric("iou").value([scores[0]], labels)
+        metrics.metric("iou").value([np.zeros((6, 9, 9))], labels)
 
 
 @given(hits=st.integers(0, 500), more=st.integers(0, 500))
@@ -175,3 +175,19 @@ def test_a_name_that_is_no_metric_is_answered_with_those_that_are() -> None:
         metrics.metric("beauty")
     with pytest.raises(InvalidError, match="unknown"):
         metrics.metric("top-0")
+
+
+def test_the_documents_mean_average_precision(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "sources.md").read_text()
+    code = next(block for block in text.split("```python\n")[1:] if "def mean_average_precision" in block)
+    (tmp_path / "metric.py").write_text(code.partition("```")[0])
+    judge = metrics.metric(f"{tmp_path}/metric.py:mean_average_precision")
+    answers = np.full((2, 3, 5), -1, np.float32)
+    answers[0, 0], answers[0, 1], answers[1, 0] = [0, 0, 2, 2, 0], [4, 4, 6, 6, 1], [0, 0, 1, 1, 0]
+    boxes = answers[..., :4].copy()
+    scores = np.array([[0.9, 0.8, 0.1], [0.7, 0.1, 0.1]], np.float32)
+    classes = np.array([[0, 1, -1], [0, -1, -1]])
+    assert judge.value([boxes, scores, classes], answers) == 1
+    boxes[1, 0] += 5  # the second object of class 0 is missed: its precision is 1 at half of the objects
+    assert judge.value([boxes, scores, classes], answers) == pytest.approx((0.5 + 1) / 2)
+    assert judge.higher_is_better

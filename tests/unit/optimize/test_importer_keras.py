@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from skerry.api.errors import ForbiddenError, InvalidError, NotFoundError, SkerryError, UnsupportedError
 from skerry.optimize import evaluate, graph, importers
@@ -64,7 +65,7 @@ def test_a_model_with_several_inputs_and_outputs(model: Any, tmp_path: Path) -> 
     signature = source.signature({"facts": FACTS, "image": IMAGES})
     assert [(spec.name, spec.shape) for spec in signature.inputs] == [("image", [-1, 8, 8, 1]), ("facts", [-1, 3])]
     assert [(spec.name, spec.shape) for spec in signature.outputs] == [("scores", [-1, 4]), ("age", [-1, 1])]
-    assert (source.kind, source.forms, set(source.digests)) == ("keras", {"keras", "onnx"}, {"m.keras"})
+    assert (source.kind, source.forms, set(source.digests)) == ("keras", frozenset({"keras", "onnx"}), {"m.keras"})
     assert isinstance(source.native(), keras.Model)
 
 
@@ -95,13 +96,13 @@ def test_a_savedmodel(model: Any, small: Any, tmp_path: Path) -> None:
     source = opened(tmp_path / "small")
     expected = small(IMAGES, training=False).numpy()
     check(source, {"input": IMAGES}, [expected])
-    assert (source.kind, source.forms) == ("savedmodel", {"keras", "onnx"})
+    assert (source.kind, source.forms) == ("savedmodel", frozenset({"keras", "onnx"}))
     assert "small/saved_model.pb" in source.digests
     np.testing.assert_allclose(source.native()(IMAGES)["output_0"], expected, rtol=1e-4, atol=1e-6)
     (tmp_path / "m.tflite").write_bytes(tf.lite.TFLiteConverter.from_keras_model(source.native()).convert())
     check(opened(tmp_path / "m.tflite"), {"input": IMAGES}, [expected])
 
-    @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 1), name="image"), tf.TensorSpec((None, 3), name="facts")])
+    @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 1), name="image"), tf.TensorSpec((None, 3), name="facts")])  # type: ignore[untyped-decorator]
     def serve(image: Any, facts: Any) -> dict[str, Any]:
         scores, age = model([image, facts], training=False)
         return {"scores": scores, "age": age}
@@ -149,7 +150,7 @@ def test_a_tflite_file_with_a_fixed_batch_is_run_in_pieces(tmp_path: Path) -> No
 def test_a_tflite_file_whose_variables_were_lost_is_refused(small: Any, tmp_path: Path) -> None:
     """The converter leaves them out of some SavedModels of Keras models; LiteRT then reads stray memory."""
 
-    @tf.function(input_signature=[tf.TensorSpec((2, 8, 8, 1), name="image")])
+    @tf.function(input_signature=[tf.TensorSpec((2, 8, 8, 1), name="image")])  # type: ignore[untyped-decorator]
     def serve(image: Any) -> Any:
         return small(image, training=False)
 
@@ -221,8 +222,8 @@ def test_classes_of_other_modules_are_never_imported(small: Any, tmp_path: Path)
 def test_savedmodels_that_reach_outside_are_refused(tmp_path: Path, call: Any, words: str) -> None:
     mark = tmp_path / "mark"
 
-    class Evil(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec((None, 3))])
+    class Evil(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec((None, 3))])  # type: ignore[untyped-decorator]
         def serve(self, x: Any) -> Any:
             call(x, str(mark))
             return x
@@ -233,6 +234,27 @@ def test_savedmodels_that_reach_outside_are_refused(tmp_path: Path, call: Any, w
         opened(tmp_path / "evil")
     assert "evil: node " in caught.value.sentence
     assert not mark.exists()
+
+
+def test_a_saver_that_serves_is_refused(tmp_path: Path) -> None:
+    """A forged file says that its serving function is the one that saves: saving is then no excuse."""
+
+    class Evil(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec((None, 3))])  # type: ignore[untyped-decorator]
+        def serve(self, x: Any) -> Any:
+            mark = str(tmp_path / "mark")
+            tf.raw_ops.SaveV2(prefix=mark, tensor_names=["x"], shape_and_slices=[""], tensors=[x])
+            return x
+
+    module = Evil()
+    tf.saved_model.save(module, str(tmp_path / "evil"), signatures=module.serve)
+    file = tmp_path / "evil" / "saved_model.pb"
+    forged = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    (meta,) = forged.meta_graphs
+    meta.saver_def.save_tensor_name = meta.signature_def["serving_default"].outputs["output_0"].name
+    file.write_bytes(forged.SerializeToString())
+    with pytest.raises(ForbiddenError, match=r"\(SaveV2\) writes a file"):
+        opened(tmp_path / "evil")
 
 
 @pytest.mark.parametrize("name", ["m.keras", "m.tflite", "m/saved_model.pb"])

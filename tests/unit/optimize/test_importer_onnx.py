@@ -63,7 +63,7 @@ def test_an_unnamed_tensor_takes_the_name_of_the_only_input(tmp_path: Path) -> N
     assert shapes(source, {"input": SAMPLES}) == [("x", "FP32", [-1, 12]), ("scores", "FP32", [-1, 3])]
     np.testing.assert_allclose(source.predict({"input": SAMPLES})[0], SAMPLES @ WEIGHTS, rtol=1e-5)
     same_as_graph(source, {"x": SAMPLES})
-    assert (source.kind, source.forms, set(source.digests)) == ("onnx", {"onnx"}, {"m.onnx"})
+    assert (source.kind, source.forms, set(source.digests)) == ("onnx", frozenset({"onnx"}), {"m.onnx"})
 
 
 def test_several_inputs_go_by_name_whatever_their_order(tmp_path: Path) -> None:

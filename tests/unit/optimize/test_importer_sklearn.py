@@ -46,7 +46,7 @@ def test_a_classifier_gives_its_probabilities(tmp_path: Path) -> None:
     check(opened(saved(model, tmp_path / "m.skops")), model.predict_proba(X))
     source = opened(saved(model, tmp_path / "m.joblib"), allow_code=True)
     check(source, model.predict_proba(X))
-    assert (source.kind, source.forms, set(source.digests)) == ("sklearn", {"onnx"}, {"m.joblib"})
+    assert (source.kind, source.forms, set(source.digests)) == ("sklearn", frozenset({"onnx"}), {"m.joblib"})
 
 
 def test_a_regressor_gives_its_values(tmp_path: Path) -> None:

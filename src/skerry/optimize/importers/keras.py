@@ -28,7 +28,7 @@ from skerry.api.kinds.variants import SourceKind
 from skerry.optimize import user_code
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import UNNAMED, Inputs
-from skerry.optimize.foreign import first_line
+from skerry.optimize.foreign import first_line, raise_if_starved
 from skerry.optimize.importers import Form, files, tensorflow_onnx
 from skerry.optimize.importers.tensors import Reference, freed
 from skerry.optimize.recipe import SourceSpec
@@ -121,6 +121,7 @@ def open_source(spec: SourceSpec, *, seed: int) -> KerasSource:
         with warnings.catch_warnings(action="ignore"):
             model = keras.saving.load_model(path, compile=False, safe_mode=not spec.allow_code)
     except Exception as error:  # Keras raises whatever a configuration makes it stumble over
+        raise_if_starved(error)
         raise InvalidError(f"cannot be loaded ({_innermost(error)})", element=path.name, hint=_HINT) from error
     if not isinstance(model, keras.Model) or not model.built or not getattr(model, "inputs", None):
         hint = "save a built model: one with Input layers, or a Sequential that has been called"

@@ -36,7 +36,10 @@ _MEMBER = re.compile(
     r"data/(weights|constants)/[\w.\-]+)"
 )
 _OPERATOR = re.compile(
-    r"torch\.ops\.[a-z]\w*\.[a-z_]\w*(\.\w+)?|_operator\.[a-z]+_?|math\.[a-z]+\d*|torch\.(_sym_\w+|sym_\w+)"
+    r"torch\.ops\.(aten|prim|prims|quantized|quantized_decomposed|torchao|torchvision)\.[a-z_]\w*(\.\w+)?|"
+    r"torch\.ops\.higher_order\.(cond|while_loop|map_impl|scan|associative_scan|wrap_with_\w+|flex_attention)|"
+    r"_operator\.(eq|ne|le|ge|lt|gt|neg|pos|abs|add|sub|mul|floordiv|truediv|mod|pow|and_|or_|xor|not_|lshift|rshift|getitem)|"
+    r"math\.[a-z]+\d*|torch\.(_sym_\w+|sym_\w+)"
 )
 _TOUCHES_FILES = re.compile(r"torch\.ops\.aten\.(save|from_file|load)\b")
 _TREE_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
@@ -61,9 +64,13 @@ _GUARD_CALLS = {
     "PythonMod",
 }
 _GUARD_CALLS |= {"Max", "Min", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "CleanDiv", "IntTrueDiv"}
-_NODES = (
-    *(ast.Expression, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Load, ast.Tuple, ast.List),
-    *(ast.cmpop, ast.boolop, ast.unaryop, ast.operator),
+_EXPRESSION_NODES = (ast.Expression, ast.UnaryOp, ast.USub, ast.Load, ast.Tuple)
+"""Beside names, calls and numbers: exporters write `Mul(Integer(2), Symbol('s0'))`, never `2*s0`."""
+_POWERS = {"Pow", "PowByNatural", "FloatPow"}
+_LARGEST_POWER = 16
+_GUARD_NODES = (
+    *(ast.Expression, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Load, ast.Tuple, ast.List, ast.Subscript),
+    *(ast.cmpop, ast.boolop, ast.unaryop, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod),
 )
 _ASSUMPTIONS = {"positive", "integer", "nonnegative", "real", "evaluate"}
 
@@ -87,11 +94,11 @@ def check(content: bytes, name: str) -> None:
 def check_expression(text: str, name: str) -> None:
     """Refuse a shape's expression that is more than arithmetic on symbols: it is evaluated. Raises ForbiddenError."""
     for node in _parsed(text, name):
-        allowed = isinstance(node, (*_NODES, ast.keyword))
+        allowed = isinstance(node, _EXPRESSION_NODES)
         if isinstance(node, ast.Name):
             allowed = node.id in _SYMBOLIC or _SYMBOL.fullmatch(node.id) is not None
         elif isinstance(node, ast.Call):
-            allowed = isinstance(node.func, ast.Name)
+            allowed = isinstance(node.func, ast.Name) and (node.func.id not in _POWERS or _is_small(node))
         elif isinstance(node, ast.keyword):
             allowed = node.arg in _ASSUMPTIONS
         elif isinstance(node, ast.Constant):
@@ -103,7 +110,7 @@ def check_expression(text: str, name: str) -> None:
 def check_guard(text: str, name: str) -> None:
     """Refuse a guard that is more than a comparison of sizes: it is compiled. Raises ForbiddenError."""
     for node in _parsed(text, name):
-        allowed = isinstance(node, (*_NODES, ast.Subscript))
+        allowed = isinstance(node, _GUARD_NODES)
         if isinstance(node, ast.Attribute):
             allowed = not node.attr.startswith("_") and node.attr in _GUARD_CALLS | {"shape", "dtype"}
         elif isinstance(node, ast.Name):
@@ -188,6 +195,7 @@ def _check_no_tuples(value: Any, name: str) -> None:
 
 _CHECKS: Mapping[str, Callable[[Any, str], None]] = {
     "target": _check_target,
+    "as_operator": _check_target,
     "expr_str": lambda value, name: check_expression(str(value), name),
     "guards_code": _check_guards,
     "in_spec": _check_tree,
@@ -235,6 +243,14 @@ def _parsed(text: str, name: str) -> Iterator[ast.AST]:
         return ast.walk(ast.parse(text[:10_000].strip(), mode="eval"))
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise _forbidden(f"evaluates {text[:80]!r}", name) from None
+
+
+def _is_small(power: ast.Call) -> bool:
+    """Tell whether a power can be worked out at all: nothing but a small number is its exponent."""
+    inner = [node for argument in power.args[1:] for node in ast.walk(argument)]
+    numbers = [node.value for node in inner if isinstance(node, ast.Constant)]
+    names = {node.id for node in inner if isinstance(node, ast.Name)}
+    return names <= {"Integer"} and all(isinstance(n, int) and abs(n) <= _LARGEST_POWER for n in numbers)
 
 
 def _harmless(value: object) -> bool:

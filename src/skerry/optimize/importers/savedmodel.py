@@ -25,7 +25,7 @@ from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import SourceKind
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
-from skerry.optimize.foreign import first_line
+from skerry.optimize.foreign import first_line, raise_if_starved
 from skerry.optimize.importers import Form, files, tensorflow_onnx
 from skerry.optimize.importers.tensors import Reference, freed
 from skerry.optimize.recipe import SourceSpec
@@ -157,14 +157,14 @@ def open_source(spec: SourceSpec, *, seed: int) -> SavedModelSource:
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:  # TensorFlow has no common exception type
+        raise_if_starved(error)
         raise InvalidError(f"cannot be loaded ({first_line(error)})", element=path.name, hint=_HINT) from error
     return SavedModelSource(loaded, digests, name=path.name)
 
 
 def _check_operators(graph: Any, name: str) -> None:
     for meta in graph.meta_graphs:
-        saver = {meta.saver_def.save_tensor_name.rpartition(":")[0], meta.saver_def.restore_op_name}
-        savers = _called({node.name: node for node in meta.graph_def.node}, saver, meta.graph_def.library)
+        savers = _savers(meta)
         for where, node in _nodes(meta.graph_def):
             does = _FORBIDDEN.get(node.op, "")
             if node.op in _SAVER and where not in savers:
@@ -177,22 +177,32 @@ def _check_operators(graph: Any, name: str) -> None:
                 )
 
 
-def _called(nodes: Mapping[str, Any], names: set[str], library: Any) -> set[str]:
-    """Return the functions that nodes call, directly or through others; `` where they are nodes of the graph itself."""
-    functions = {function.signature.name: function for function in library.function}
+def _savers(meta: Any) -> set[str]:
+    """Return the functions that write the variables, and that nothing else calls."""
+    functions = {function.signature.name: function for function in meta.graph_def.library.function}
+    named = {meta.saver_def.save_tensor_name.rpartition(":")[0], meta.saver_def.restore_op_name}
+    saving = [callee for node in meta.graph_def.node if node.name in named for callee in _callees(node)]
+    others = [callee for node in meta.graph_def.node if node.name not in named for callee in _callees(node)]
+    return _reached(saving, functions) - _reached([*others, *meta.object_graph_def.concrete_functions], functions)
+
+
+def _reached(names: Sequence[str], functions: Mapping[str, Any]) -> set[str]:
+    """Return these functions and those that they call, directly or through others."""
     found: set[str] = set()
-    waiting = [_callees(nodes[name]) for name in names if name in nodes]
-    todo = [callee for callees in waiting for callee in callees]
+    todo = [name for name in names if name in functions]
     while todo:
         name = todo.pop()
-        if name not in found and name in functions:
+        if name not in found:
             found.add(name)
-            todo.extend(callee for node in functions[name].node_def for callee in _callees(node))
+            todo.extend(c for node in functions[name].node_def for c in _callees(node) if c in functions)
     return found
 
 
 def _callees(node: Any) -> list[str]:
-    return [value.func.name for value in node.attr.values() if value.HasField("func")]
+    """Return the functions a node calls: those its attributes name, and its own operator, which may be a function."""
+    inner = [value.func.name for value in node.attr.values() if value.HasField("func")]
+    inner += [function.name for value in node.attr.values() for function in value.list.func]
+    return [*inner, node.op]
 
 
 def _nodes(graph: Any) -> Iterator[tuple[str, Any]]:

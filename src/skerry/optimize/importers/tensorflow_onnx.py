@@ -14,7 +14,7 @@ from skerry.api.errors import InvalidError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.optimize import batching, evaluate, graph
 from skerry.optimize.dataset import Inputs
-from skerry.optimize.foreign import first_line
+from skerry.optimize.foreign import first_line, raise_if_starved
 from skerry.optimize.importers import naming
 from skerry.optimize.importers.tensors import Reference, first
 
@@ -54,6 +54,7 @@ def export(
     except InvalidError:
         raise
     except Exception as error:  # tf2onnx has no common exception type
+        raise_if_starved(error)
         raise InvalidError(
             f"cannot be exported to ONNX ({first_line(error)})",
             element="model",

@@ -14,7 +14,7 @@ from skerry.api.errors import InvalidError, SkerryError
 from skerry.api.kinds.tensors import Datatype, ModelSignature, TensorSpec
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import UNNAMED, Inputs, bind
-from skerry.optimize.foreign import first_line
+from skerry.optimize.foreign import first_line, raise_if_starved
 
 BATCH = 256
 
@@ -74,6 +74,7 @@ class Reference:
         try:
             outputs = self.run(batch)
         except Exception as error:
+            raise_if_starved(error)
             if isinstance(error, SkerryError) and error.element:
                 raise
             raise InvalidError(

@@ -15,7 +15,7 @@ import torch
 from skerry.api.errors import InvalidError, SkerryError
 from skerry.optimize import evaluate, graph
 from skerry.optimize.dataset import Inputs
-from skerry.optimize.foreign import first_line
+from skerry.optimize.foreign import first_line, raise_if_starved
 from skerry.optimize.importers.tensors import Reference, first
 
 _SAME = 0.999
@@ -46,6 +46,7 @@ def export(module: torch.nn.Module, wanted: Wanted, ways: Sequence[Way], referen
         except SkerryError as error:
             reasons.append(error.sentence)
         except Exception as error:  # noqa: BLE001 - exporters raise whatever the model's own code makes them raise
+            raise_if_starved(error)
             reasons.append(first_line(error))
         else:
             return exported

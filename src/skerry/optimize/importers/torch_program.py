@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from skerry.api.errors import InvalidError
-from skerry.optimize.foreign import first_line
+from skerry.optimize.foreign import first_line, raise_if_starved
 from skerry.optimize.importers import files, pt2, torch_onnx
 from skerry.optimize.importers.torch import TorchSource
 from skerry.optimize.recipe import SourceSpec
@@ -31,6 +31,7 @@ def open_source(spec: SourceSpec, *, seed: int) -> TorchSource:
             program = torch.export.load(io.BytesIO(content))
             module = program.module()
     except Exception as error:  # torch has no common exception type
+        raise_if_starved(error)
         raise InvalidError(f"cannot be loaded ({first_line(error)})", element=path.name, hint=pt2.HINT) from error
     names, fixed = _inputs(program, path.name)
     return TorchSource(

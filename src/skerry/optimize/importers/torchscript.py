@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from skerry.api.errors import ForbiddenError, InvalidError, SkerryError, TooLargeError
-from skerry.optimize.foreign import first_line
+from skerry.optimize.foreign import first_line, raise_if_starved
 from skerry.optimize.importers import files, pickles, torch_onnx
 from skerry.optimize.importers.torch import TorchSource
 from skerry.optimize.recipe import SourceSpec
@@ -42,6 +42,7 @@ def open_source(spec: SourceSpec, *, seed: int) -> TorchSource:
             )
             module.eval()
     except Exception as error:  # torch has no common exception type
+        raise_if_starved(error)
         raise InvalidError(
             f"cannot be loaded as TorchScript ({first_line(error)})", element=path.name, hint=_HINT
         ) from error

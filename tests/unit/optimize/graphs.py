@@ -23,7 +23,7 @@ class Builder:
 
     def weight(self, name: str, *shape: int) -> str:
         """Add float32 weights that keep the size of values about the same."""
-        scale = 1 / np.sqrt(max(1, np.prod(shape[1:])))
+        scale = 1 / np.sqrt(max(1, int(np.prod(shape[1:]))))
         return self.constant(name, (self.random.standard_normal(shape) * scale).astype(np.float32))
 
     def constant(self, name: str, array: np.ndarray) -> str:

@@ -4,6 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
+# The converter from PyTorch to TensorFlow Lite needs older libraries than the rest, and lives in an environment of its
+# own. It borrows torch from $(VENV).
+LITERT_TORCH := $(abspath $(VENV))/toolchains/litert-torch
+test unit e2e bench: export SKERRY_TOOLCHAIN_LITERT_TORCH ?= $(LITERT_TORCH)/bin/python
+
 .PHONY: help demo test check unit e2e wheel bench format clean
 
 help: ## Say what can be made
@@ -58,6 +63,8 @@ $(VENV)/.demo: $(VENV)/.venv pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
+$(VENV)/.dev: $(VENV)/.demo src/skerry/optimize/toolchains/litert_torch.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@rm -rf $(LITERT_TORCH)
+	@$(BIN)/python -m skerry.optimize.toolchains install litert-torch --into $(LITERT_TORCH)
 	@touch $@

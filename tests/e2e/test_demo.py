@@ -34,29 +34,43 @@ def report(demo: tuple[Path, str]) -> dict:
     return json.loads((demo[0] / "report.json").read_bytes())
 
 
-def test_the_model_is_good_and_has_three_variants(report: dict) -> None:
+def test_the_model_is_good_and_has_variants_for_two_engines(report: dict) -> None:
     assert report["baseline_accuracy"] >= 0.97
-    variants = {v["precision"]: v for v in report["variants"]}
-    assert set(variants) == {"fp32", "fp16", "int8"}
+    assert report["rejected"] == []
+    variants = {v["name"]: v for v in report["variants"]}
+    assert set(variants) == {"onnx-fp32", "onnx-fp16", "onnx-int8", "tflite-int8"}
+    assert {v["needs"]["engine"] for v in variants.values()} == {"onnxruntime", "litert"}
     for variant in variants.values():
         assert variant["metricDrop"] <= 0.01
         assert 0 < variant["profile"]["latencyP50Ms"] <= variant["profile"]["latencyP95Ms"]
-    assert variants["int8"]["blob"]["size"] < variants["fp16"]["blob"]["size"] < variants["fp32"]["blob"]["size"]
+    sizes = [variants[name]["blob"]["size"] for name in ("onnx-int8", "onnx-fp16", "onnx-fp32")]
+    assert sizes == sorted(sizes)
+    assert variants["tflite-int8"]["blob"]["size"] < variants["onnx-fp16"]["blob"]["size"]
 
 
 def test_every_device_serves_the_variant_that_fits_it(report: dict) -> None:
     devices = report["devices"]
     assert len(devices) == 6
     by_class = {d["hardware_class"]: d["variant"] for d in devices}
-    assert by_class["gateway"] == "onnx-int8", "by latency: everything runs there, and this is the fastest"
+    assert by_class["gateway"] == "onnx-int8", "by latency: all of ONNX runs there, and this is the fastest"
     assert by_class["camera"] == "onnx-fp32", "by memory: the engine has no int8, and fp16 does not fit"
-    assert by_class["kiosk"] == "onnx-fp16", "by engine: it runs nothing else"
+    assert by_class["kiosk"] == "tflite-int8", "by engine: it has TensorFlow Lite only"
     for device in devices:
         assert device["test_images"] == 100
         assert device["test_accuracy"] >= 0.95
         assert device["golden_accuracy"] >= 0.9
         assert device["fetched_bytes"] > 0
         assert device["peak_memory_bytes"] > 10 * 1024 * 1024, "a whole server process"
+
+
+def test_engines_are_told_and_explained(demo: tuple[Path, str]) -> None:
+    _, printed = demo
+    lines = [line.split() for line in printed.splitlines()]
+    engines = {line[0]: line[4:] for line in lines if line and line[0] in ("kiosk-1", "camera-1") and "Online" in line}
+    assert "litert" in engines["kiosk-1"]
+    assert "onnxruntime" in engines["camera-1"]
+    assert "engine onnxruntime is not on the device" in printed
+    assert "engine litert is not on the device" in printed
 
 
 def test_the_rollout_went_in_gated_waves(report: dict) -> None:

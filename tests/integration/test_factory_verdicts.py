@@ -133,13 +133,19 @@ def test_a_variant_that_lost_its_accuracy_is_rejected_with_the_reason(tmp_path: 
     assert rejected.metric < 0.9
     assert f"accuracy {rejected.metric:.4f} is" in rejected.reason
     assert "more than the allowed 0.01" in rejected.reason
-    recipes = ["static-qdq-per-channel", "static-qdq-per-tensor", "static-qdq-percentile", "static-qdq-float-ends"]
+    ways = ("per-channel", "per-tensor", "percentile", "entropy", "float-ends")
+    recipes = [f"static-qdq-{way}" for way in ways]
     assert all(recipe in rejected.reason for recipe in recipes)
     assert retried(events) == recipes[:-1]
     told = next(event for event in events if event["event"] == "variant.rejected")
     assert told["reason"] == rejected.reason
     assert not told["failed"]
-    assert sorted(path.name for path in inputs.out.iterdir()) == ["card.json", "golden.npz", "m-fp32.onnx"]
+    assert sorted(path.name for path in inputs.out.iterdir()) == [
+        "card.json",
+        "golden.npz",
+        "m-fp32.onnx",
+        "provenance.json",
+    ]
 
 
 def test_the_next_recipe_may_save_a_variant(tmp_path: Path) -> None:
@@ -147,7 +153,7 @@ def test_the_next_recipe_may_save_a_variant(tmp_path: Path) -> None:
     inputs = Inputs(tmp_path, chain(outlier=1000), CHAIN, outlier=1000)
     code, events = inputs.make("--variants", "int8", "--allowed-drop", "0.15")
     assert code == DONE
-    assert retried(events) == ["static-qdq-per-channel", "static-qdq-per-tensor", "static-qdq-percentile"]
+    assert retried(events) == [f"static-qdq-{way}" for way in ("per-channel", "per-tensor", "percentile", "entropy")]
     (packaged,) = inputs.card().variants
     assert packaged.variant.recipe == "static-qdq-float-ends"
     assert packaged.variant.metric_drop <= 0.15
@@ -199,7 +205,7 @@ def test_people_get_lines_they_can_read(plain: Inputs) -> None:
     code, text = plain.run("--variants", "fp32", progress="text")
     assert code == DONE
     started, loaded, baseline, exported, variant, done = text.splitlines()
-    assert started == "m v1: making fp32"
+    assert started == "m v1: making onnx-fp32"
     assert loaded.startswith("loaded the pytorch model")
     assert baseline == "baseline: accuracy 1.0000 on 250 test samples"
     assert exported.startswith("exported to ONNX")
@@ -217,9 +223,9 @@ def test_people_get_lines_they_can_read(plain: Inputs) -> None:
         (["--out", "/proc/package"], ERROR, ("/proc/package: cannot be written",)),
         (["--name", "Digits!"], ERROR, ("--name", "a-z and 0-9")),
         (["--variants", "fp32,int3"], ERROR, ("--variants", "int3", "fp32, fp16, int8")),
-        (["--variants", ","], ERROR, ("--variants", "names no variant")),
-        (["--metric", "mood"], ERROR, ("--metric", "accuracy, f1-macro")),
-        (["--golden", "0"], ERROR, ("--golden: 0 is not between",)),
+        (["--variants", ","], ERROR, ("--variants", "has 0 entries", "fp32, fp16")),
+        (["--metric", "mood"], ERROR, ("--metric", "accuracy, top-<k>, f1-macro")),
+        (["--golden", "0"], ERROR, ("--golden: 0 is out of range", "at least 1")),
         (["--allowed-drop", "much"], USAGE, ("--allowed-drop", "much")),
         (["--golden"], USAGE, ("--golden", "--help")),
         (["--progress", "loud"], USAGE, ("--progress", "loud")),

@@ -1,4 +1,4 @@
-"""What this machine is: hardware, operating system, engines, network; read from /proc, /sys and package metadata.
+"""What this machine is: hardware, operating system, network, and what serves on it; read from /proc and /sys.
 
 Lives here: reading and naming. Every source may be missing (old kernels, containers, tiny systems): then the fact is
 empty, never a guess. Must not live here: importing an engine to find out about it.
@@ -7,7 +7,6 @@ empty, never a guess. Must not live here: importing an engine to find out about 
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import os
 import platform
 import socket
@@ -18,9 +17,10 @@ from typing import Literal
 import msgspec
 
 import skerry
+from skerry.agent import engines
 from skerry.agent import settings as configured
 from skerry.agent.settings import AgentSettings
-from skerry.api.kinds.device import DeviceFacts, EngineFacts, Hardware, LimitFacts, Network, OperatingSystem
+from skerry.api.kinds.device import DeviceFacts, Hardware, LimitFacts, Network, OperatingSystem
 from skerry.drivers.runtime import limits
 
 GOARCH = {
@@ -39,9 +39,6 @@ GOARCH = {
     "loongarch64": "loong64",
     "mips64": "mips64",
 }
-ENGINE_DISTRIBUTIONS = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
-}
 _SIOCGIFADDR = 0x8915
 _READ_LIMIT = 1024 * 1024
 
@@ -54,7 +51,7 @@ def collect(settings: AgentSettings, state_dir: Path) -> DeviceFacts:
         boot_id=read_boot_id(),
         hardware=configured.hardware(settings.hardware, measure_hardware(state_dir)),
         os=read_os(),
-        engines=configured.engines(settings.engines, find_engines()),
+        engines=configured.engines(settings.engines, engines.find(settings.servers.python)),
         runtimes=["process"],
         network=configured.network(settings.network) if settings.network.kind else find_network(settings),
         limits=find_limits(),
@@ -96,20 +93,6 @@ def read_os(root: Path = Path("/")) -> OperatingSystem:
         libc=_libc(),
         init=_init(root),
     )
-
-
-def find_engines() -> list[EngineFacts]:
-    """Return the engines installed beside the agent, without importing them."""
-    found = []
-    for name, distributions in ENGINE_DISTRIBUTIONS.items():
-        for distribution in distributions:
-            try:
-                version = importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            found.append(EngineFacts(name=name, version=version))
-            break
-    return found
 
 
 def find_limits() -> LimitFacts:

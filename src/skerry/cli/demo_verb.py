@@ -13,7 +13,11 @@ from skerry.api.errors import InvalidError, UnsupportedError
 from skerry.cli import output
 
 MARKER = ".skerry-demo"
-_NEEDS = ("torch", "sklearn", "onnxruntime", "onnx", "amqtt", "uvicorn", "sqlalchemy")
+_NEEDS = (
+    *("torch", "sklearn", "onnx", "onnxruntime"),
+    *("ai_edge_litert", "ai_edge_quantizer"),
+    *("amqtt", "uvicorn", "sqlalchemy"),
+)
 
 
 def demo(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,53 +10,76 @@ import msgspec
 import typer
 
 from skerry.api import quantity
-from skerry.api.errors import InvalidError, SkerryError, UnsupportedError
+from skerry.api.errors import InvalidError, UnsupportedError
 from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec
+from skerry.api.kinds.variants import Variant
 from skerry.api.meta import ObjectMeta
-from skerry.cli import options, output
+from skerry.cli import factory, options, output, toolchain
 from skerry.core import card as cards
+from skerry.core import pareto
 from skerry.drivers.client.registry import push_package
 
 app = typer.Typer(help="Trained models: optimise them into variants, push them.", no_args_is_help=True)
+app.add_typer(toolchain.app, name="toolchain")
 
 
 @app.command()
 def optimize(
-    torch: Annotated[str, typer.Option(help="path.py:function that builds the torch.nn.Module.")],
-    weights: Annotated[Path, typer.Option(help="Its state_dict, saved with torch.save.")],
-    data: Annotated[Path, typer.Option(help=".npz with test, calibration and golden samples; see docs/factory.md.")],
-    name: Annotated[str, typer.Option(help="The model's name.")],
-    model_version: Annotated[str, typer.Option(help="The model's version, as in v1.")],
-    out: Annotated[Path, typer.Option(help="Directory for the package.")],
-    variants: Annotated[str, typer.Option(help="Precisions to make, by commas.")] = "fp32,fp16,int8",
-    allowed_drop: Annotated[float, typer.Option(min=0, max=1, help="Accuracy a variant may lose.")] = 0.01,
-    metric: Annotated[str, typer.Option(help="accuracy or f1-macro.")] = "accuracy",
-    golden: Annotated[int, typer.Option(min=1, help="Golden samples to ship.")] = 64,
-    runs: Annotated[int, typer.Option(min=1, help="Timed runs per variant.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="optimize.yaml; options override it.")] = None,
+    torch: Annotated[str | None, typer.Option(help="path.py:function that builds the torch.nn.Module.")] = None,
+    source: Annotated[str | None, typer.Option(help="Any other trained model: ONNX, Keras, TFLite ...")] = None,
+    kind: Annotated[str | None, typer.Option(help="What the source is, where its name does not tell.")] = None,
+    weights: Annotated[str | None, typer.Option(help="The module's state_dict, saved with torch.save.")] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run code in the model's own file.")] = False,
+    data: Annotated[str | None, typer.Option(help="Test, calibration, golden samples; see docs/factory.md.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name.")] = None,
+    model_version: Annotated[str | None, typer.Option(help="The model's version, as in v1.")] = None,
+    out: Annotated[str | None, typer.Option(help="Directory for the package.")] = None,
+    variants: Annotated[str | None, typer.Option(help="By commas: fp32 (ONNX), tflite-int8 ...")] = None,
+    allowed_drop: Annotated[float | None, typer.Option(help="How much worse the metric may be.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, top-5, f1-macro, iou, mae, mse, FILE.py:FUNCTION.")
+    ] = None,
+    golden: Annotated[int | None, typer.Option(help="Golden samples to ship.")] = None,
+    runs: Annotated[int | None, typer.Option(help="Timed runs per variant.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Put pareto.png into the package.")] = False,
+    memory: Annotated[str | None, typer.Option(help="For all processes together, as in 4Gi.")] = None,
+    parallel: Annotated[int | None, typer.Option(help="Variants made at the same time, at most.")] = None,
+    timeout: Annotated[int | None, typer.Option(help="Seconds for one variant, at most.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Where finished steps are kept.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Make everything anew, keep nothing.")] = False,
+    on: Annotated[str | None, typer.Option(help="kubernetes: make each variant in a Job of its own.")] = None,
+    repository: Annotated[str | None, typer.Option(help="Kubernetes: in an OCI registry, for what Jobs give.")] = None,
+    image: Annotated[str | None, typer.Option(help="Kubernetes: image with skerry and its extras.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Kubernetes: where the Jobs run.")] = None,
+    registry_secret: Annotated[str | None, typer.Option(help="Kubernetes: Secret for the repository.")] = None,
+    plain_http: Annotated[bool, typer.Option("--plain-http", help="Kubernetes: the registry speaks HTTP.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Kubernetes: print the manifests only.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of optimize.yaml.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Say what can be made here, and what is missing.")] = False,
 ) -> None:
-    """Turn a PyTorch model into ONNX variants, each evaluated on the test set and profiled."""
-    command = [
-        sys.executable,
-        "-m",
-        "skerry.optimize",
-        "--torch",
-        torch,
-        "--weights",
-        str(weights),
-        "--data",
-        str(data),
-    ]
-    command += ["--name", name, "--model-version", model_version, "--out", str(out), "--variants", variants]
-    command += ["--allowed-drop", str(allowed_drop), "--seed", str(seed), "--progress", "json"]
-    command += ["--metric", metric, "--golden", str(golden), "--runs", str(runs)]
-    code = _run_factory(command)
-    card = _read_card(out)
-    print_card(card)
-    if code != 0:
-        raise UnsupportedError(
-            "some of the wanted variants could not be made; the others are in the package", element=str(out)
+    """Turn a trained model into variants for each engine, every one evaluated on the test set and profiled."""
+    if schema:
+        sys.stdout.write(factory.ask(["--schema"]).decode())
+        return
+    if list_:
+        print_capabilities(msgspec.json.decode(factory.ask(["--list"])))
+        return
+    given = {name.rstrip("_").replace("_", "-"): value for name, value in locals().items()}
+    arguments = factory.arguments({f"--{name}": value for name, value in given.items()})
+    if dry_run:
+        sys.stdout.write(factory.ask(arguments).decode())
+        return
+    code, package = factory.run(arguments)
+    print_card(_read_card(package))
+    if code != factory.DONE:
+        output.print_error(
+            UnsupportedError(
+                "some of the wanted variants could not be made; the others are in the package", element=str(package)
+            )
         )
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -113,59 +135,64 @@ def inspect(package: Annotated[Path, typer.Argument(help="A directory made by `s
 
 
 def print_card(card: cards.EvaluationCard) -> None:
-    """Print a card's table of variants, then what was rejected and why."""
+    """Print a card's table of variants, those on the Pareto front marked, then what was rejected and why."""
     metric = card.evaluation.metric
+    variants = [packaged.variant for packaged in card.variants]
+    front = pareto.front(variants)
     rows = [
         (
             v.name,
             quantity.human_bytes(v.blob.size),
             f"{v.metric:.4f}",
-            f"{round(-v.metric_drop, 4) or 0.0:+.4f}",
+            _interval(v),
+            f"{round(v.metric - card.evaluation.baseline, 4) or 0.0:+.4f}",
             f"{v.profile.latency_p50_ms:.3f} ms",
             f"{v.profile.latency_p95_ms:.3f} ms",
             quantity.human_bytes(v.profile.peak_memory_bytes),
             f"{v.error.max_abs:.2g}",
+            "*" if v.name in front else "-",
             v.recipe,
         )
-        for v in (packaged.variant for packaged in card.variants)
+        for v in variants
     ]
-    output.print_table(
-        ("VARIANT", "SIZE", metric.upper(), "CHANGE", "P50", "P95", "PEAK MEMORY", "MAX ERROR", "RECIPE"), rows
-    )
+    columns = ("VARIANT", "SIZE", metric.upper(), "95% INTERVAL", "CHANGE", "P50", "P95", "PEAK MEMORY", "MAX ERROR")
+    output.print_table((*columns, "FRONT", "RECIPE"), rows)
     for rejected in card.rejected:
         output.say(f"rejected {rejected.name}: {rejected.reason}")
     output.say(
         f"{card.model} {card.version}: source {metric} {card.evaluation.baseline:.4f} on {card.evaluation.samples} "
-        f"test samples, {card.golden.samples} golden samples"
+        f"test samples, {card.golden.samples} golden samples; * = no other variant is both better and faster"
     )
 
 
-def _run_factory(command: list[str]) -> int:
-    """Run the factory as a process, showing what it is at; returns 0, or 3 when the package is partial.
+def print_capabilities(found: dict[str, Any]) -> None:
+    """Print what the factory says it can do here."""
+    sources = [
+        (one["kind"], "missing" if one["missing"] else "ready", one["files"], _lacking(one)) for one in found["sources"]
+    ]
+    output.print_table(("SOURCE", "STATUS", "FILES", "MISSING"), sources)
+    output.say("")
+    variants = [
+        (
+            one["variant"],
+            "ready" if one["recipes"] else "missing",
+            one["engine"],
+            ", ".join(one["sources"]),
+            ", ".join(one["recipes"]),
+            _lacking(one),
+        )
+        for one in found["variants"]
+    ]
+    output.print_table(("VARIANT", "STATUS", "ENGINE", "MADE FROM", "RECIPES", "MISSING"), variants)
 
-    Raises the factory's own sentence as a SkerryError otherwise.
-    """
-    sentence = ""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with output.err.status("starting the factory") as status:
-        for line in process.stdout:
-            event = _parse_event(line)
-            if event.get("event") == "error":
-                sentence = str(event.get("sentence", ""))
-            elif "variant" in event:
-                status.update(f"{event['variant']}: {str(event.get('event', '')).partition('.')[2]}")
-    code = process.wait()
-    if code not in (0, 3):
-        raise SkerryError(sentence or f"the factory ended with code {code}")
-    return code
+
+def _lacking(line: dict[str, Any]) -> str:
+    return f"{', '.join(line['missing'])} ({line['install']})" if line["missing"] else "-"
 
 
-def _parse_event(line: str) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.DecodeError:
-        return {}
+def _interval(variant: Variant) -> str:
+    found = variant.metric_interval
+    return f"{found.low:.4f}-{found.high:.4f}" if found is not None else ""
 
 
 def _read_card(package: Path) -> cards.EvaluationCard:

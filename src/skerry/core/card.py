@@ -12,7 +12,7 @@ import msgspec
 
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.tensors import ModelSignature
-from skerry.api.kinds.variants import Evaluation, Golden, Rejected, Variant
+from skerry.api.kinds.variants import Evaluation, Golden, Rejected, SourceKind, Variant
 from skerry.api.meta import Name, Struct
 
 CARD_FILE = "card.json"
@@ -30,7 +30,7 @@ class PackagedVariant(Struct, frozen=True, kw_only=True):
 class Provenance(Struct, frozen=True, kw_only=True):
     """What it was made from and with."""
 
-    source_kind: Literal["pytorch", "onnx", "keras", "tflite", "torchscript"]
+    source_kind: SourceKind
     source_digests: dict[str, str] = {}
     """File name -> sha256 of every input: code, weights, data."""
     tools: dict[str, str] = {}

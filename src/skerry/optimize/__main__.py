@@ -13,16 +13,20 @@ import logging
 import os
 import signal
 import sys
-import time
+import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
+import msgspec
+
 from skerry.api.errors import InvalidError, SkerryError, UnsupportedError
 from skerry.optimize import progress
 from skerry.optimize.foreign import first_line
+from skerry.optimize.recipe import Optimization
 
 DONE, ERROR, USAGE, PARTIAL, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -44,7 +48,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         _parser().print_help()
         sys.exit(DONE)
-    stream = _own_stdout()
+    stream = progress.own_stdout()
     logging.disable(logging.WARNING)  # the exporters warn about what the checks here decide
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -62,7 +66,7 @@ def run(arguments: Sequence[str], stream: TextIO) -> int:
     options: argparse.Namespace | None = None
     try:
         options = _parser().parse_args(arguments)
-        return _optimize(options, tell)
+        return _optimize(options, tell, stream)
     except SkerryError as error:
         tell("error", sentence=error.sentence, element=error.element, cause=error.cause, hint=error.hint)
         return ERROR if options is not None else USAGE
@@ -80,61 +84,102 @@ def run(arguments: Sequence[str], stream: TextIO) -> int:
         return ERROR
 
 
-def _optimize(options: argparse.Namespace, tell: progress.Progress) -> int:
-    started = time.monotonic()
+def _optimize(options: argparse.Namespace, tell: progress.Progress, stream: TextIO) -> int:
     try:
-        from skerry.optimize import dataset, factory, package  # noqa: PLC0415 - heavy, and not needed for --help
-        from skerry.optimize.request import Request  # noqa: PLC0415
+        from skerry.optimize import cache, capabilities, factory, package, request  # noqa: PLC0415 - not needed for --help
     except ModuleNotFoundError as error:
-        raise _missing(error) from error
-    request = Request(
-        torch=options.torch,
-        weights=options.weights,
-        data=options.data,
-        out=options.out.absolute(),  # before the builder can change the directory
-        name=options.name,
-        version=options.model_version,
-        variants=tuple(dict.fromkeys(filter(None, (part.strip() for part in options.variants.split(","))))),
-        allowed_drop=options.allowed_drop,
-        metric=options.metric,
-        golden=options.golden,
-        runs=options.runs,
-        seed=options.seed,
-    )
-    tell("started", model=request.name, version=request.version, variants=list(request.variants))
-    package.check_target(request.out)
-    data = dataset.load(request.data)
-    try:
-        from skerry.optimize.importers import torch as pytorch  # noqa: PLC0415 - only once it is worth its seconds
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
-    source = pytorch.load(request.torch, request.weights, seed=request.seed)
-    tell("source.loaded", kind=source.kind, seconds=round(time.monotonic() - started, 2))
-    outcome = factory.make_package(request, source, data, tell)
+        hint = "pip install 'skerry[torch]'"
+        raise UnsupportedError(f"{error.name} is not installed", element="factory", hint=hint) from error
+    if options.schema or options.list:
+        answer = request.json_schema() if options.schema else capabilities.report()
+        stream.write(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode() + "\n")
+        return DONE
+    given = {name: getattr(options, _attribute(name)) for name in request.OPTIONS}
+    wanted = request.read(options.file, {name: value for name, value in given.items() if value is not None})
+    if options.on == "kubernetes":
+        return _on_kubernetes(options, wanted, tell, stream)
+    tell("started", model=wanted.name, version=wanted.version, variants=[variant.name for variant in wanted.variants])
+    if options.step is None:
+        package.check_target(Path(wanted.out))
+    with _cache_root(options, cache.default_root()) as root:
+        if options.step is not None:
+            factory.make_step(wanted, cache.Cache(root), tell, options.step)
+            return DONE
+        outcome = factory.make_package(wanted, cache.Cache(root), tell)
     return PARTIAL if outcome.failed else DONE
 
 
-def _missing(error: ModuleNotFoundError) -> UnsupportedError:
-    return UnsupportedError(f"{error.name} is not installed", element="factory", hint="pip install 'skerry[torch]'")
+def _on_kubernetes(options: argparse.Namespace, wanted: Optimization, tell: progress.Progress, stream: TextIO) -> int:
+    from skerry.optimize import cluster, kubernetes  # noqa: PLC0415 - not needed otherwise
+
+    if not options.repository or not options.image:
+        raise InvalidError("is required", element="--repository and --image", hint="see docs/factory.md, Kubernetes")
+    place = kubernetes.Cluster(
+        repository=options.repository,
+        image=options.image,
+        namespace=options.namespace,
+        secret=options.registry_secret,
+        plain_http=options.plain_http,
+    )
+    if options.dry_run:
+        stream.write(cluster.to_yaml(kubernetes.manifests(wanted, place)))
+        return DONE
+    tell("started", model=wanted.name, version=wanted.version, variants=[variant.name for variant in wanted.variants])
+    cluster.run(wanted, place, tell)
+    return DONE
+
+
+@contextmanager
+def _cache_root(options: argparse.Namespace, default: Path) -> Iterator[Path]:
+    if options.no_cache:
+        with tempfile.TemporaryDirectory(prefix="skerry-factory-") as directory:
+            yield Path(directory)
+    else:
+        yield (options.cache or default).absolute()
+
+
+def _attribute(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m skerry.optimize", description="Turn a trained model into measured variants.", allow_abbrev=False
     )
-    parser.add_argument("--torch", required=True, metavar="PATH.py:FUNCTION", help="what builds the torch.nn.Module")
-    parser.add_argument("--weights", required=True, type=Path, help="its state dict, saved with torch.save")
-    parser.add_argument("--data", required=True, type=Path, help="data.npz: test, calibration and golden samples")
-    parser.add_argument("--name", required=True, help="name of the model")
-    parser.add_argument("--model-version", required=True, help="version of the model, as in v1")
-    parser.add_argument("--out", required=True, type=Path, help="directory for the package")
-    parser.add_argument("--variants", default="fp32,fp16,int8", help="which to make (default: %(default)s)")
-    parser.add_argument("--allowed-drop", type=float, default=0.01, help="of the metric (default: %(default)s)")
-    parser.add_argument("--metric", default="accuracy", help="accuracy or f1-macro (default: %(default)s)")
-    parser.add_argument("--golden", type=int, default=64, help="golden samples to ship, at most (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=200, help="measured runs per variant (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
-    parser.add_argument("--progress", choices=("text", "json"), default="text", help="default: %(default)s")
+    add = parser.add_argument
+    add("-f", "--file", type=Path, metavar="optimize.yaml", help="the recipe; options override what it says")
+    add("--torch", metavar="FILE.py:FUNCTION", help="what builds the torch.nn.Module")
+    add("--source", metavar="PATH", help="any other trained model: a file, or a SavedModel directory")
+    add("--kind", help="what the source is, where its name does not tell")
+    add("--weights", help="the module's state dict, saved with torch.save")
+    add("--allow-code", action="store_true", default=None, help="run code that the model's file itself carries")
+    add("--data", help="test, calibration and golden samples: data.npz or a directory")
+    add("--name", help="name of the model")
+    add("--model-version", help="version of the model, as in v1")
+    add("--out", help="directory for the package")
+    add("--variants", help="which to make, by commas (default: fp32,fp16,int8)")
+    add("--allowed-drop", type=float, help="of the metric (default: 0.01)")
+    add("--metric", help="a name, or FILE.py:FUNCTION (default: accuracy)")
+    add("--golden", type=int, help="golden samples to ship, at most (default: 64)")
+    add("--runs", type=int, help="measured runs per variant (default: 200)")
+    add("--seed", type=int, help="of every random choice (default: 0)")
+    add("--plot", action="store_true", default=None, help="put pareto.png into the package")
+    add("--memory", help="for all processes together, as in 4Gi (default: what is free, less a tenth)")
+    add("--parallel", type=int, help="variants made at the same time, at most (default: one per processor)")
+    add("--timeout", type=int, help="seconds for one variant, at most (default: 3600)")
+    add("--cache", type=Path, metavar="DIR", help="where finished steps are kept (default: in the user's cache)")
+    add("--no-cache", action="store_true", help="make everything anew, and keep nothing")
+    add("--step", metavar="NAME", help="make only this, `import` or a variant, and leave it in the cache")
+    add("--on", choices=("here", "kubernetes"), default="here", help="where to run it (default: %(default)s)")
+    add("--repository", default="", help="kubernetes: of an OCI registry, for inputs and results")
+    add("--image", default="", help="kubernetes: with skerry and the extras that the variants need")
+    add("--namespace", default="default", help="kubernetes: of the Jobs (default: %(default)s)")
+    add("--registry-secret", default="", help="kubernetes: Secret (dockerconfigjson) for the repository")
+    add("--plain-http", action="store_true", help="kubernetes: the registry speaks HTTP")
+    add("--dry-run", action="store_true", help="kubernetes: print the manifests, and end")
+    add("--schema", action="store_true", help="print the JSON Schema of optimize.yaml, and end")
+    add("--list", action="store_true", help="print what can be made here and what is missing, as JSON, and end")
+    add("--progress", choices=("text", "json"), default="text", help="default: %(default)s")
     return parser
 
 
@@ -153,13 +198,6 @@ def _environment(error: OSError | MemoryError) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"not enough memory: {first_line(error)}"
-
-
-def _own_stdout() -> TextIO:
-    """Keep standard output for progress alone: what libraries and the builder print goes to standard error."""
-    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return stream
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

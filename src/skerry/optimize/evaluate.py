@@ -12,7 +12,8 @@ import onnxruntime
 
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.variants import NumericalError
-from skerry.optimize.dataset import Array
+from skerry.optimize.arrays import Array
+from skerry.optimize.dataset import UNNAMED, Inputs, bind
 from skerry.optimize.foreign import first_line
 
 BATCH = 64
@@ -28,17 +29,21 @@ class Runner:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the engine's exception types have no public root
             raise InvalidError(f"ONNX Runtime cannot load it ({first_line(error)})") from error
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            raise InvalidError(f"takes {len(inputs)} inputs", hint="models with exactly one input are supported")
-        self._input = inputs[0].name
+        self._inputs = [tensor.name for tensor in self._session.get_inputs()]
 
-    def predict(self, samples: Array) -> list[Array]:
-        """Run samples [n, ...] in batches; return every output [n, ...]. Raises InvalidError."""
+    def predict(self, samples: Array | Inputs, *, batch: int | None = BATCH) -> list[Array]:
+        """Run samples [n, ...] in batches (None: all at once); return every output [n, ...]. Raises InvalidError.
+
+        An array alone, or an unnamed tensor, goes to the only input; tensors go by name.
+        """
+        inputs = {UNNAMED: samples} if isinstance(samples, np.ndarray) else samples
+        feeds = bind(inputs, self._inputs, element="data")
+        count = len(next(iter(feeds.values())))
+        size = batch or count
         parts = []
-        for start in range(0, len(samples), BATCH):
+        for start in range(0, count, size):
             try:
-                parts.append(self._session.run(None, {self._input: samples[start : start + BATCH]}))
+                parts.append(self._session.run(None, {k: v[start : start + size] for k, v in feeds.items()}))
             except Exception as error:  # the engine's exception types have no public root
                 raise InvalidError(f"ONNX Runtime cannot run it ({first_line(error)})") from error
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]

@@ -1,39 +1,34 @@
-"""The way through the factory: source, baseline, graph, then each variant made, judged, measured, kept or rejected.
+"""The way through the factory: import, variants in parallel, measurements one by one, then the package.
 
-Lives here: the order of things and the verdicts. Must not live here: how any step is done.
+Each step is looked up in the cache first and put there when it is done, so that the same is not made twice and a run
+that was interrupted goes on where it stopped. Lives here: the order of things. Must not live here: how any step is done
+(`importing`, `making` and `profile` do that, the first two in worker processes).
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import io
-import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
+import msgspec
 
-from skerry.api.errors import InvalidError, SkerryError, StorageFullError
-from skerry.api.kinds.tensors import ModelSignature
-from skerry.api.kinds.variants import Evaluation, Golden, NumericalError, Precision, Rejected, Requirements, Variant
+from skerry.api import quantity
+from skerry.api.errors import InvalidError, SkerryError, StorageFullError, UnsupportedError
+from skerry.api.kinds.variants import Evaluation, Golden, Profile, Rejected, Requirements, Variant
 from skerry.core.card import GOLDEN_FILE, EvaluationCard, PackagedVariant, Provenance
-from skerry.optimize import evaluate, graph, package, profile
-from skerry.optimize.dataset import Array, Dataset
-from skerry.optimize.foreign import first_line
-from skerry.optimize.importers import Source
-from skerry.optimize.metrics import METRICS
+from skerry.optimize import bounds, jobs, keys, package, pareto, passes, profile, provenance
+from skerry.optimize.cache import Cache
+from skerry.optimize.jobs import Facts, Verdict
 from skerry.optimize.package import Draft
-from skerry.optimize.passes import RECIPES, Recipe, simplify
+from skerry.optimize.pool import Ended, Event, Job, Pool
 from skerry.optimize.progress import Progress
-from skerry.optimize.request import Request
+from skerry.optimize.recipe import Optimization, VariantSpec
 
-TOOLS = ("skerry", "torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "onnxconverter-common", "numpy")
-_ROUNDING = 1e-9
-_SAME = 0.99999
-"""Cosine of two outputs that differ by rounding alone."""
+_RELAYED = {"source.loaded", "baseline", "exported", "variant.retried"}
+_FAILED = "error"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,136 +39,189 @@ class Outcome:
     failed: Sequence[str]
 
 
+@dataclass(kw_only=True)
+class _Run:
+    """One run: what is wanted, what there is, and what workers said."""
+
+    wanted: Optimization
+    cache: Cache
+    tell: Progress
+    memory: int
+    keep_failures: bool = False
+    errors: dict[str, Event] = field(default_factory=dict)
+
+    def hear(self, job: Job, event: Event) -> None:
+        """Take what a worker says: pass it on, or keep why it failed."""
+        name = event.pop("event", "")
+        if name == _FAILED:
+            self.errors[job.name] = event
+        elif name in _RELAYED:
+            self.tell(name, **{_snake(key): value for key, value in event.items()})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Bench:
-    """What every variant is judged against."""
+class _Made:
+    """What a worker made of a variant."""
 
-    request: Request
-    data: Dataset
-    baseline: float
-    golden_outputs: Sequence[Array]
-    exported: bytes
-    signature: ModelSignature
-    conditions: profile.Conditions
-    draft: Draft
-    progress: Progress
+    spec: VariantSpec
+    directory: Path
+    verdict: Verdict
+    key: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Candidate:
-    """A variant as one recipe made it, judged but not yet measured."""
-
-    recipe: str
-    content: bytes
-    metric: float
-    error: NumericalError
-
-
-def make_package(request: Request, source: Source, data: Dataset, progress: Progress) -> Outcome:
-    """Make, judge and measure all variants and publish the package. Blocks for seconds to minutes.
+def make_package(wanted: Optimization, cache: Cache, tell: Progress) -> Outcome:
+    """Make, judge and measure all variants and publish the package. Blocks for seconds to minutes, or hours.
 
     Raises InvalidError when no variant survives, AlreadyExistsError, StorageFullError; then nothing is published.
     """
-    started = time.monotonic()
-    data = data.with_golden(request.golden, seed=request.seed)
-    with package.draft(request.out) as draft, tempfile.TemporaryDirectory(prefix="skerry-factory-") as scratch:
-        bench = _set_up(request, source, data, draft=draft, scratch=Path(scratch), progress=progress)
-        golden = _write_golden(bench)
-        results = [_make_variant(bench, precision) for precision in request.variants]
+    started = time.time()
+    clock = time.monotonic()
+    with package.draft(Path(wanted.out)) as draft, _room(cache):
+        run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted))
+        source = _import(run)
+        facts = jobs.read_facts(source)
+        golden = Golden(blob=draft.take(source / jobs.GOLDEN_FILE, GOLDEN_FILE), samples=facts.golden_samples)
+        made = _make_variants(run, source, facts, wanted.variants)
+        results = [_measured(run, draft, source, facts, made[spec.name]) for spec in wanted.variants]
         kept = [result for result in results if isinstance(result, PackagedVariant)]
-        rejected = [result.rejected for result in results if isinstance(result, _Refusal)]
+        refused = [result for result in results if isinstance(result, _Refusal)]
         if not kept:
-            reasons = "; ".join(f"{r.name}: {r.reason}" for r in rejected)
+            reasons = "; ".join(f"{r.rejected.name}: {r.rejected.reason}" for r in refused)
             hint = "allow a larger --allowed-drop, or train the model so that it survives conversion"
-            raise InvalidError(f"no variant survives ({reasons})", element=request.name, hint=hint)
-        card = EvaluationCard(
-            model=request.name,
-            version=request.version,
-            signature=bench.signature,
-            evaluation=Evaluation(
-                metric=request.metric,
-                baseline=bench.baseline,
-                samples=len(data.test_x),
-                allowed_drop=request.allowed_drop,
-            ),
-            golden=golden,
-            variants=kept,
-            rejected=rejected,
-            provenance=Provenance(
-                source_kind=source.kind,
-                source_digests={**source.digests, data.name: data.digest},
-                tools=_tools(),
-                seed=request.seed,
-            ),
-        )
+            raise InvalidError(f"no variant survives ({reasons})", element=wanted.name, hint=hint)
+        card = _card(wanted, facts, golden=golden, kept=kept, rejected=[refusal.rejected for refusal in refused])
+        draft.add(provenance.FILE, provenance.encode(card, wanted, started=started, finished=time.time()))
+        if wanted.plot:
+            _draw(card, draft, tell)
         draft.publish(card)
-    progress(
+    tell(
         "done",
-        package=str(request.out),
+        package=wanted.out,
         kept=[packaged.variant.name for packaged in kept],
-        rejected=[refused.name for refused in rejected],
-        seconds=round(time.monotonic() - started, 2),
+        rejected=[refusal.rejected.name for refusal in refused],
+        seconds=round(time.monotonic() - clock, 2),
     )
-    return Outcome(card=card, failed=[r.rejected.name for r in results if isinstance(r, _Refusal) and r.failed])
+    return Outcome(card=card, failed=[refusal.rejected.name for refusal in refused if refusal.failed])
 
 
-def _set_up(
-    request: Request, source: Source, data: Dataset, *, draft: Draft, scratch: Path, progress: Progress
-) -> _Bench:
-    outputs = source.predict(data.test_x)
-    baseline = _baseline(request.metric, outputs, data)
-    progress("baseline", metric_name=request.metric, metric=baseline, samples=len(data.test_x))
-    golden_outputs = source.predict(data.golden_x)
-    _check_finite(golden_outputs, "golden samples")
-    started = time.monotonic()
-    exported = _simplified(source.export(data.test_x), data.golden_x)
-    progress("exported", size=len(exported), seconds=round(time.monotonic() - started, 2))
-    signature = graph.signature(graph.parse(exported))
-    return _Bench(
-        request=request,
-        data=data,
-        baseline=baseline,
-        golden_outputs=golden_outputs,
-        exported=exported,
-        signature=signature,
-        conditions=profile.conditions(scratch, signature, data.golden_x, runs=request.runs),
-        draft=draft,
-        progress=progress,
-    )
-
-
-def _baseline(metric: str, outputs: Sequence[Array], data: Dataset) -> float:
-    scores = outputs[0]
-    if scores.ndim != 2 or scores.shape[1] < 2:
-        hint = "the first output must be scores of shape [batch, classes], with at least two classes"
-        raise InvalidError(f"its first output has shape [batch, {_dims(scores)}]", element="model", hint=hint)
-    _check_finite(outputs, "test set")
-    for labels, array in ((data.test_y, "test_y"), (data.golden_y, "golden_y")):
-        if labels.max() >= scores.shape[1]:
-            cause = f"holds class {labels.max()}, but the model knows {scores.shape[1]} classes, counted from 0"
-            raise InvalidError(cause, element=data.element(array), hint="use the labels the model was trained with")
-    return METRICS[metric](scores, data.test_y)
-
-
-def _dims(scores: Array) -> str:
-    return ", ".join(map(str, scores.shape[1:])) or "no dimension"
-
-
-def _check_finite(outputs: Sequence[Array], samples: str) -> None:
-    if not all(np.isfinite(output).all() for output in outputs):
-        raise InvalidError(f"gives NaN or infinite outputs on the {samples}", element="model", hint="train it again")
-
-
-def _simplified(exported: bytes, samples: Array) -> bytes:
-    """Return the simplified graph if the simplifier can cope with it and the result does the same."""
+def _draw(card: EvaluationCard, draft: Draft, tell: Progress) -> None:
     try:
-        simplified = simplify.simplify(exported)
-        before, after = evaluate.Runner(exported).predict(samples), evaluate.Runner(simplified).predict(samples)
-        if evaluate.numerical_error(after, before).cosine > _SAME:
-            return simplified
-    except Exception:  # noqa: BLE001, S110 - it fails in many ways, and is only there to help
-        pass
-    return simplify.infer_shapes(exported)
+        draft.add(pareto.FILE, pareto.draw(card))
+    except UnsupportedError as error:
+        tell("plot.skipped", reason=error.sentence)
+
+
+def make_step(wanted: Optimization, cache: Cache, tell: Progress, step: str) -> None:
+    """Do one step and leave it in the cache: `import`, or a variant's name, of which a failure is kept as well.
+
+    Raises InvalidError for a variant that is not wanted, and what the import may raise.
+    """
+    specs = [spec for spec in wanted.variants if spec.name == step]
+    if step != "import" and not specs:
+        known = ", ".join(["import", *(spec.name for spec in wanted.variants)])
+        raise InvalidError("is not a step of this run", element=f"--step {step[:80]}", hint=f"choose from {known}")
+    run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted), keep_failures=True)
+    source = _import(run)
+    for spec in specs:
+        facts = jobs.read_facts(source)
+        made = _make_variants(run, source, facts, specs)[spec.name]
+        if made.verdict.outcome == "kept":
+            _costs(run, made, made.directory / made.verdict.file, _conditions(run, source, facts, spec))
+        else:
+            _refuse(run, made)
+
+
+def _memory(wanted: Optimization) -> int:
+    return int(quantity.parse(wanted.resources.memory)) if wanted.resources.memory else bounds.free_memory()
+
+
+@contextmanager
+def _room(cache: Cache) -> Iterator[None]:
+    """Make room in the cache when all is done, whatever came of it."""
+    try:
+        yield
+    finally:
+        cache.prune()
+
+
+def _import(run: _Run) -> Path:
+    """Return the directory of the finished import. Raises what the worker says."""
+    key = keys.of_import(run.wanted)
+    found = run.cache.find("import", key)
+    if found is not None:
+        facts = jobs.read_facts(found)
+        run.tell("source.cached", kind=facts.kind)
+        run.tell("baseline", metric_name=facts.metric, metric=facts.baseline, samples=facts.samples)
+        if facts.graph_bytes:
+            run.tell("exported", size=facts.graph_bytes, seconds=0.0)
+        return found
+    directory = run.cache.work()
+    job = _write_job(
+        "import", jobs.ImportJob(optimization=run.wanted, directory=str(directory)), need=0, memory=run.memory
+    )
+    (ended,) = _pool(run, parallel=1).run([job])
+    (directory / jobs.JOB_FILE).unlink()
+    _raise_failure(run, ended)
+    facts = jobs.read_facts(directory)
+    return run.cache.keep("import", key, directory, inputs=facts.read)
+
+
+def _raise_failure(run: _Run, ended: Ended) -> None:
+    if said := run.errors.get(ended.job.name):
+        raise InvalidError(said["cause"] or said["sentence"], element=said["element"], hint=said["hint"])
+    if ended.problem:
+        raise InvalidError(ended.problem, element="source")
+
+
+def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[VariantSpec]) -> dict[str, _Made]:
+    """Return what was made of each variant."""
+    made: dict[str, _Made] = {}
+    todo: dict[str, tuple[VariantSpec, Job, Path, str]] = {}
+    for spec in specs:
+        key = keys.of_variant(run.wanted, spec, facts)
+        if found := run.cache.find("variant", key):
+            run.tell("variant.cached", variant=spec.name)
+            made[spec.name] = _Made(spec=spec, directory=found, verdict=jobs.read_verdict(found), key=key)
+            continue
+        directory = run.cache.work()
+        job = jobs.VariantJob(optimization=run.wanted, variant=spec, source=str(source), directory=str(directory))
+        forms = {recipe.form for recipe in passes.RECIPES.get(jobs.parse_name(spec.name), ())}
+        need = bounds.need(source, facts, graph_alone=forms <= {"onnx"})
+        todo[spec.name] = spec, _write_job(spec.name, job, need=need, memory=run.memory), directory, key
+    parallel = run.wanted.resources.parallel or bounds.processors()
+    for ended in _pool(run, parallel=parallel).run([job for _, job, _, _ in todo.values()]):
+        spec, _, directory, key = todo[ended.job.name]
+        (directory / jobs.JOB_FILE).unlink()
+        verdict = _heard(run, ended) or jobs.read_verdict(directory)
+        if (
+            verdict.outcome != "failed" or run.keep_failures
+        ):  # why it failed may be gone the next time: a library, memory
+            (directory / jobs.VERDICT_FILE).write_bytes(msgspec.json.encode(verdict, order="sorted"))
+            directory = run.cache.keep("variant", key, directory)
+        made[spec.name] = _Made(spec=spec, directory=directory, verdict=verdict, key=key)
+    return made
+
+
+def _heard(run: _Run, ended: Ended) -> Verdict | None:
+    """Return the verdict on a variant whose worker could not write one."""
+    said = run.errors.get(ended.job.name, {}).get("sentence") or ended.problem
+    return Verdict(outcome="failed", reason=said) if said else None
+
+
+def _pool(run: _Run, *, parallel: int) -> Pool:
+    def started(job: Job) -> None:
+        if job.name != "import":
+            _, precision = jobs.parse_name(job.name)
+            run.tell("variant.started", variant=job.name, precision=precision)
+
+    timeout = run.wanted.resources.timeout_seconds
+    return Pool(memory=run.memory, parallel=parallel, timeout_seconds=timeout, tell=run.hear, started=started)
+
+
+def _write_job(name: str, job: jobs.AnyJob, *, need: int, memory: int) -> Job:
+    file = Path(job.directory) / jobs.JOB_FILE
+    file.write_bytes(msgspec.json.encode(job))
+    return Job(name=name, arguments=["-m", "skerry.optimize.worker", str(file), str(memory)], need=need)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,123 +232,127 @@ class _Refusal:
     failed: bool
 
 
-def _make_variant(bench: _Bench, precision: Precision) -> PackagedVariant | _Refusal:
-    name = f"onnx-{precision}"
-    bench.progress("variant.started", variant=name, precision=precision)
+def _measured(run: _Run, draft: Draft, source: Path, facts: Facts, made: _Made) -> PackagedVariant | _Refusal:
+    """Measure what was made, with nothing else at work, and put it into the package."""
+    spec, verdict = made.spec, made.verdict
+    if verdict.outcome != "kept":
+        return _refuse(run, made)
+    file = jobs.file_name(run.wanted.name, spec.name)
+    blob = draft.take(made.directory / verdict.file, file)
     try:
-        best, tried = _try_recipes(bench, name, RECIPES[precision])
-        if best is None:
-            return _refuse(bench, name, f"could not be made ({'; '.join(tried)})", failed=True)
-        drop = bench.baseline - best.metric
-        if drop > bench.request.allowed_drop + _ROUNDING:
-            metric = bench.request.metric
-            reason = (
-                f"{metric} {best.metric:.4f} is {drop:.4f} below the source model's {bench.baseline:.4f}, more than "
-                f"the allowed {bench.request.allowed_drop:g} (tried {'; '.join(tried)})"
-            )
-            return _refuse(bench, name, reason, metric=best.metric)
-        return _keep(bench, name, precision, best)
+        costs = _costs(run, made, draft.directory / file, _conditions(run, source, facts, spec))
     except StorageFullError:
         raise
     except SkerryError as error:
-        return _refuse(bench, name, error.sentence, failed=True)
-
-
-def _try_recipes(bench: _Bench, name: str, recipes: Sequence[Recipe]) -> tuple[_Candidate | None, list[str]]:
-    """Return the first candidate within the allowed drop, else the best, and what came of each recipe tried."""
-    best: _Candidate | None = None
-    tried: list[str] = []
-    for recipe, following in zip(recipes, (*recipes[1:], None), strict=True):
-        try:
-            candidate = _judge(bench, recipe)
-        except SkerryError as error:
-            reason = error.sentence
-        except Exception as error:  # noqa: BLE001 - conversion libraries have no common exception type
-            reason = f"{type(error).__name__}: {first_line(error)}"
-        else:
-            if best is None or candidate.metric > best.metric:
-                best = candidate
-            reason = f"{bench.request.metric} {candidate.metric:.4f}"
-            if bench.baseline - candidate.metric <= bench.request.allowed_drop + _ROUNDING:
-                return candidate, tried
-        tried.append(f"{recipe.name}: {reason}")
-        if following is not None:
-            bench.progress("variant.retried", variant=name, recipe=recipe.name, reason=reason, next=following.name)
-    return best, tried
-
-
-def _judge(bench: _Bench, recipe: Recipe) -> _Candidate:
-    content = recipe.build(bench.exported, bench.data.calibration_x)
-    if graph.signature(graph.parse(content)) != bench.signature:
-        raise InvalidError("changes the model's tensors")
-    runner = evaluate.Runner(content)
-    scores = runner.predict(bench.data.test_x)[0]
-    if not np.isfinite(scores).all():
-        raise InvalidError("gives outputs that are not finite")
-    return _Candidate(
-        recipe=recipe.name,
-        content=content,
-        metric=METRICS[bench.request.metric](scores, bench.data.test_y),
-        error=evaluate.numerical_error(runner.predict(bench.data.golden_x), bench.golden_outputs),
+        draft.remove(file)
+        return _refuse(run, made, reason=error.sentence)
+    assert verdict.metric is not None
+    assert verdict.error is not None
+    form, precision = jobs.parse_name(spec.name)
+    needs = Requirements(
+        engine=jobs.ENGINES[form],
+        engine_min_version=verdict.engine_min_version,
+        precision=precision,
+        memory_bytes=costs.peak_memory_bytes,
     )
-
-
-def _keep(bench: _Bench, name: str, precision: Precision, candidate: _Candidate) -> PackagedVariant:
-    file = f"{bench.request.name}-{precision}.onnx"
-    blob = bench.draft.add(file, candidate.content)
-    try:
-        costs = profile.measure(bench.draft.directory / file, bench.conditions)
-    except SkerryError:
-        bench.draft.remove(file)
-        raise
-    version = graph.engine_min_version(graph.parse(candidate.content), onnxruntime.__version__)
     variant = Variant(
-        name=name,
-        format="onnx",
+        name=spec.name,
+        format=form,
         precision=precision,
-        recipe=candidate.recipe,
-        needs=Requirements(
-            engine="onnxruntime",
-            engine_min_version=version,
-            precision=precision,
-            memory_bytes=costs.peak_memory_bytes,
-        ),
+        recipe=verdict.recipe,
+        needs=needs,
         blob=blob,
-        metric=candidate.metric,
-        metric_drop=round(bench.baseline - candidate.metric, 9),
-        error=candidate.error,
+        metric=verdict.metric,
+        metric_interval=verdict.interval,
+        metric_drop=verdict.drop,
+        error=verdict.error,
         profile=costs,
+        operators=verdict.operators,
+        details=verdict.details,
     )
-    bench.progress(
-        "variant.done",
-        variant=name,
-        precision=precision,
-        recipe=candidate.recipe,
-        file=file,
-        size=blob.size,
-        metric_name=bench.request.metric,
-        metric=variant.metric,
-        metric_drop=variant.metric_drop,
-        latency_p50_ms=costs.latency_p50_ms,
-        latency_p95_ms=costs.latency_p95_ms,
-        peak_memory_bytes=costs.peak_memory_bytes,
-    )
+    _tell_done(run.tell, facts, variant, file)
     return PackagedVariant(variant=variant, file=file)
 
 
-def _refuse(bench: _Bench, name: str, reason: str, *, metric: float | None = None, failed: bool = False) -> _Refusal:
-    bench.progress("variant.rejected", variant=name, reason=reason, metric=metric, failed=failed)
+def _conditions(run: _Run, source: Path, facts: Facts, spec: VariantSpec) -> profile.Conditions:
+    return profile.Conditions(
+        engine=jobs.ENGINES[jobs.parse_name(spec.name)[0]],
+        signature=facts.signature,
+        signature_file=source / jobs.SIGNATURE_FILE,
+        samples_file=source / jobs.MEASURED_FILE,
+        runs=run.wanted.runs,
+    )
+
+
+def _costs(run: _Run, made: _Made, model: Path, given: profile.Conditions) -> Profile:
+    own = keys.of_profile(made.key, runs=given.runs, machine=profile.machine())
+    if found := run.cache.find("profile", own):
+        return msgspec.json.decode((found / "profile.json").read_bytes(), type=Profile)
+    run.tell("variant.measuring", variant=made.spec.name)
+    costs = profile.measure(model, given)
+    directory = run.cache.work()
+    (directory / "profile.json").write_bytes(msgspec.json.encode(costs, order="sorted"))
+    run.cache.keep("profile", own, directory)
+    return costs
+
+
+def _tell_done(tell: Progress, facts: Facts, variant: Variant, file: str) -> None:
+    tell(
+        "variant.done",
+        variant=variant.name,
+        precision=variant.precision,
+        recipe=variant.recipe,
+        file=file,
+        size=variant.blob.size,
+        metric_name=facts.metric,
+        metric=variant.metric,
+        metric_drop=variant.metric_drop,
+        latency_p50_ms=variant.profile.latency_p50_ms,
+        latency_p95_ms=variant.profile.latency_p95_ms,
+        peak_memory_bytes=variant.profile.peak_memory_bytes,
+    )
+
+
+def _refuse(run: _Run, made: _Made, *, reason: str = "") -> _Refusal:
+    """Tell why a variant is not kept: what its worker says, or `reason` when it was made but cannot be measured."""
+    name, metric = made.spec.name, None if reason else made.verdict.metric
+    failed = bool(reason) or made.verdict.outcome == "failed"
+    reason = reason or made.verdict.reason
+    run.tell("variant.rejected", variant=name, reason=reason, metric=metric, failed=failed)
     return _Refusal(rejected=Rejected(name=name, reason=reason, metric=metric), failed=failed)
 
 
-def _write_golden(bench: _Bench) -> Golden:
-    arrays = {f"input.{bench.signature.inputs[0].name}": bench.data.golden_x, "labels": bench.data.golden_y}
-    for spec, output in zip(bench.signature.outputs, bench.golden_outputs, strict=True):
-        arrays[f"output.{spec.name}"] = output
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **{key: np.ascontiguousarray(a) for key, a in arrays.items()})
-    return Golden(blob=bench.draft.add(GOLDEN_FILE, buffer.getvalue()), samples=len(bench.data.golden_x))
+def _card(
+    wanted: Optimization,
+    facts: Facts,
+    *,
+    golden: Golden,
+    kept: Sequence[PackagedVariant],
+    rejected: Sequence[Rejected],
+) -> EvaluationCard:
+    return EvaluationCard(
+        model=wanted.name,
+        version=wanted.version,
+        signature=facts.signature,
+        evaluation=Evaluation(
+            metric=facts.metric,
+            higher_is_better=facts.higher_is_better,
+            baseline=facts.baseline,
+            baseline_interval=facts.interval,
+            samples=facts.samples,
+            allowed_drop=wanted.allowed_drop,
+        ),
+        golden=golden,
+        variants=list(kept),
+        rejected=list(rejected),
+        provenance=Provenance(
+            source_kind=facts.kind,
+            source_digests=facts.digests,
+            tools=dict(keys.tools()),
+            seed=wanted.seed,
+        ),
+    )
 
 
-def _tools() -> dict[str, str]:
-    return {tool: importlib.metadata.version(tool) for tool in TOOLS}
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)

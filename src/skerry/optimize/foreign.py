@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _MOST = 240
+_STARVED = ("bad_alloc", "cannot allocate memory", "can't allocate memory", "failed to allocate", "out of memory")
 
 
 def first_line(error: BaseException) -> str:
@@ -11,3 +12,14 @@ def first_line(error: BaseException) -> str:
     if not line:
         return type(error).__name__
     return line if len(line) <= _MOST else f"{line[:_MOST]}..."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that there was no memory; few libraries raise MemoryError for that."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _STARVED)
+
+
+def raise_if_starved(error: BaseException) -> None:
+    """Raise MemoryError for an error that means that, whatever its type: it is no fault of the model."""
+    if is_out_of_memory(error):
+        raise MemoryError(first_line(error)) from error

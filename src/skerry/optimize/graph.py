@@ -5,12 +5,13 @@ Lives here: what is true of any ONNX file, whatever made it. Must not live here:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import onnx
 
 from skerry.api.errors import InvalidError, TooLargeError
 from skerry.api.kinds.tensors import Datatype, ModelSignature, TensorSpec
+from skerry.optimize import runtimes
 
 MAX_BYTES = 2**31 - 1
 """Protobuf's limit for one message; larger models need external data, which is not written yet."""
@@ -29,8 +30,6 @@ _DATATYPES: dict[int, Datatype] = {
     onnx.TensorProto.FLOAT: "FP32",
     onnx.TensorProto.DOUBLE: "FP64",
 }
-_ORT_1_18_IR = 10
-_ORT_1_18_OPSET = 21
 
 
 def parse(raw: bytes) -> onnx.ModelProto:
@@ -57,12 +56,43 @@ def signature(model: onnx.ModelProto) -> ModelSignature:
     return ModelSignature(inputs=[_spec(value) for value in inputs], outputs=[_spec(v) for v in model.graph.output])
 
 
+def opset(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operators that the model is written in."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Walk all nodes: of the graph, of its branches and loops, and of local functions."""
+    yield from _nodes(model.graph.node)
+    for function in model.functions:
+        yield from _nodes(function.node)
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Walk all constant tensors, wherever they are kept."""
+    yield from model.graph.initializer
+    for node in nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from inner.initializer
+
+
 def engine_min_version(model: onnx.ModelProto, installed: str) -> str:
-    """Return the oldest ONNX Runtime known to read the model: 1.18, or the one it was evaluated with."""
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if model.ir_version <= _ORT_1_18_IR and opset <= _ORT_1_18_OPSET:
-        return "1.18"
-    return ".".join(installed.split(".")[:2])
+    """Return the oldest ONNX Runtime known to read the model, or the one it was evaluated with."""
+    contrib = any(entry.domain == "com.microsoft" for entry in model.opset_import)
+    known = runtimes.oldest(opset(model), model.ir_version, contrib=contrib)
+    return known or ".".join(installed.split(".")[:2])
+
+
+def _nodes(outer: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in outer:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _nodes(inner.node)
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

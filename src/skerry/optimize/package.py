@@ -7,15 +7,16 @@ Lives here: where the files go and that they are never half there. Must not live
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
-from skerry.api.errors import AlreadyExistsError, InvalidError
+from skerry.api.errors import AlreadyExistsError, IntegrityError, InvalidError, NotFoundError, StorageFullError
 from skerry.api.kinds.variants import Blob
 from skerry.core import card as cards
 from skerry.kit import files
@@ -35,6 +36,24 @@ class Draft:
         """Write one file. Raises StorageFullError."""
         files.write_atomic(self.directory / name, content)
         return Blob(digest=f"sha256:{sha256(content).hexdigest()}", size=len(content))
+
+    def take(self, source: Path, name: str) -> Blob:
+        """Copy a file in, whatever its size, and make it last. Raises StorageFullError."""
+        target = self.directory / name
+        try:
+            shutil.copyfile(source, target)
+            descriptor = os.open(target, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFullError(element=str(target), hint="free some space; nothing was changed") from error
+            raise
+        with target.open("rb") as file:
+            return Blob(digest=f"sha256:{file_digest(file, 'sha256').hexdigest()}", size=target.stat().st_size)
 
     def remove(self, name: str) -> None:
         """Take one file out again."""
@@ -76,6 +95,28 @@ def draft(target: Path) -> Iterator[Draft]:
         yield Draft(directory, target)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def adopt(made: Path, target: Path) -> cards.EvaluationCard:
+    """Put a package that came from elsewhere into its place, if every file is what its card says; return the card.
+
+    Raises IntegrityError, InvalidError, NotFoundError, AlreadyExistsError, StorageFullError.
+    """
+    try:
+        card = cards.decode((made / cards.CARD_FILE).read_bytes())
+        with draft(target) as new:
+            wanted = {cards.GOLDEN_FILE: card.golden.blob}
+            wanted |= {packaged.file: packaged.variant.blob for packaged in card.variants}
+            for name, blob in wanted.items():
+                if new.take(made / name, name).digest != blob.digest:
+                    raise IntegrityError(element=name)
+            for name in ("provenance.json", "pareto.png"):
+                if (made / name).is_file():
+                    new.take(made / name, name)
+            new.publish(card)
+    except FileNotFoundError as error:
+        raise NotFoundError("is missing from the package", element=Path(error.filename).name) from None
+    return card
 
 
 def check_target(target: Path) -> None:

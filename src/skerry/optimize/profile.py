@@ -1,28 +1,24 @@
 """What a variant costs on this machine, batch 1, one thread: latency of the engine, peak memory of the server.
 
-Both are measured in fresh processes per variant, without torch in them: latency in `profiled_process`, memory in the
-inference server that devices run (`serving`). Lives here: the conditions and putting the figures together. A device's
-own figures come from the device.
+Both are measured in fresh processes per variant, with the engine and nothing else in them: latency by `trial`, memory
+in the inference server that devices run (`serving`). Lives here: the conditions and putting the figures together. A
+device's own figures come from the device.
 """
 
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from skerry.api.errors import InvalidError, TimedOutError
+from skerry.api.errors import InvalidError
 from skerry.api.kinds.tensors import ModelSignature
-from skerry.api.kinds.variants import Profile
+from skerry.api.kinds.variants import Engine, Profile
 from skerry.optimize import serving
-from skerry.optimize.dataset import Array
+from skerry.optimize.trial import Trial
 
-MAX_SAMPLES = 16
 MAX_SECONDS = 30.0
 """A slow model is measured with fewer runs than asked for once this is over."""
 GRACE_SECONDS = 120.0
@@ -35,40 +31,30 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6
 class Conditions:
     """What all variants are measured with: the same samples, as files that other processes read."""
 
+    engine: Engine
     signature: ModelSignature
     signature_file: Path
-    samples: Array
     samples_file: Path
+    """`.npz`, one array for each input tensor."""
     runs: int
-
-
-class _Latency(msgspec.Struct):
-    p50: float
-    p95: float
-    runs: int
-
-
-def conditions(directory: Path, signature: ModelSignature, samples: Array, *, runs: int) -> Conditions:
-    """Write what the measuring processes need into a directory for scratch files."""
-    samples = samples[:MAX_SAMPLES]
-    samples_file, signature_file = directory / "samples.npy", directory / "signature.json"
-    np.save(samples_file, samples)
-    signature_file.write_bytes(msgspec.json.encode(signature))
-    return Conditions(
-        signature=signature, signature_file=signature_file, samples=samples, samples_file=samples_file, runs=runs
-    )
 
 
 def measure(model: Path, given: Conditions) -> Profile:
     """Measure one model file. Raises InvalidError when the engine or the server refuses it, TimedOutError."""
-    latency = _latency(model, given)
-    memory = serving.peak_memory(model, given.signature_file, given.signature, given.samples[:1])
+    trial = Trial(given.engine, model, given.signature_file, given.signature)
+    costs = trial.latencies(given.samples_file, runs=given.runs, seconds=MAX_SECONDS, grace=GRACE_SECONDS)
+    if costs.latency_p50_ms is None or costs.latency_p95_ms is None:
+        raise InvalidError("no run of it was measured")
+    with np.load(given.samples_file, allow_pickle=False) as stored:
+        sample = {spec.name: stored[spec.name][:1] for spec in given.signature.inputs}
+    memory = serving.peak_memory(given.engine, model, given.signature_file, given.signature, sample)
     return Profile(
-        latency_p50_ms=round(latency.p50, 4),
-        latency_p95_ms=round(latency.p95, 4),
+        latency_p50_ms=round(costs.latency_p50_ms, 4),
+        latency_p95_ms=round(costs.latency_p95_ms, 4),
         peak_memory_bytes=memory,
-        runs=latency.runs,
+        runs=costs.runs,
         machine=machine(),
+        engine_version=costs.engine_version,
     )
 
 
@@ -81,21 +67,3 @@ def machine() -> str:
         return architecture
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))), "")
     return f"{architecture} {model}".strip()
-
-
-def _latency(model: Path, given: Conditions) -> _Latency:
-    # -P: the directory this runs in is not searched for modules
-    argv = [sys.executable, "-P", "-m", "skerry.optimize.profiled_process"]
-    argv += [str(model), str(given.samples_file), str(given.runs), str(MAX_SECONDS)]
-    limit = MAX_SECONDS + GRACE_SECONDS
-    try:
-        done = subprocess.run(argv, capture_output=True, timeout=limit, stdin=subprocess.DEVNULL, check=False)
-    except subprocess.TimeoutExpired:
-        raise TimedOutError(f"not measured within {limit:.0f} s", hint="a model this slow cannot be profiled") from None
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise InvalidError(f"the process that measures it failed ({said[-1][:240]})")
-    try:
-        return msgspec.json.decode(done.stdout, type=_Latency)
-    except msgspec.DecodeError as error:
-        raise InvalidError(f"the process that measures it answered nonsense ({error})") from error

@@ -1,12 +1,14 @@
 """What the factory says while it works: events with fields, as JSON lines for programs or as text for people.
 
-Events, in order: `started`; `source.loaded`; `baseline`; `exported`; per variant `variant.started`, any number of
-`variant.retried`, then `variant.done` or `variant.rejected`; `done`. `error` ends a run that failed. Lives here: how
+Events, in order: `started`; `source.loaded` or `source.cached`; `baseline`; `exported`; per variant `variant.started`
+and any number of `variant.retried`, or `variant.cached`; then, one variant after the other, `variant.measuring` where
+it is not known, and `variant.done` or `variant.rejected`; `done`. `error` ends a run that failed. Lives here: how
 events are written. Must not live here: when they happen.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
@@ -46,6 +48,13 @@ def text_lines(stream: TextIO) -> Progress:
     return write
 
 
+def own_stdout() -> TextIO:
+    """Keep standard output for events alone: what libraries and the user's code print goes to standard error."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return stream
+
+
 def _done(fields: dict[str, Any]) -> str:
     rejected = f", rejected {len(fields['rejected'])}" if fields["rejected"] else ""
     return f"{fields['package']}: kept {len(fields['kept'])}{rejected}, {fields['seconds']:.1f} s"
@@ -63,11 +72,16 @@ def _variant_done(fields: dict[str, Any]) -> str:
 _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "started": lambda f: f"{f['model']} {f['version']}: making {', '.join(f['variants'])}",
     "source.loaded": lambda f: f"loaded the {f['kind']} model in {f['seconds']:.1f} s",
+    "source.cached": lambda f: f"the {f['kind']} model was imported before",
+    "variant.cached": lambda f: f"{f['variant']:<12} was made before",
     "baseline": lambda f: f"baseline: {f['metric_name']} {f['metric']:.4f} on {f['samples']} test samples",
     "exported": lambda f: f"exported to ONNX, {human_bytes(f['size'])}, in {f['seconds']:.1f} s",
     "variant.retried": lambda f: f"{f['variant']:<12} {f['recipe']}: {f['reason']}; trying {f['next']}",
     "variant.done": _variant_done,
     "variant.rejected": lambda f: f"{f['variant']:<12} rejected: {f['reason']}",
+    "kubernetes.sent": lambda f: f"inputs of {f['run']} are in the registry",
+    "kubernetes.applied": lambda f: f"{len(f['jobs'])} Jobs: {', '.join(f['jobs'])}",
+    "plot.skipped": lambda f: f"no picture: {f['reason']}",
     "done": _done,
     "error": lambda f: f"error: {f['sentence']}",
 }

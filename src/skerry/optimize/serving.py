@@ -11,8 +11,8 @@ import http.client
 import os
 import re
 import select
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,9 @@ import msgspec
 
 from skerry.api.errors import InvalidError, TimedOutError
 from skerry.api.kinds.tensors import ModelSignature
-from skerry.optimize.dataset import Array
+from skerry.api.kinds.variants import Engine
+from skerry.optimize import processes
+from skerry.optimize.dataset import Inputs
 
 START_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
@@ -31,58 +33,41 @@ REQUESTS = 10
 _READY = re.compile(rb"serve\.ready .*url=http://127\.0\.0\.1:(\d+)")
 _MODEL = "profiled"
 _MOST_OUTPUT = 1 << 20
-_DIE_TOGETHER = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-)
-"""PR_SET_PDEATHSIG, SIGTERM, kept across exec (prctl(2)): no server is left behind when the factory is killed."""
 
 
-def peak_memory(model: Path, signature_file: Path, signature: ModelSignature, sample: Array) -> int:
+def peak_memory(engine: Engine, model: Path, signature_file: Path, signature: ModelSignature, sample: Inputs) -> int:
     """Return the server's peak resident memory in bytes after some requests of batch 1.
 
-    `sample` is [1, ...], `signature_file` holds the signature as JSON. Raises InvalidError, TimedOutError.
+    `sample` has one array [1, ...] for each input, `signature_file` holds the signature as JSON. Raises InvalidError,
+    TimedOutError.
     """
-    tensor = signature.inputs[0]
-    raw = sample.tobytes()
+    raws = [sample[tensor.name].tobytes() for tensor in signature.inputs]
     header = msgspec.json.encode(
         {
             "inputs": [
                 {
                     "name": tensor.name,
                     "datatype": tensor.datatype,
-                    "shape": list(sample.shape),
+                    "shape": list(sample[tensor.name].shape),
                     "parameters": {"binary_data_size": len(raw)},
                 }
+                for tensor, raw in zip(signature.inputs, raws, strict=True)
             ],
             "outputs": [{"name": output.name, "parameters": {"binary_data": True}} for output in signature.outputs],
         }
     )
-    with _server(model, signature_file) as (pid, port):
+    with _server(engine, model, signature_file) as (pid, port):
         for _ in range(REQUESTS):
-            _ask(port, header, raw)
+            _ask(port, header, b"".join(raws))
         return _high_water_mark(pid)
 
 
 @contextmanager
-def _server(model: Path, signature_file: Path) -> Iterator[tuple[int, int]]:
+def _server(engine: Engine, model: Path, signature_file: Path) -> Iterator[tuple[int, int]]:
     """Start the server; yield its pid and port once it is ready, and stop it afterwards."""
-    argv = [
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        _DIE_TOGETHER,
-        "-P",
-        "-m",
-        "skerry.serve",
-        "--model",
-        _MODEL,
-        "--version",
-        "0",
-        "--file",
-        str(model),
-    ]
+    argv = ["-m", "skerry.serve", "--model", _MODEL, "--version", "0", "--engine", engine, "--file", str(model)]
     argv += ["--signature", str(signature_file), "--host", "127.0.0.1", "--port", "0", "--threads", "1"]
+    argv = processes.python(argv, signal_number=signal.SIGTERM)
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
             yield process.pid, _wait_ready(process)

@@ -22,11 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from skerry.api.errors import InvalidError, NotFoundError, SkerryError, UnavailableError
-from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.errors import InvalidError, SkerryError, UnavailableError
 from skerry.serve import engines, http1
+from skerry.serve.arguments import number, read_signature
 from skerry.serve.control import ControlSocket
 from skerry.serve.dataplane import DataPlane, ModelSettings
 from skerry.serve.lifecycle import Lifecycle
@@ -38,7 +36,6 @@ from skerry.serve.worker import Worker
 
 log = logging.getLogger(__name__)
 
-MAX_SIGNATURE_BYTES = MIB
 MAX_VERSION_CHARACTERS = 253
 
 
@@ -139,8 +136,8 @@ def _stop_signal() -> asyncio.Future[None]:
         if not stopping.done():
             stopping.set_result(None)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    for which in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(which, stop)
     return stopping
 
 
@@ -190,7 +187,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         name=arguments.model,
         version=arguments.version,
         file=arguments.file,
-        signature=_signature(arguments.signature),
+        signature=read_signature(arguments.signature),
         engine=arguments.engine,
         threads=threads,
     )
@@ -211,19 +208,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def _signature(path: Path) -> ModelSignature:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_SIGNATURE_BYTES + 1)
-        if len(raw) > MAX_SIGNATURE_BYTES:
-            raise InvalidError(f"is larger than {MAX_SIGNATURE_BYTES} bytes", element=str(path))
-        return msgspec.json.decode(raw, type=ModelSignature)
-    except OSError as error:
-        raise NotFoundError(f"cannot be read: {error.strerror}", element=str(path)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidError(f"is not a signature: {error}", element=str(path)) from error
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="skerry serve", description="Serve one model (Open Inference Protocol v2).")
     add = parser.add_argument
@@ -233,23 +217,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--signature", required=True, type=Path, help="its tensors: JSON with inputs and outputs")
     add("--engine", default="onnxruntime", choices=engines.names())
     add("--host", default="127.0.0.1")
-    add("--port", default=8080, type=_number(0, 65535), help="0 lets the system choose; default 8080")
+    add("--port", default=8080, type=number(0, 65535), help="0 lets the system choose; default 8080")
     add("--control", type=Path, help="Unix socket through which the agent hands over connections; default none")
-    add("--threads", default=1, type=_number(0, 1024), help="threads the engine computes with; 0 means all cores")
-    add("--max-body-bytes", default=Limits().body_bytes, type=_number(1024, 2**40), help="default 64 MiB")
-    add("--max-queued", default=Limits().queued, type=_number(0, 100_000), help="requests that may wait; default 64")
+    add("--threads", default=1, type=number(0, 1024), help="threads the engine computes with; 0 means all cores")
+    add("--max-body-bytes", default=Limits().body_bytes, type=number(1024, 2**40), help="default 64 MiB")
+    add("--max-queued", default=Limits().queued, type=number(0, 100_000), help="requests that may wait; default 64")
     add("--grace-seconds", default=20.0, type=float, help="how long requests under way may take to end; default 20")
     return parser
-
-
-def _number(low: int, high: int) -> type[int]:
-    """Return an argparse type for an integer within bounds."""
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not within {low} and {high}")
-        return value
-
-    parse.__name__ = "number"
-    return parse  # type: ignore[return-value]

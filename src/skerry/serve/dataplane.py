@@ -61,6 +61,11 @@ class DataPlane:
         return self._settings.version
 
     @property
+    def engine_version(self) -> str:
+        """The version of the engine that executes the model; empty before `load`."""
+        return self._engine.version if self._engine is not None else ""
+
+    @property
     def single_threaded(self) -> bool:
         """Whether the thread that calls `infer` does all of the computing."""
         return self._settings.threads == 1

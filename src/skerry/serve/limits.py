@@ -53,3 +53,5 @@ MAX_ELEMENTS = 2**31 - 1
 MAX_ID_CHARACTERS = 1024
 MAX_PARAMETERS = 64
 """In one `parameters` object."""
+MAX_SIGNATURE_BYTES = MIB
+"""Of the signature's file."""

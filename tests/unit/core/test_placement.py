@@ -26,6 +26,7 @@ from skerry.api.kinds.variants import Blob, Evaluation, Golden, NumericalError, 
 from skerry.api.meta import LabelSelector, ObjectMeta
 from skerry.core import desired, placement
 from skerry.core.desired import DesiredRecord
+from skerry.core.engines import ENGINES
 from skerry.core.messages import MAX_WORKLOADS
 from skerry.core.placement import Cost, Engine, Machine
 
@@ -43,14 +44,14 @@ def variant(
     version: str = "",
     architectures: tuple[str, ...] = (),
 ) -> Variant:
-    precision = name.partition("-")[2]
+    made, _, precision = name.partition("-")
     return msgspec.convert(
         {
             "name": name,
-            "format": "onnx",
+            "format": made,
             "precision": precision,
             "needs": Requirements(
-                engine="onnxruntime",
+                engine=next(one.name for one in ENGINES.values() if one.format == made),
                 engine_min_version=version,
                 precision=precision,  # type: ignore[arg-type]
                 architectures=list(architectures),
@@ -206,6 +207,54 @@ def test_what_is_not_there_is_said_plainly() -> None:
     assert full.reason == f"the device already has {MAX_WORKLOADS} workloads"
     many = [variant(f"onnx-{p}", memory=200) for p in ("fp32", "fp16", "int8", "int8-dynamic", "int4")]
     assert placement.place(machine(), many, spec()).reason.endswith("; and 1 more")
+
+
+FORMATS = [
+    variant("onnx-int8", latency=1.0, memory=70),
+    variant("tflite-int8", latency=1.5, memory=55, version="2.3"),
+    variant("executorch-int8", latency=0.5, memory=230, version="1.5.0"),
+    variant("torchscript-fp32", latency=3.0, memory=240),
+]
+
+
+def with_engines(memory: float, **versions: str) -> Machine:
+    engines = tuple(Engine(name=name, version=version, precisions=()) for name, version in versions.items())
+    return Machine(arch="amd64", memory_bytes=int(memory * MIB), engines=engines, runtimes=("process",))
+
+
+@pytest.mark.parametrize(
+    ("device", "taken"),
+    [
+        (with_engines(300, litert="2.3.0"), "tflite-int8"),
+        (with_engines(300, torchscript="2.13.0+cpu"), "torchscript-fp32"),
+        (with_engines(300, onnxruntime="1.32.0", litert="2.3.0"), "onnx-int8"),
+        (with_engines(60, onnxruntime="1.32.0", litert="2.3.0"), "tflite-int8"),
+        (with_engines(300, onnxruntime="1.32.0", litert="2.3.0", executorch="1.5.1"), "executorch-int8"),
+        (with_engines(300, litert="2.3.0", executorch="1.4.2"), "tflite-int8"),
+        (with_engines(300, executorch="1.4.2"), None),
+    ],
+)
+def test_a_device_with_several_engines_takes_what_measures_best_of_all_formats(
+    device: Machine, taken: str | None
+) -> None:
+    found = placement.place(device, FORMATS, spec())
+    assert (found.variant.name if found.variant else None) == taken
+
+
+def test_what_was_measured_on_the_class_decides_between_engines_too() -> None:
+    device = with_engines(300, onnxruntime="1.32.0", litert="2.3.0")
+    costs = {
+        "onnx-int8": Cost(latency_p95_ms=9.0, peak_memory_bytes=70 * MIB, measured_on="arm"),
+        "tflite-int8": Cost(latency_p95_ms=4.0, peak_memory_bytes=50 * MIB, measured_on="arm"),
+    }
+    found = placement.place(device, FORMATS, spec(), costs)
+    assert found.variant is not None
+    assert found.variant.name == "tflite-int8", "ONNX is quicker in the factory, not here"
+    assert reasons(found)["onnx-int8"] == "fits, but its p95 9 ms is slower than tflite-int8's 4 ms"
+    assert reasons(found)["executorch-int8"] == "engine executorch is not on the device"
+    only = placement.place(device, FORMATS, spec(engines=["onnxruntime"]), costs)
+    assert only.variant is not None
+    assert only.variant.name == "onnx-int8", "where the deployment allows no other engine"
 
 
 def test_a_limit_that_cannot_be_read_is_an_error() -> None:

@@ -1,15 +1,21 @@
 """Passes: what they change, and that they change nothing else."""
 
-from collections.abc import Iterable
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.unit.optimize.graphs import Builder
 
 from skerry.api.errors import InvalidError, TooLargeError
 from skerry.optimize import evaluate, graph
-from skerry.optimize.passes import RECIPES, Recipe, half, quantize, simplify
+from skerry.optimize.passes import RECIPES, Material, Recipe, half, quantize, ranges, recipes, simplify
+from skerry.optimize.recipe import VariantOptions
 
 RANDOM = np.random.default_rng(0)
 SAMPLES = RANDOM.standard_normal((64, 24)).astype(np.float32)
@@ -41,6 +47,13 @@ def model(nodes: list[onnx.NodeProto], tensors: Iterable[onnx.TensorProto] = ())
     return graph.serialise(made)
 
 
+def build(recipe: Recipe, raw: bytes, out: Path) -> bytes:
+    samples = {"input": SAMPLES}
+    signature = graph.signature(graph.parse(raw))
+    recipe.build(Material(load=lambda: raw, inputs_sample=samples, calibration=samples, signature=signature, out=out))
+    return out.read_bytes()
+
+
 def test_float16_keeps_inputs_and_outputs_and_halves_the_weights() -> None:
     raw = dense(3)
     converted = half.convert(raw)
@@ -70,11 +83,11 @@ def test_float16_can_leave_sensitive_operators_in_float32() -> None:
         )
 
 
-@pytest.mark.parametrize("recipe", RECIPES["int8"], ids=lambda recipe: recipe.name)
-def test_every_int8_recipe_makes_a_smaller_model_that_does_nearly_the_same(recipe: Recipe) -> None:
+@pytest.mark.parametrize("recipe", recipes("onnx", "int8", VariantOptions()), ids=lambda recipe: recipe.name)
+def test_every_int8_recipe_makes_a_smaller_model_that_does_nearly_the_same(recipe: Recipe, tmp_path: Path) -> None:
     raw = dense(4)
-    quantised = recipe.build(raw, SAMPLES)
-    assert recipe.build(raw, SAMPLES) == quantised
+    quantised = build(recipe, raw, tmp_path / "first")
+    assert build(recipe, raw, tmp_path / "second") == quantised
     assert graph.signature(graph.parse(quantised)) == graph.signature(graph.parse(raw))
     weights = {t.name: t for t in graph.parse(quantised).graph.initializer if t.data_type == TensorProto.INT8}
     assert len(weights) >= 2
@@ -83,11 +96,17 @@ def test_every_int8_recipe_makes_a_smaller_model_that_does_nearly_the_same(recip
     assert evaluate.numerical_error(outputs, evaluate.Runner(raw).predict(SAMPLES)).cosine > 0.98
 
 
+def static(raw: bytes, *, per_channel: bool, exclude: Sequence[str] = ()) -> onnx.ModelProto:
+    prepared = quantize.prepare(raw)
+    bounds = ranges.measure(prepared, {"input": SAMPLES})
+    return graph.parse(quantize.static(prepared, bounds, per_channel=per_channel, exclude=exclude))
+
+
 def test_per_channel_has_a_scale_per_column() -> None:
     scales = {
         per_channel: max(
             numpy_helper.to_array(tensor).size
-            for tensor in graph.parse(quantize.build(per_channel=per_channel)(dense(3), SAMPLES)).graph.initializer
+            for tensor in static(dense(3), per_channel=per_channel).graph.initializer
             if tensor.name.endswith("_scale")
         )
         for per_channel in (True, False)
@@ -95,19 +114,21 @@ def test_per_channel_has_a_scale_per_column() -> None:
     assert scales == {True: 24, False: 1}
 
 
-def test_float_ends_leave_the_first_and_the_last_layer() -> None:
-    quantised = graph.parse(quantize.build(per_channel=True, float_ends=True)(dense(4), SAMPLES))
+def test_float_ends_leave_the_first_and_the_last_layer(tmp_path: Path) -> None:
+    (recipe,) = [recipe for recipe in RECIPES["onnx", "int8"] if recipe.name == "static-qdq-float-ends"]
+    quantised = graph.parse(build(recipe, dense(4), tmp_path / "out"))
     kept = {tensor.name for tensor in quantised.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     assert {"w0", "w3"} <= kept
     assert not {"w1", "w2"} & kept
     with pytest.raises(InvalidError, match="too few layers"):
-        quantize.build(per_channel=True, float_ends=True)(dense(2), SAMPLES)
+        build(recipe, dense(2), tmp_path / "out")
 
 
-def test_a_model_without_weights_cannot_be_int8() -> None:
+def test_a_model_without_weights_cannot_be_int8(tmp_path: Path) -> None:
     raw = model([helper.make_node("Relu", ["input"], ["output"], name="relu")])
-    with pytest.raises(InvalidError, match="no layer whose weights can be int8"):
-        quantize.build(per_channel=True)(raw, SAMPLES)
+    for precision in ("int8", "int8-dynamic"):
+        with pytest.raises(InvalidError, match="no layer whose weights can be int8"):
+            build(RECIPES["onnx", precision][0], raw, tmp_path / "out")
 
 
 def test_simplifying_folds_what_is_constant() -> None:
@@ -166,3 +187,34 @@ def test_the_oldest_engine_is_known_for_known_graphs_only() -> None:
     assert graph.engine_min_version(known, "1.32.0") == "1.18"
     known.opset_import[0].version = 22
     assert graph.engine_min_version(known, "1.32.0") == "1.32"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-dynamic", "int4"])
+def test_other_processes_make_the_same_bytes(precision: str, tmp_path: Path) -> None:
+    raw, source = build_64(), tmp_path / "source.onnx"
+    source.write_bytes(raw)
+    program = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from skerry.optimize import graph\n"
+        "from skerry.optimize.passes import RECIPES, Material\n"
+        "raw = Path(sys.argv[1]).read_bytes()\n"
+        "x = {'input': np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}\n"
+        "sig = graph.signature(graph.parse(raw))\n"
+        "m = Material(load=lambda: raw, inputs_sample=x, calibration=x, signature=sig, out=Path(sys.argv[2]))\n"
+        "RECIPES['onnx', sys.argv[3]][0].build(m)\n"
+    )
+    made = set()
+    for seed in ("1", "2"):  # of the order in which sets are walked
+        out = tmp_path / seed
+        command = [sys.executable, "-c", program, str(source), str(out), precision]
+        subprocess.run(command, check=True, timeout=120, env={**os.environ, "PYTHONHASHSEED": seed})
+        made.add(out.read_bytes())
+    assert len(made) == 1
+
+
+def build_64() -> bytes:
+    built = Builder([64])
+    for _ in range(4):
+        built.gemm(64, 64)
+        built.add("Relu")
+    return built.raw([64])

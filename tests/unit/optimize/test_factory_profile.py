@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -31,7 +32,17 @@ def matrix_model(path: Path, size: int) -> Path:
 
 def conditions(model: Path, size: int, *, runs: int = 20) -> profile.Conditions:
     signature = graph.signature(graph.parse(model.read_bytes()))
-    return profile.conditions(model.parent, signature, np.zeros((3, size), np.float32), runs=runs)
+    samples, described = model.parent / "samples.npz", model.parent / "signature.json"
+    np.savez(samples, input=np.zeros((3, size), np.float32))
+    described.write_bytes(msgspec.json.encode(signature))
+    return profile.Conditions(
+        engine="onnxruntime", signature=signature, signature_file=described, samples_file=samples, runs=runs
+    )
+
+
+def peak_memory(model: Path, given: profile.Conditions, size: int = 4) -> int:
+    sample = {"input": np.zeros((1, size), np.float32)}
+    return serving.peak_memory(given.engine, model, given.signature_file, given.signature, sample)
 
 
 def test_larger_models_are_seen_to_need_more_memory(tmp_path: Path) -> None:
@@ -47,19 +58,6 @@ def test_larger_models_are_seen_to_need_more_memory(tmp_path: Path) -> None:
     assert small.machine.split()[0] in {"amd64", "arm64", "arm", "riscv64"}
 
 
-def test_latency_is_measured_without_the_factory_in_the_process(tmp_path: Path) -> None:
-    model = matrix_model(tmp_path / "m.onnx", 4)
-    argv = ["x", str(model), str(conditions(model, 4).samples_file), "1", "1"]
-    code = (
-        f"import sys; sys.argv = {argv!r}; from skerry.optimize import profiled_process; profiled_process.main(); "
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    modules = set(printed.stdout.splitlines()[-1].split())
-    assert "onnxruntime" in modules
-    assert not modules & {"torch", "onnx", "onnxscript", "onnxslim", "msgspec", "sklearn", "scipy"}
-
-
 def test_a_slow_model_is_measured_with_fewer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "MAX_SECONDS", 0.0)
     model = matrix_model(tmp_path / "m.onnx", 4)
@@ -69,7 +67,7 @@ def test_a_slow_model_is_measured_with_fewer_runs(tmp_path: Path, monkeypatch: p
 def test_what_the_engine_refuses_is_said(tmp_path: Path) -> None:
     given = conditions(matrix_model(tmp_path / "good.onnx", 4), 4)
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    with pytest.raises(InvalidError, match=r"the process that measures it failed \(.*bad\.onnx"):
+    with pytest.raises(InvalidError, match=r"its engine does not run it \(.*bad\.onnx"):
         profile.measure(tmp_path / "bad.onnx", given)
 
 
@@ -77,16 +75,16 @@ def test_what_the_server_refuses_is_said(tmp_path: Path) -> None:
     given = conditions(matrix_model(tmp_path / "m.onnx", 4), 4)
     other = matrix_model(tmp_path / "other.onnx", 5)
     with pytest.raises(InvalidError, match=r"the inference server does not take it \(.*shape"):
-        serving.peak_memory(other, given.signature_file, given.signature, given.samples[:1])
+        peak_memory(other, given)
     with pytest.raises(InvalidError, match=r"the inference server refuses a sample \(.*shape"):
-        serving.peak_memory(tmp_path / "m.onnx", given.signature_file, given.signature, np.zeros((1, 9), np.float32))
+        peak_memory(tmp_path / "m.onnx", given, size=9)
 
 
 def test_a_server_that_does_not_become_ready_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = conditions(matrix_model(tmp_path / "m.onnx", 4), 4)
     monkeypatch.setattr(serving, "START_SECONDS", 0.0)
     with pytest.raises(TimedOutError, match="not ready within 0 s"):
-        serving.peak_memory(tmp_path / "m.onnx", given.signature_file, given.signature, given.samples[:1])
+        peak_memory(tmp_path / "m.onnx", given)
 
 
 def test_no_server_is_left_when_the_factory_is_killed(tmp_path: Path) -> None:
@@ -94,7 +92,8 @@ def test_no_server_is_left_when_the_factory_is_killed(tmp_path: Path) -> None:
     given = conditions(model, 4)
     code = (
         "import sys, time; from pathlib import Path; from skerry.optimize import serving\n"
-        f"with serving._server(Path({str(model)!r}), Path({str(given.signature_file)!r})) as (pid, port):\n"
+        f"model, signature = Path({str(model)!r}), Path({str(given.signature_file)!r})\n"
+        "with serving._server('onnxruntime', model, signature) as (pid, port):\n"
         "    print(pid, flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as factory:

@@ -19,6 +19,8 @@ Linear = tuple[str, Path, torch.nn.Module]
 
 LINEAR = "return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))"
 SAMPLES = np.random.default_rng(0).random((9, 3, 4), dtype=np.float32)
+INPUTS = {"input": SAMPLES}
+OPSET = 20
 
 
 def builder(path: Path, body: str = LINEAR, *, before: str = "", name: str = "build_model") -> str:
@@ -47,8 +49,8 @@ def test_runs_and_exports_what_was_trained(linear: Linear) -> None:
     spec, file, module = linear
     source = load(spec, file)
     expected = module(torch.from_numpy(SAMPLES)).detach().numpy()
-    np.testing.assert_allclose(source.predict(SAMPLES)[0], expected, rtol=1e-5)
-    exported = source.export(SAMPLES)
+    np.testing.assert_allclose(source.predict(INPUTS)[0], expected, rtol=1e-5)
+    exported = source.onnx(INPUTS, opset=OPSET)
     np.testing.assert_allclose(evaluate.Runner(exported).predict(SAMPLES)[0], expected, rtol=1e-4, atol=1e-5)
     signature = graph.signature(graph.parse(exported))
     assert [(t.name, t.datatype, t.shape) for t in signature.inputs] == [("input", "FP32", [-1, 3, 4])]
@@ -58,7 +60,7 @@ def test_runs_and_exports_what_was_trained(linear: Linear) -> None:
 
 def test_the_same_model_gives_the_same_bytes_without_paths(linear: Linear, tmp_path: Path) -> None:
     spec, file, _ = linear
-    first, second = (load(spec, file).export(SAMPLES) for _ in range(2))
+    first, second = (load(spec, file).onnx(INPUTS, opset=OPSET) for _ in range(2))
     assert first == second
     assert os.fsencode(tmp_path) not in first
     assert os.fsencode(os.path.dirname(torch.__file__)) not in first
@@ -81,9 +83,9 @@ def test_several_outputs_keep_their_names_and_order(tmp_path: Path) -> None:
     module = torch.nn.Module()
     module.layer = torch.nn.Linear(4, 3)
     source = load(spec, weights(tmp_path / "w.pt", module))
-    exported = source.export(SAMPLES)
+    exported = source.onnx(INPUTS, opset=OPSET)
     assert [t.name for t in graph.signature(graph.parse(exported)).outputs] == ["scores", "certainty"]
-    for ours, theirs in zip(evaluate.Runner(exported).predict(SAMPLES), source.predict(SAMPLES), strict=True):
+    for ours, theirs in zip(evaluate.Runner(exported).predict(SAMPLES), source.predict(INPUTS), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -95,7 +97,7 @@ def test_the_builder_may_import_the_files_beside_it_and_no_cache_is_left(tmp_pat
         before="import skerry_test_layers",
     )
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    assert load(spec, weights(tmp_path / "w.pt", module)).predict(SAMPLES)[0].shape == (9, 3)
+    assert load(spec, weights(tmp_path / "w.pt", module)).predict(INPUTS)[0].shape == (9, 3)
     assert not (tmp_path / "__pycache__").exists()
 
 
@@ -118,9 +120,9 @@ def test_what_the_newer_exporter_refuses_goes_the_older_way(tmp_path: Path) -> N
     module = torch.nn.Module()
     module.layer = torch.nn.Linear(12, 3)
     source = load(builder(tmp_path / "model.py", body), weights(tmp_path / "w.pt", module))
-    exported = source.export(SAMPLES)
+    exported = source.onnx(INPUTS, opset=OPSET)
     np.testing.assert_allclose(
-        evaluate.Runner(exported).predict(SAMPLES)[0], source.predict(SAMPLES)[0], rtol=1e-4, atol=1e-5
+        evaluate.Runner(exported).predict(SAMPLES)[0], source.predict(INPUTS)[0], rtol=1e-4, atol=1e-5
     )
     assert os.fsencode(tmp_path) not in exported
 
@@ -141,7 +143,7 @@ def test_a_model_that_looks_at_its_batch_cannot_be_exported(tmp_path: Path) -> N
     module.layer = torch.nn.Linear(12, 3)
     source = load(builder(tmp_path / "model.py", body), weights(tmp_path / "w.pt", module))
     with pytest.raises(InvalidError, match=r"model: cannot be exported to ONNX") as caught:
-        source.export(SAMPLES)
+        source.onnx(INPUTS, opset=OPSET)
     assert "batch size" in caught.value.hint
 
 
@@ -247,9 +249,9 @@ def test_half_a_weights_file_is_refused(linear: Linear, tmp_path: Path) -> None:
 
 def test_samples_that_do_not_fit_are_described(linear: Linear) -> None:
     with pytest.raises(InvalidError, match=r"model: cannot take float32 inputs of shape \[batch, 5, 5\]"):
-        load(linear[0], linear[1]).predict(np.zeros((2, 5, 5), np.float32))
+        load(linear[0], linear[1]).predict({"input": np.zeros((2, 5, 5), np.float32)})
     with pytest.raises(InvalidError, match="cannot take uint8 inputs"):
-        load(linear[0], linear[1]).predict(np.zeros((2, 3, 4), np.uint8))
+        load(linear[0], linear[1]).predict({"input": np.zeros((2, 3, 4), np.uint8)})
 
 
 @pytest.mark.parametrize(
@@ -272,5 +274,5 @@ def test_outputs_that_cannot_be_served(tmp_path: Path, expression: str, words: s
     """
     source = load(builder(tmp_path / "model.py", body), weights(tmp_path / "w.pt", torch.nn.Module()))
     with pytest.raises(InvalidError) as caught:
-        source.predict(SAMPLES)
+        source.predict(INPUTS)
     assert words in caught.value.sentence

@@ -112,9 +112,11 @@ def test_an_input_the_model_fails_on_is_a_clear_error(digits: tuple[Path, ModelS
 
 
 def test_an_engine_that_is_not_there_is_said(digits: tuple[Path, ModelSignature]) -> None:
-    with pytest.raises(UnsupportedError, match="tensorrt: is not an engine; known are: onnxruntime"):
+    with pytest.raises(
+        UnsupportedError, match="tensorrt: is not an engine; known are: executorch, litert, onnxruntime, torchscript"
+    ):
         plane(*digits, engine="tensorrt").load()
-    assert engines.names() == ["onnxruntime"]
+    assert engines.names() == ["executorch", "litert", "onnxruntime", "torchscript"]
 
 
 def test_names_and_versions_are_held_against_the_model(digits: tuple[Path, ModelSignature]) -> None:

@@ -5,13 +5,16 @@ Shared by the factory's card, the OCI config blob of a variant and ModelVersion'
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from skerry.api.meta import Digest, Ratio, Struct
+import msgspec
+
+from skerry.api.meta import Digest, Struct
 
 Format = Literal["onnx", "tflite", "executorch", "torchscript"]
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int4"]
 Engine = Literal["onnxruntime", "litert", "executorch", "torchscript"]
+SourceKind = Literal["pytorch", "torch-export", "torchscript", "keras", "savedmodel", "onnx", "tflite", "sklearn"]
 
 
 class Blob(Struct, frozen=True, kw_only=True):
@@ -32,6 +35,13 @@ class NumericalError(Struct, frozen=True, kw_only=True):
     """Cosine similarity of all outputs taken as one vector; 1 is identical."""
 
 
+class Interval(Struct, frozen=True, kw_only=True):
+    """A 95 % confidence interval of the metric, from the size and the spread of the test set."""
+
+    low: float
+    high: float
+
+
 class Profile(Struct, frozen=True, kw_only=True):
     """Cost of one variant, measured in a process of its own, batch 1, on one thread."""
 
@@ -42,6 +52,8 @@ class Profile(Struct, frozen=True, kw_only=True):
     runs: int
     machine: str = ""
     """Where it was measured: architecture and CPU model."""
+    engine_version: str = ""
+    """Version of the engine that ran it."""
 
 
 class Requirements(Struct, frozen=True, kw_only=True):
@@ -72,10 +84,16 @@ class Variant(Struct, frozen=True, kw_only=True):
     """The OCI manifest that holds it, once pushed."""
     metric: float
     """The evaluation metric on the test set (see the model version's `evaluation.metric`)."""
+    metric_interval: Interval | None = None
+    """How sure the metric is; absent from cards of older versions."""
     metric_drop: float
-    """The source model's metric minus this one's; negative when the variant is better."""
+    """How much worse the metric is than the source model's; negative when the variant is better."""
     error: NumericalError
     profile: Profile
+    operators: dict[str, int] = {}
+    """Operator -> how often it occurs, where the format tells; what an engine must know to run it."""
+    details: dict[str, str] = {}
+    """What the recipe has to say: layers it kept in higher precision, what it pruned."""
 
 
 class Rejected(Struct, frozen=True, kw_only=True):
@@ -100,9 +118,13 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     """How variants were judged in the factory."""
 
     metric: str
-    """Name of the metric; higher is better. `accuracy` is the share of samples whose arg-max equals the label."""
+    """Name of the metric. `accuracy` is the share of samples whose arg-max equals the label."""
+    higher_is_better: bool = True
+    """Which way the metric is better."""
     baseline: float
     """The source model's own metric on the same test set."""
+    baseline_interval: Interval | None = None
+    """How sure the baseline is."""
     samples: int
-    allowed_drop: Ratio
+    allowed_drop: Annotated[float, msgspec.Meta(ge=0)]
     """A variant that loses more than this against the baseline is rejected."""

@@ -18,6 +18,8 @@ class DeviceResult(msgspec.Struct, kw_only=True):
 
     name: str
     hardware_class: str
+    engine: str
+    """What executes the variant there."""
     variant: str
     golden_accuracy: float
     """Measured on the device by the agent, on the golden samples."""
@@ -75,6 +77,7 @@ def print_devices(report: Report) -> None:
         (
             d.name,
             d.hardware_class,
+            d.engine,
             d.variant,
             f"{d.golden_accuracy:.4f}",
             f"{d.test_accuracy:.4f}",
@@ -86,21 +89,35 @@ def print_devices(report: Report) -> None:
         for d in report.devices
     ]
     images = report.devices[0].test_images if report.devices else 0
-    columns = ("DEVICE", "CLASS", "VARIANT", "GOLDEN", f"TEST({images})", "P95", "MEMORY", "FETCHED", "INSTALL")
+    columns = (
+        "DEVICE",
+        "CLASS",
+        "ENGINE",
+        "VARIANT",
+        "GOLDEN",
+        f"TEST({images})",
+        "P95",
+        "MEMORY",
+        "FETCHED",
+        "INSTALL",
+    )
     output.print_table(columns, rows)
 
 
 def print_summary(report: Report) -> None:
     """Print what was proved, each line with the number that shows it."""
     bad, accuracies = report.bad_version, [d.test_accuracy for d in report.devices]
+    classes, engines, variants = (
+        len({getattr(device, field) for device in report.devices}) for field in ("hardware_class", "engine", "variant")
+    )
     lines = [
         (
             f"{len(report.devices)} devices serve the good version, reached in {len(report.waves)} waves",
             f"{report.rollout_seconds:.1f} s",
         ),
         (
-            f"{len({d.variant for d in report.devices})} variants chosen for "
-            f"{len({d.hardware_class for d in report.devices})} hardware classes, test accuracy on the devices",
+            f"{variants} variants on {engines} engines chosen for {classes} hardware classes, "
+            "test accuracy on the devices",
             f"{min(accuracies):.4f} to {max(accuracies):.4f}",
         ),
     ]

@@ -41,17 +41,20 @@ class HardwareClass:
     """Devices of one kind, declared through the agent's settings."""
 
     name: str
-    precisions: tuple[str, ...]
+    engine: str = "onnxruntime"
+    """The only one its devices have."""
+    precisions: tuple[str, ...] = ()
     """What its engine runs; empty means everything."""
     tight: bool = False
     """Gives workloads more memory than the fp32 variant needs, and less than the fp16 one does."""
 
 
 CLASSES = (
-    HardwareClass("gateway", ()),  # everything runs: the fastest is chosen
-    HardwareClass("camera", ("fp32", "fp16"), tight=True),  # two run, one fits
-    HardwareClass("kiosk", ("fp16",)),  # one runs
+    HardwareClass("gateway"),  # all ONNX variants run: the fastest is chosen
+    HardwareClass("camera", precisions=("fp32", "fp16"), tight=True),  # two run, one fits
+    HardwareClass("kiosk", engine="litert"),  # another engine: TensorFlow Lite
 )
+VARIANTS = "fp32,fp16,int8,tflite-int8"
 FLEET = tuple((f"{kind.name}-{number}", kind) for number in (1, 2) for kind in CLASSES)
 
 
@@ -153,7 +156,8 @@ def optimize(stage: Stage) -> None:
             [
                 *("model", "optimize", "--torch", f"{stage.directory}/digits/model.py:build_model"),
                 *("--weights", f"{trained}/weights.pt", "--data", f"{trained}/data.npz", "--name", "digits"),
-                *("--model-version", version, "--out", f"{stage.directory}/packages/{version}"),
+                *("--model-version", version, "--variants", VARIANTS),
+                *("--out", f"{stage.directory}/packages/{version}"),
             ],
             {},
             show=version == "v1",
@@ -212,9 +216,9 @@ def start_fleet(stage: Stage) -> None:
 
 def settings(stage: Stage, name: str, kind: HardwareClass) -> str:
     """Return a device's agent.toml: its class's memory and engine, and its line to the hub if that can be cut."""
-    needs = {p.variant.precision: p.variant.needs.memory_bytes for p in read_card(stage, "v1").variants}
-    memory = (needs["fp32"] + needs["fp16"]) // 2 if kind.tight else 1024**3
-    lines = ["[hardware]", f'memory = "{memory // 1024}Ki"', "", "[[engines]]", 'name = "onnxruntime"']
+    needs = {p.variant.name: p.variant.needs.memory_bytes for p in read_card(stage, "v1").variants}
+    memory = (needs["onnx-fp32"] + needs["onnx-fp16"]) // 2 if kind.tight else 1024**3
+    lines = ["[hardware]", f'memory = "{memory // 1024}Ki"', "", "[[engines]]", f'name = "{kind.engine}"']
     if kind.precisions:
         lines.append(f"precisions = {list(kind.precisions)}")
     if name in stage.uplinks:
@@ -260,7 +264,8 @@ def roll_out(stage: Stage) -> None:
     variants = {d.metadata.name.rsplit("-", 1)[0]: workload(d).variant for d in devices}
     check(len(set(variants.values())) == len(CLASSES), f"each class got a variant of its own: {variants}")
     stage.skerry("get", "devices")
-    stage.skerry("explain", f"deployment/{DEPLOYMENT}", "device/camera-1")
+    for name in ("camera-1", "kiosk-1"):
+        stage.skerry("explain", f"deployment/{DEPLOYMENT}", f"device/{name}")
 
 
 def measure_devices(stage: Stage) -> None:
@@ -289,6 +294,7 @@ def measure_devices(stage: Stage) -> None:
                 reports.DeviceResult(
                     name=name,
                     hardware_class=kind.name,
+                    engine=kind.engine,
                     variant=status.variant,
                     golden_accuracy=measured.accuracy,
                     test_accuracy=right / len(labels),

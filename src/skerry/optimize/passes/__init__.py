@@ -1,39 +1,44 @@
-"""Graph to variant: each pass takes a serialised ONNX graph and returns another.
+"""Model to variant: for each format and precision the recipes that can make it, best first.
 
-Lives here: for each precision the recipes that can make it, best first; when one costs too much accuracy the factory
-tries the next. Must not live here: judging the result, or files.
+When one costs too much accuracy, the factory tries the next. Each format has a module with its table (`onnx`), each
+pass one of its own; `material` says what a recipe is given. Importing this package loads no machine-learning library.
+Must not live here: judging the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from skerry.api.kinds.variants import Precision
-from skerry.optimize.dataset import Array
-from skerry.optimize.passes import half, quantize
+from skerry.api.errors import InvalidError, UnsupportedError
+from skerry.api.kinds.variants import Format, Precision
+from skerry.optimize.passes import executorch, litert, onnx, torchscript
+from skerry.optimize.passes.material import Form, Inputs, Material, Recipe
+from skerry.optimize.recipe import VariantOptions
 
-Pass = Callable[[bytes, Array], bytes]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """One way to make a variant: its name, as the card records it, and what does it (graph, calibration inputs)."""
-
-    name: str
-    build: Pass
-
-
-RECIPES: dict[Precision, tuple[Recipe, ...]] = {
-    "fp32": (Recipe(name="exported", build=lambda raw, _: raw),),
-    "fp16": (
-        Recipe(name="float16", build=lambda raw, _: half.convert(raw)),
-        Recipe(name="float16-sensitive-float32", build=lambda raw, _: half.convert(raw, keep_sensitive=True)),
-    ),
-    "int8": (
-        Recipe(name="static-qdq-per-channel", build=quantize.build(per_channel=True)),
-        Recipe(name="static-qdq-per-tensor", build=quantize.build(per_channel=False)),
-        Recipe(name="static-qdq-percentile", build=quantize.build(per_channel=True, percentile=99.99)),
-        Recipe(name="static-qdq-float-ends", build=quantize.build(per_channel=True, float_ends=True)),
-    ),
+RECIPES: Mapping[tuple[Format, Precision], Sequence[Recipe]] = {
+    **{("onnx", precision): recipes for precision, recipes in onnx.TABLE.items()},
+    **{("tflite", precision): recipes for precision, recipes in litert.TABLE.items()},
+    **{("executorch", precision): recipes for precision, recipes in executorch.TABLE.items()},
+    **{("torchscript", precision): recipes for precision, recipes in torchscript.TABLE.items()},
 }
+
+
+def recipes(form: Format, precision: Precision, options: VariantOptions) -> Sequence[Recipe]:
+    """Return the recipes for a variant, best first: the one its options name, or all that fit them.
+
+    Raises UnsupportedError when the format has no such precision, InvalidError for a recipe that it does not have.
+    """
+    table = RECIPES.get((form, precision))
+    if table is None:
+        known = ", ".join(other for kind, other in RECIPES if kind == form) or "none"
+        raise UnsupportedError(f"{form} has no {precision}", element=f"{form}-{precision}", hint=f"it has {known}")
+    if not options.recipe:
+        return [recipe for recipe in table if recipe.asked(options)]
+    named = [recipe for recipe in table if recipe.name == options.recipe]
+    if not named:
+        hint = f"recipes are {', '.join(recipe.name for recipe in table)}"
+        raise InvalidError("there is no such recipe", element=f"recipe {options.recipe[:80]}", hint=hint)
+    return named
+
+
+__all__ = ["RECIPES", "Form", "Inputs", "Material", "Recipe", "recipes"]

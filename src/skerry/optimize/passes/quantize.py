@@ -1,88 +1,124 @@
-"""int8: static quantisation to QDQ form, activation ranges measured on calibration inputs.
+"""int8: static quantisation to QDQ form with calibrated ranges, or dynamic with ranges found while the model runs.
 
 Activations are uint8, weights are int8 kept to 7 bits (`reduce_range`): x86 kernels without VNNI saturate on full
-8-bit products, and the device that runs this is not known here.
+8-bit products, and the device that runs this is not known here. Must not live here: which layers stay out of it because
+they lose too much (`sensitivity`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import onnx
 from onnxruntime import quantization
+from onnxruntime.quantization import quant_utils, registry
 
 from skerry.api.errors import InvalidError
 from skerry.optimize import graph
-from skerry.optimize.dataset import Array
+from skerry.optimize.passes import layers, opset
+from skerry.optimize.passes.ranges import Range
 
-BATCH = 32
-MAX_SAMPLES = 512
-HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators with weights worth quantising."""
+LEAST_OPSET = 13
+"""Scales per channel need it (ONNX, DequantizeLinear-13)."""
+OPERATORS = tuple(sorted({*registry.QDQRegistry, *registry.QLinearOpsRegistry}))
+
+_HINT = "leave int8 out of --variants"
 
 
-def build(
-    *, per_channel: bool, percentile: float | None = None, float_ends: bool = False
-) -> Callable[[bytes, Array], bytes]:
-    """Return a pass (graph, calibration inputs) -> graph.
+def prepare(raw: bytes) -> onnx.ModelProto:
+    """Return the graph as quantisation needs it: new enough, every node named, shapes inferred. Raises InvalidError."""
+    model = graph.parse(raw)
+    if graph.opset(model) < LEAST_OPSET:
+        model = opset.convert(model, LEAST_OPSET)
+    layers.name_all(model)
+    model = onnx.shape_inference.infer_shapes(model)
+    quant_utils.add_infer_metadata(model)  # or the quantiser would infer again, through the disk
+    return model
 
-    Ranges are minimum and maximum, or without the tails beyond `percentile`. `float_ends` leaves the first and the
-    last layer in float32, where the accuracy is usually lost.
+
+def static(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    *,
+    per_channel: bool,
+    exclude: Collection[str] = (),
+    only: Collection[str] = (),
+) -> bytes:
+    """Quantise weights and activations of a prepared graph; nodes are left out, or chosen, by name.
+
+    Raises InvalidError when no weights are left to quantise.
     """
-
-    def quantise(raw: bytes, calibration: Array) -> bytes:
-        model = graph.parse(raw)
-        options: dict[str, Any] = {}
-        if percentile is not None:
-            options["calibrate_method"] = quantization.CalibrationMethod.Percentile
-            options["extra_options"] = {"CalibPercentile": percentile}
-        if float_ends:
-            options["nodes_to_exclude"] = _ends(model)
-        return _quantise(model, calibration[:MAX_SAMPLES], per_channel=per_channel, **options)
-
-    return quantise
+    return graph.serialise(_with_weights(quantised(model, ranges, per_channel=per_channel, exclude=exclude, only=only)))
 
 
-class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Hands calibration inputs to the calibrator, in batches."""
+def quantised(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    *,
+    per_channel: bool,
+    exclude: Collection[str] = (),
+    only: Collection[str] = (),
+) -> onnx.ModelProto:
+    """Do what `static` does, whether or not there are weights among it."""
+    given = onnx.ModelProto()
+    given.CopyFrom(model)
+    data = {name: (np.array(low, np.float32), np.array(high, np.float32)) for name, (low, high) in ranges.items()}
+    with _quiet():
+        quantiser = quantization.QDQQuantizer(
+            given,
+            per_channel,
+            True,  # reduce_range
+            quantization.QuantType.QInt8,
+            quantization.QuantType.QUInt8,
+            quantization.TensorsData(quantization.CalibrationMethod.MinMax, data),
+            sorted(only),
+            sorted(exclude),
+            OPERATORS,
+            {},
+        )
+        made: onnx.ModelProto = quantiser.quantize_model()
+    return made
 
-    def __init__(self, tensor: str, samples: Array) -> None:
-        batches = (samples[start : start + BATCH] for start in range(0, len(samples), BATCH))
-        self._feeds: Iterator[dict[str, Array]] = ({tensor: batch} for batch in batches)
 
-    def get_next(self) -> dict[str, Array] | None:
-        """Return the next feed, None at the end."""
-        return next(self._feeds, None)
-
-
-def _quantise(model: onnx.ModelProto, calibration: Array, **options: Any) -> bytes:
-    tensor = graph.signature(model).inputs[0].name
-    with tempfile.TemporaryDirectory(prefix="skerry-int8-") as directory, contextlib.redirect_stdout(io.StringIO()):
+def dynamic(model: onnx.ModelProto, *, operators: Collection[str], exclude: Collection[str] = ()) -> bytes:
+    """Quantise the weights of some operators of a prepared graph; activations are quantised anew for each run."""
+    with tempfile.TemporaryDirectory(prefix="skerry-int8-") as directory, _quiet():
         path = Path(directory) / "model.onnx"
-        quantization.quantize_static(
+        quantization.quantize_dynamic(
             model,
             path,
-            _Reader(tensor, calibration),
-            quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=sorted(operators),
+            nodes_to_exclude=sorted(exclude),
+            per_channel=True,
             reduce_range=True,
-            **options,
+            weight_type=quantization.QuantType.QInt8,
         )
         quantised = graph.parse(path.read_bytes())
-    weights = {tensor.name for tensor in quantised.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
-    if not any(node.op_type == "DequantizeLinear" and node.input[0] in weights for node in quantised.graph.node):
-        raise InvalidError("has no layer whose weights can be int8", hint="leave int8 out of --variants")
-    return graph.serialise(quantised)
+    return graph.serialise(_with_weights(quantised))
 
 
-def _ends(model: onnx.ModelProto) -> list[str]:
-    heavy = [node.name for node in model.graph.node if node.op_type in HEAVY]
-    if len(heavy) < 3:
-        raise InvalidError("has too few layers to leave the first and the last in float32")
-    return [heavy[0], heavy[-1]]
+def _with_weights(quantised: onnx.ModelProto) -> onnx.ModelProto:
+    int8 = {tensor.name for tensor in quantised.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    users = ("ConvInteger", "DequantizeLinear", "DynamicQuantizeLSTM", "MatMulInteger")
+    if not any(node.op_type in users and int8 & set(node.input) for node in quantised.graph.node):
+        raise InvalidError("has no layer whose weights can be int8", hint=_HINT)
+    return quantised
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the quantiser prints and logs away from our own output."""
+    root = logging.getLogger()
+    before = root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from skerry.api.errors import UnsupportedError
 from skerry.api.kinds.tensors import ModelSignature
+from skerry.core.engines import ENGINES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
 
-_MODULES = {"onnxruntime": ("skerry.serve.engines.onnx", "skerry[onnx]")}
+_MODULES = {
+    "onnxruntime": "skerry.serve.engines.onnx",
+    "litert": "skerry.serve.engines.litert",
+    "executorch": "skerry.serve.engines.executorch",
+    "torchscript": "skerry.serve.engines.torchscript",
+}
 
 
 class LoadedModel(Protocol):
@@ -39,6 +45,8 @@ class Engine(Protocol):
 
     platform: str
     """The protocol's name for it (Open Inference Protocol, "Platforms")."""
+    version: str
+    """Of the engine that is installed."""
 
     def load(self, file: Path, signature: ModelSignature, *, threads: int) -> LoadedModel:
         """Load a model that must have that signature. Raises InvalidError, NotFoundError, UnavailableError."""
@@ -54,11 +62,12 @@ def open_engine(name: str) -> Engine:
     """Import an engine. Raises UnsupportedError that says which, and what to install."""
     if name not in _MODULES:
         raise UnsupportedError("is not an engine", element=name[:100], hint=f"known are: {', '.join(names())}")
-    module, extra = _MODULES[name]
     try:
-        engine: Engine = importlib.import_module(module).engine()
-    except ImportError as error:
+        engine: Engine = importlib.import_module(_MODULES[name]).engine()
+    except (ImportError, OSError) as error:  # OSError: a shared library that is not there
         raise UnsupportedError(
-            f"cannot be imported: {error}", element=name, hint=f"install it: pip install '{extra}'"
+            f"cannot be imported: {error}",
+            element=name,
+            hint=f"install it: pip install 'skerry[{ENGINES[name].extra}]'; see `skerry engines`",
         ) from error
     return engine

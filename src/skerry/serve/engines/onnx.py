@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError, UnavailableError
-from skerry.api.kinds.tensors import ModelSignature, TensorSpec
+from skerry.api.kinds.tensors import ModelSignature
+from skerry.serve.engines.batches import Batches, fixed_batch
+from skerry.serve.engines.binding import FileTensor, bind
 
 if TYPE_CHECKING:
     from skerry.serve.engines import Array, Engine
@@ -41,6 +43,7 @@ class OnnxEngine:
     """Loads `.onnx` files into ONNX Runtime."""
 
     platform = "onnx_onnxv1"
+    version: str = ort.__version__
 
     def load(self, file: Path, signature: ModelSignature, *, threads: int) -> OnnxModel:
         """Load a model; `threads` is exactly how many may compute at once. Raises InvalidError, NotFoundError."""
@@ -52,19 +55,43 @@ class OnnxEngine:
             raise UnavailableError("not enough memory to load it", element=str(file)) from error
         except Exception as error:
             raise _translated(error, str(file), "is not a model that ONNX Runtime can load") from error
-        _check("input", session.get_inputs(), signature.inputs, file)
-        _check("output", session.get_outputs(), signature.outputs, file)
-        return OnnxModel(session)
+        takes = [_tensor(node) for node in session.get_inputs()]
+        gives = [_tensor(node) for node in session.get_outputs()]
+        into = bind("input", takes, signature.inputs, file, named=True)
+        bind("output", gives, signature.outputs, file, named=True)
+        try:
+            batches = fixed_batch(signature, [takes[place].shape or [] for place in into])
+        except InvalidError as error:
+            raise InvalidError(error.cause, element=str(file)) from error
+        return OnnxModel(session, signature, batches)
 
 
 class OnnxModel:
     """One session."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, signature: ModelSignature, batches: Batches | None) -> None:
         self._session: ort.InferenceSession | None = session
+        self._inputs = signature.inputs
+        self._outputs = {spec.name: spec for spec in signature.outputs}
+        self._batches = batches
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Sequence[Array]:
         """Run the session. Raises InvalidError, UnavailableError, SkerryError."""
+        if self._batches is None:
+            return self._run(inputs, outputs)
+        names = [spec.name for spec in self._inputs]
+        return self._batches.run(
+            [inputs[name] for name in names],
+            self._inputs,
+            [self._outputs[name] for name in outputs],
+            lambda piece: self._run(dict(zip(names, piece, strict=True)), outputs),
+        )
+
+    def unload(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Sequence[Array]:
         if self._session is None:
             raise UnavailableError("the model is unloaded")
         try:
@@ -74,10 +101,6 @@ class OnnxModel:
         except Exception as error:
             raise _translated(error, "", "the model failed on this input") from error
         return result
-
-    def unload(self) -> None:
-        """Free the session."""
-        self._session = None
 
 
 def engine() -> Engine:
@@ -97,29 +120,9 @@ def _options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _check(kind: str, nodes: Sequence[ort.NodeArg], specs: Sequence[TensorSpec], file: Path) -> None:
-    """Hold the file against the signature: a server that cannot keep its word must not become ready."""
-    found = {node.name: node for node in nodes}
-    for spec in specs:
-        node = found.get(spec.name)
-        if node is None:
-            raise InvalidError(f'has no {kind} "{spec.name}", but {sorted(found)}', element=str(file))
-        datatype = _DATATYPES.get(node.type, node.type)
-        if datatype != spec.datatype:
-            raise InvalidError(
-                f'{kind} "{spec.name}" is {datatype}, the signature says {spec.datatype}', element=str(file)
-            )
-        shape = [size if isinstance(size, int) else -1 for size in node.shape]
-        agree = len(shape) == len(spec.shape) and all(
-            a == b or -1 in (a, b) for a, b in zip(shape, spec.shape, strict=True)
-        )
-        if not agree:
-            raise InvalidError(
-                f'{kind} "{spec.name}" has shape {shape}, the signature says {spec.shape}', element=str(file)
-            )
-    if kind == "input" and len(found) != len(specs):
-        extra = sorted(set(found) - {spec.name for spec in specs})
-        raise InvalidError(f"takes inputs the signature does not have: {extra}", element=str(file))
+def _tensor(node: ort.NodeArg) -> FileTensor:
+    shape = [size if isinstance(size, int) else -1 for size in node.shape]
+    return FileTensor(name=node.name, datatype=_DATATYPES.get(node.type, node.type), shape=shape)
 
 
 def _translated(error: Exception, element: str, cause: str) -> SkerryError:

@@ -1,0 +1,129 @@
+"""The factory as the command line runs it: a process, whose events become progress bars.
+
+Lives here: starting it and showing what it is at. Must not live here: an import of the factory, what options mean.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from skerry.api import quantity
+from skerry.api.errors import InvalidError, SkerryError
+from skerry.cli import output
+
+DONE, PARTIAL = 0, 3
+_STOP_SECONDS = 30.0
+_STEPS = {"started": 1, "retried": 1, "cached": 2, "measuring": 2, "done": 3, "rejected": 3}
+"""What a variant has behind it: waiting, being made, made, in the package or not."""
+
+
+def arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return the command line for the options that were given: None and False are not."""
+    given: list[str] = []
+    for name, value in options.items():
+        if value is True:
+            given.append(name)
+        elif value is not None and value is not False:
+            given += [name, str(value)]
+    return given
+
+
+def run(given: Sequence[str]) -> tuple[int, Path]:
+    """Run the factory and show how far it is; return its exit code, 0 or 3 when partial, and the package.
+
+    Raises the factory's own sentence as a SkerryError otherwise.
+    """
+    command = [sys.executable, "-m", "skerry.optimize", *given, "--progress", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, _bars() as bars:
+        shown = _Shown(bars)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                shown.take(_parse(line))
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)  # it stops its own processes, and leaves nothing half done
+            process.wait(_STOP_SECONDS)
+            raise
+    if code not in (DONE, PARTIAL):
+        raise _failure(shown.error, code)
+    return code, Path(shown.package)
+
+
+def ask(given: Sequence[str]) -> bytes:
+    """Return what the factory prints for a question, such as what it can do. Raises SkerryError."""
+    done = subprocess.run([sys.executable, "-m", "skerry.optimize", *given], stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise SkerryError(done.stdout.decode(errors="replace").strip().removeprefix("error: "))
+    return done.stdout
+
+
+class _Shown:
+    """The bars of one run."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._whole = bars.add_task("starting the factory", total=None, state="")
+        self._tasks: dict[str, TaskID] = {}
+        self.error: Mapping[str, Any] = {}
+        self.package = ""
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        name = str(event.get("event", ""))
+        if name == "started":
+            self._bars.update(self._whole, description=f"{event['model']} {event['version']}", state="importing")
+            for variant in event["variants"]:
+                self._tasks[variant] = self._bars.add_task(variant, total=3, state="waiting")
+        elif name == "baseline":
+            self._bars.update(self._whole, state=f"source {event['metricName']} {event['metric']:.4f}")
+        elif name == "done":
+            self.package = str(event["package"])
+            self._bars.update(self._whole, total=1, completed=1)
+        elif name == "error":
+            self.error = event
+        elif name == "plot.skipped":
+            self._bars.console.print(f"no picture: {event['reason']}", markup=False)
+        elif str(event.get("variant")) in self._tasks:
+            self._step(self._tasks[str(event["variant"])], name.partition(".")[2], event)
+
+    def _step(self, task: TaskID, step: str, event: Mapping[str, Any]) -> None:
+        state = step
+        if step == "done":
+            state = f"{event['metric']:.4f}  {event['latencyP50Ms']:.2f} ms  {quantity.human_bytes(event['size'])}"
+        elif step == "retried":
+            state = f"trying {event['next']}"
+        elif step == "started":
+            state = "making"
+        self._bars.update(task, completed=_STEPS.get(step, 0), state=output.plain(state))
+
+
+def _bars() -> Progress:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[state]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=output.err, transient=True, disable=not output.err.is_terminal)
+
+
+def _failure(said: Mapping[str, Any], code: int) -> SkerryError:
+    if cause := str(said.get("cause") or said.get("sentence") or ""):
+        return InvalidError(cause, element=str(said.get("element") or ""), hint=str(said.get("hint") or ""))
+    return SkerryError(f"the factory ended with code {code}")
+
+
+def _parse(line: str) -> Mapping[str, Any]:
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}

@@ -1,0 +1,111 @@
+"""What every step of a run depends on: the keys of the cache, and the versions of the tools.
+
+Two runs share a step when all of this is equal: files by content, options by value, tools by version, our own code by
+content. Lives here: what goes into a key. Must not live here: where entries are (`cache`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from skerry.optimize import cache, jobs
+from skerry.optimize.jobs import Facts
+from skerry.optimize.recipe import Optimization, VariantSpec
+
+TOOLS = (
+    *("skerry", "numpy", "onnx", "onnxruntime", "onnxscript", "onnxslim", "onnxconverter-common", "torch", "torchao"),
+    *("tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "ai-edge-litert", "ai-edge-quantizer", "litert-torch"),
+    *("executorch", "scikit-learn", "skl2onnx"),
+)
+"""Distributions whose version can change what comes out."""
+
+
+@functools.cache
+def tools() -> Mapping[str, str]:
+    """Return tool -> version of all that are installed, Python included."""
+    found = {"python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def of_import(wanted: Optimization) -> str:
+    """Return the key of an import."""
+    source = wanted.source
+    return cache.key(
+        {
+            "step": "import",
+            "program": _program(),
+            "tools": tools(),
+            "machine": platform.machine(),
+            "kind": source.kind,
+            "allowCode": source.allow_code,
+            "source": _content(source.path),
+            "weights": _content(source.weights),
+            "code": _content(source.code),
+            "data": _content(wanted.data.path),
+            "metric": _content(wanted.metric),
+            "golden": wanted.golden,
+            "seed": wanted.seed,
+            "opset": wanted.opset,
+        }
+    )
+
+
+def of_variant(wanted: Optimization, spec: VariantSpec, facts: Facts) -> str:
+    """Return the key of a variant of a finished import."""
+    return cache.key(
+        {
+            "step": "variant",
+            "import": of_import(wanted),
+            "read": sorted(facts.read.values()),
+            "variant": of_options(wanted, spec),
+            "format": jobs.parse_name(spec.name),
+        }
+    )
+
+
+def of_options(wanted: Optimization, spec: VariantSpec) -> str:
+    """Return the key of how a variant is to be made, whatever it is made from."""
+    allowed = wanted.allowed_drop if spec.allowed_drop is None else spec.allowed_drop
+    return cache.key({**msgspec.to_builtins(spec), "allowedDrop": allowed, "pruning": _pruning(spec)})
+
+
+def _pruning(spec: VariantSpec) -> Any:
+    """Return what is pruned, with the user's function by content: where its file lies does not matter."""
+    if spec.pruning is None:
+        return None
+    return {**msgspec.to_builtins(spec.pruning), "fineTune": _content(spec.pruning.fine_tune or "")}
+
+
+def of_profile(variant: str, *, runs: int, machine: str) -> str:
+    """Return the key of a variant's measurements on one kind of machine."""
+    return cache.key({"step": "profile", "variant": variant, "runs": runs, "machine": machine})
+
+
+def _content(path: str) -> list[str]:
+    """Return a path's last name, digest and function; what is not there is told when it is opened."""
+    file, _, function = path.rpartition(":") if ".py:" in path else (path, "", "")
+    if not file:
+        return []
+    try:
+        return [Path(file).name, cache.digest(Path(file)), function]
+    except OSError:
+        return [path]
+
+
+@functools.cache
+def _program() -> str:
+    """Return the digest of our own code that has a part in what comes out."""
+    package = Path(__file__).resolve().parents[1]
+    return cache.key({name: cache.digest_tree(package / name, "*.py") for name in ("api", "optimize", "serve")})

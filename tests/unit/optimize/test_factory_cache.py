@@ -1,0 +1,125 @@
+"""Finished steps are found again by content: whole, unchanged, or not at all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skerry.api.errors import InvalidError
+from skerry.optimize import cache
+from skerry.optimize.cache import ENTRY_FILE, KEEP_SECONDS, Cache
+
+KEY = "0" * 64
+
+
+def make(store: Cache, key: str = KEY, content: bytes = b"content", **inputs: str) -> Path:
+    directory = store.work()
+    (directory / "model.bin").write_bytes(content)
+    (directory / "facts.json").write_text("{}")
+    return store.keep("variant", key, directory, inputs=inputs)
+
+
+def test_what_was_kept_is_found_again_by_another_process(tmp_path: Path) -> None:
+    kept = make(Cache(tmp_path / "cache"))
+    found = Cache(tmp_path / "cache").find("variant", KEY)
+    assert found == kept
+    assert (found / "model.bin").read_bytes() == b"content"
+    assert Cache(tmp_path / "cache").find("variant", "1" * 64) is None
+    assert Cache(tmp_path / "cache").find("import", KEY) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: (d / "model.bin").write_bytes(b"c0ntent"),
+        lambda d: (d / "model.bin").write_bytes(b""),
+        lambda d: (d / "model.bin").unlink(),
+        lambda d: (d / ENTRY_FILE).unlink(),
+        lambda d: (d / ENTRY_FILE).write_bytes(b'{"files": '),
+        lambda d: (d / ENTRY_FILE).write_bytes(b"[]"),
+        lambda d: (d / ENTRY_FILE).write_bytes(b'{"files": {"../../elsewhere": "0"}}'),
+    ],
+)
+def test_a_damaged_entry_is_not_used_and_can_be_made_again(tmp_path: Path, damage: object) -> None:
+    store = Cache(tmp_path / "cache")
+    damage(make(store))  # type: ignore[operator]
+    assert store.find("variant", KEY) is None
+    assert make(store) == store.find("variant", KEY)
+
+
+def test_an_entry_whose_inputs_changed_is_not_used(tmp_path: Path) -> None:
+    imported = tmp_path / "layers.py"
+    imported.write_text("WIDTH = 1\n")
+    store = Cache(tmp_path / "cache")
+    make(store, **{str(imported): cache.digest(imported)})
+    assert store.find("variant", KEY) is not None
+    imported.write_text("WIDTH = 2\n")
+    assert store.find("variant", KEY) is None
+
+
+def test_two_that_make_the_same_at_once_share_the_first(tmp_path: Path) -> None:
+    store = Cache(tmp_path / "cache")
+    first = make(store, content=b"first")
+    assert make(store, content=b"second") == first
+    assert (first / "model.bin").read_bytes() == b"first"
+    assert list((tmp_path / "cache" / "work").iterdir()) == []
+
+
+def test_what_a_killed_process_left_behind_is_removed_and_nobody_elses(tmp_path: Path) -> None:
+    store = Cache(tmp_path / "cache")
+    ours = store.work()
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    theirs = tmp_path / "cache" / "work" / f"{int(ended.stdout)}-0"
+    parents = tmp_path / "cache" / "work" / f"{os.getppid()}-0"
+    theirs.mkdir()
+    parents.mkdir()
+    Cache(tmp_path / "cache")
+    assert ours.is_dir()
+    assert parents.is_dir()
+    assert not theirs.exists()
+
+
+def test_entries_that_nobody_used_for_long_make_room(tmp_path: Path) -> None:
+    store = Cache(tmp_path / "cache")
+    entries = [make(store, key=str(number) * 64, content=b"x" * 1000) for number in range(4)]
+    for age, entry in enumerate(entries):
+        os.utime(entry / ENTRY_FILE, (1e9 - age, 1e9 - age))
+    size = sum(file.stat().st_size for file in entries[0].iterdir())
+    assert store.prune(most=3 * size, now=1e9 + KEEP_SECONDS - 10) == 0  # all are too young
+    assert store.prune(most=3 * size, now=1e9 + 2 * KEEP_SECONDS) == 1
+    assert [entry.exists() for entry in entries] == [True, True, True, False]
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidError, match="--cache"):
+        Cache(tmp_path / "file" / "cache")
+
+
+def test_the_users_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.default_root() == tmp_path / "skerry" / "optimize"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache.default_root() == Path.home() / ".cache" / "skerry" / "optimize"
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text()), st.randoms(use_true_random=False))
+def test_a_key_does_not_depend_on_order(parts: dict[str, int | str], random: object) -> None:
+    shuffled = list(parts.items())
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert cache.key(dict(shuffled)) == cache.key(parts)
+    assert cache.key({**parts, "more": 1}) != cache.key(parts) or parts.get("more") == 1
+
+
+def test_a_directorys_digest_is_that_of_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("1")
+    before = cache.digest(tmp_path / "a")
+    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
+    renamed = cache.digest(tmp_path / "a")
+    (tmp_path / "a" / "y").write_text("2")
+    assert len({before, renamed, cache.digest(tmp_path / "a")}) == 3

@@ -20,7 +20,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve import MODELS, READY_SECONDS, Client, Model, load, request, server, write_model
+from serve import (  # type: ignore[import-not-found]  # the script beside this one
+    MODELS,
+    READY_SECONDS,
+    Client,
+    Model,
+    load,
+    request,
+    server,
+    write_model,
+)
 
 from skerry.agent.endpoint import ServerControl
 from skerry.core.control import SOCKET_FILE, ShadowCounts

@@ -358,6 +358,19 @@ def test_a_group_without_the_memory_controller_is_no_place(tmp_path: Path) -> No
         cgroups.find_v2(tmp_path)
 
 
+def test_a_unit_that_systemd_has_not_delegated_is_no_place_even_for_root(tmp_path: Path) -> None:
+    """There, one server that is killed for memory would take the agent and all the others with it."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/system.slice/x.service\n")
+    (tmp_path / "proc/self/mountinfo").write_text("30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    own = tmp_path / "sys/fs/cgroup/system.slice/x.service"
+    own.mkdir(parents=True)
+    (own / "cgroup.controllers").write_text("cpu memory\n")
+    with pytest.raises(UnusableError, match=r"systemd has not delegated it; set Delegate=yes .*x\.service"):
+        cgroups.find_v2(tmp_path)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_somebody_else_s_group_is_no_place() -> None:
     with pytest.raises(UnusableError):

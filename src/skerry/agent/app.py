@@ -52,10 +52,10 @@ def main(argv: Sequence[str], ending: Ending | None = None) -> int:
     ending.hold()
     options = _parser().parse_args(argv)
     options.ending = ending
-    if options.verb is not _run:
-        ending.release()
     state_dir: Path = options.state_dir.expanduser().absolute()
     try:
+        if options.verb is not _run:
+            ending.release()
         logs.configure(level=options.log_level)
         if options.request is not None:
             return _ask(state_dir, options)

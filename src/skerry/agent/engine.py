@@ -417,6 +417,7 @@ class Engine:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:
                 await asyncio.wait({writing})  # nobody else writes the file meanwhile
+                writing.exception()
                 raise
             except (StorageFullError, OSError) as error:
                 log.warning("command.not_noted id=%s error=%s", command.id[:80], error)

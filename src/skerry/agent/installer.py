@@ -66,11 +66,15 @@ class Installer:
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._settled = asyncio.Event()
+        self._wish: Event | None = None
+        """The newest one that was posted."""
         self._postponed: asyncio.TimerHandle | None = None
-        """A wish that the disk would not take; it must not hold up what the server that serves has to say."""
+        """Posts a wish again that the disk would not take: it must not hold up what the serving server has to say."""
 
     def post(self, event: Event) -> None:
         """Tell it what happened."""
+        if isinstance(event, Wanted | Unwanted):
+            self._wish = event
         self._events.put_nowait((None, event))
 
     def status(self) -> WorkloadStatus:
@@ -96,7 +100,8 @@ class Installer:
                         return
             finally:
                 self._settled.set()
-                self._forget_postponed()
+                if self._postponed is not None:
+                    self._postponed.cancel()
                 for lane in self._lanes.values():
                     _cancel(lane)
                 for task in self._leaving.values():
@@ -111,11 +116,9 @@ class Installer:
             log.info("workload.removed workload=%s", before.name)
             tools.changed()
             return False
-        if isinstance(event, Wanted | Unwanted):
-            self._forget_postponed()
         if after != before:
             if not await self._journal(after, wait=not isinstance(event, Wanted | Unwanted)):
-                self._postponed = asyncio.get_running_loop().call_later(JOURNAL_RETRY_SECONDS, self.post, event)
+                self._postpone(event)
                 return True
             self.state = after
             if after.phase != before.phase or after.message != before.message:
@@ -148,10 +151,12 @@ class Installer:
             else:
                 return True
 
-    def _forget_postponed(self) -> None:
-        if self._postponed is not None:
-            self._postponed.cancel()
-            self._postponed = None
+    def _postpone(self, wish: Event) -> None:
+        def again() -> None:
+            if self._wish is wish:  # or a newer one has taken its place
+                self.post(wish)
+
+        self._postponed = asyncio.get_running_loop().call_later(JOURNAL_RETRY_SECONDS, again)
 
     async def _carry_out(self, action: Action) -> None:
         work = self._work

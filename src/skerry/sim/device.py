@@ -32,6 +32,8 @@ from skerry.sim.profiles import Profile
 log = logging.getLogger(__name__)
 
 SEND_SECONDS = 60.0
+POWER_CUT_SECONDS = 1.0
+"""Until the power is cut again, should anything have survived it."""
 RETRY_CEILING_SECONDS = 60.0
 STEADY_SECONDS = 30.0
 """A connection that held this long was a good one: the next attempt comes soon."""
@@ -94,13 +96,21 @@ class SimulatedDevice:
     async def run(self) -> None:
         """Live for ever: boot, until the power goes; cancel it to end."""
         while True:
+            # A task a boot: in one that outlives them, each connection that a task group lost would leave a
+            # cancellation uncounted (CPython 3.11), and the power cut would pass for the simulation's end.
+            boot = asyncio.create_task(self._live(), name=f"boot-{self.name}")
             try:
-                async with asyncio.timeout(draws.wait_for(self._chance, self._world.profile.between_power_cuts)):
-                    await self._live()
-            except TimeoutError:
-                log.debug("device.power_cut name=%s", self.name)
+                await asyncio.wait(
+                    (boot,), timeout=draws.wait_for(self._chance, self._world.profile.between_power_cuts)
+                )
             finally:
+                while not boot.done():  # a connection that is lost at that very moment may swallow one
+                    boot.cancel()
+                    await asyncio.wait((boot,), timeout=POWER_CUT_SECONDS)
                 self.powered = self.online = False
+            if not boot.cancelled():
+                boot.result()  # it never returns, so it raises
+            log.debug("device.power_cut name=%s", self.name)
             await asyncio.sleep(draws.between(self._chance, self._world.profile.power_off))
 
     async def _live(self) -> None:
@@ -226,7 +236,7 @@ class SimulatedDevice:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._report(connection))
-                    tasks.create_task(self._listen(connection))
+                    await self._listen(connection)
             except asyncio.CancelledError:
                 self.link.cut()  # a device without power says no goodbye
                 raise

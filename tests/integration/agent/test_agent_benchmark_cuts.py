@@ -106,9 +106,9 @@ def cut(device: Device, number: int, *, power: bool) -> list[str]:
             starts = device.log().count("agent.started")
             device.start()
             device.wait(lambda _: device.log().count("agent.started") > starts)
-            with contextlib.nullcontext() if power else Customer(device, STORY) as customer:
+            with contextlib.nullcontext() if power else Customer(device, STORY) as again:
                 assert wait_done(device), device.log()
-            assert customer is None or not customer.failures, customer.failures
+            assert again is None or not again.failures, again.failures
         points = trace.read_text().splitlines()
         assert device.end(signal.SIGTERM) in (0, -signal.SIGKILL)
         return points

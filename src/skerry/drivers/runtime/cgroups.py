@@ -72,6 +72,9 @@ def find_v2(root: Path = Path("/")) -> Place:
     reasons = []
     for base in [own, *([own.parent] if own != mount.point and _is_delegated(own.parent, root) else [])]:
         try:
+            if base != mount.point and not _is_delegated(base, root):
+                # Root could, but systemd would end the agent, too, when a server is killed for memory (OOMPolicy=).
+                raise UnusableError("systemd has not delegated it; set Delegate=yes")
             _delegate(base, may_move=base == own)
             place = Place(version=2, memory=base, cpu=base if "cpu" in _words(base / "cgroup.controllers") else None)
             _try_out(place)
@@ -148,7 +151,7 @@ def _own_groups(root: Path) -> dict[str, str]:
 
 
 def _is_delegated(base: Path, root: Path) -> bool:
-    """Whether a group above our own is ours to use: below systemd only what it has marked so (Delegate=)."""
+    """Whether a group is ours to use: below systemd only what it has marked so (Delegate=)."""
     if not (root / "run/systemd/system").is_dir():
         return True
     try:

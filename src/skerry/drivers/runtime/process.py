@@ -250,9 +250,11 @@ class ProcessRuntime:
     def _recorded_marker(self, pid: int) -> str | None:
         """The marker of a server that cannot show it just now, from its record."""
         stat = proc.read_stat(pid)
-        for path in self._directory.glob("*.json") if stat is not None else ():
-            record = self._read_record(path.name.removesuffix(".json"))
-            if record is not None and stat is not None and record.id == f"{pid}:{stat.start_time}":
+        if stat is None:
+            return None
+        for name in {*self._unwritten, *(path.name.removesuffix(".json") for path in self._directory.glob("*.json"))}:
+            record = self._read_record(name)
+            if record is not None and record.id == f"{pid}:{stat.start_time}":
                 return f"{self._id}/{record.name}"
         return None
 

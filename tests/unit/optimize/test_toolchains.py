@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from skerry.api.errors import InvalidError, NotFoundError, SkerryError, TimedOutError, UnsupportedError
+from skerry.api.errors import (
+    AlreadyExistsError,
+    InvalidError,
+    NotFoundError,
+    SkerryError,
+    TimedOutError,
+    UnsupportedError,
+)
 from skerry.optimize import toolchains
 from skerry.optimize.toolchains import __main__ as command
 from skerry.optimize.toolchains import litert_torch_program
@@ -73,6 +80,13 @@ def test_an_install_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, t
         toolchains.install(NAME, said.append, place=place)
     assert not place.exists()
     assert f"{toolchains.TOOLCHAINS[NAME].size_mb} MB" in said[0]
+
+
+def test_a_directory_with_anything_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(AlreadyExistsError):
+        toolchains.install(NAME, lambda _line: None, place=tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_an_installed_one_is_not_installed_again(tmp_path: Path) -> None:

@@ -81,7 +81,6 @@ def _operators(graph_module: Any) -> tuple[int, list[str]]:
 
 def _check_kernels(made: Any) -> None:
     """Refuse a program with an operator for which the runtime has no kernel: it would fail on the device."""
-
     known = set(Runtime.get().operator_registry.operator_names)
     plan = made.executorch_program.execution_plan[0]
     for operator in plan.operators:

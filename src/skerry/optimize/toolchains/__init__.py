@@ -21,12 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skerry.api.errors import InvalidError, NotFoundError, SkerryError, TimedOutError, UnsupportedError
+from skerry.api.errors import (
+    AlreadyExistsError,
+    InvalidError,
+    NotFoundError,
+    SkerryError,
+    TimedOutError,
+    UnsupportedError,
+)
 
 CONVERSION_SECONDS = 1800.0
 INSTALL_SECONDS = 3600.0
 _PINS = ".txt"
 _READY = "ready"
+_ENVIRONMENT = "pyvenv.cfg"
 _LAST_WORDS = 400
 """Characters of what a program said at the end that are quoted."""
 
@@ -93,13 +101,17 @@ def default_place(toolchain: Toolchain) -> Path:
 def install(name: str, tell: Callable[[str], None], *, place: Path | None = None) -> Path:
     """Make the environment with the pinned versions; return its interpreter. Blocks for a minute or more.
 
-    Nothing is left behind when it fails. Raises InvalidError with the installer's last line, TimedOutError.
+    Nothing is left behind when it fails. A directory that holds anything but an unfinished environment is left alone.
+    Raises AlreadyExistsError, InvalidError with the installer's last line, TimedOutError.
     """
     toolchain = _known(name)
     place = place or default_place(toolchain)
     if (place / _READY).is_file():
         tell(f"{name} {toolchain.version} is already in {place}")
         return _interpreter(place)
+    if place.is_dir() and any(place.iterdir()) and not (place / _ENVIRONMENT).is_file():
+        hint = "name a directory that is empty or not there"
+        raise AlreadyExistsError("holds something else", element=str(place), hint=hint)
     tell(
         f"installing {name} {toolchain.version} into {place}: about {toolchain.size_mb} MB on disk, "
         f"about {toolchain.minutes:g} min"

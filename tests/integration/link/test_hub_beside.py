@@ -66,8 +66,8 @@ async def test_another_hub_takes_the_place_and_gives_it_back(site: Any) -> None:
         async with other.connect() as hub:
             await parted.wait()
             await hub.publish_desired("dev-a", b"from the other")
-        async with link.connect() as hub:
-            await hub.publish_desired("dev-a", b"from here")
+        async with link.connect() as back:
+            await back.publish_desired("dev-a", b"from here")
 
 
 async def test_a_broker_that_is_closed_ends_it_and_takes_nobody_in(site: Any, server_tls: Any) -> None:

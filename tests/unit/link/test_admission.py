@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,10 +47,14 @@ def test_whoever_waits_longest_makes_room(in_all: int, each: int, deeds: list[tu
     arrived: list[int] = []
     shown: list[tuple[int, str]] = []
     ended: list[int] = []
+
+    def remember(number: int, _: str) -> None:
+        ended.append(number)
+
     for deed, number, subject in deeds:
         expected = list[int]()
         if deed == "enter" and number not in arrived:
-            waiters[number] = Waiter(end=lambda _, number=number: ended.append(number))
+            waiters[number] = Waiter(end=partial(remember, number))
             arrived.append(number)
             expected = arrived[:1] if len(arrived) > in_all else []
             waiting.enter(waiters[number])

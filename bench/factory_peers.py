@@ -184,7 +184,11 @@ def workflow(script: Path, scratch: Path, out: Path, source: Path | None) -> Map
     accuracy_metric = {"name": "accuracy", "type": "accuracy", "data_config": "test", "sub_types": [score]}
     average = [{"name": "avg", "priority": 2}]
     latency = {"name": "latency", "type": "latency", "data_config": "test", "sub_types": average}
-    quantise = {"type": "OnnxStaticQuantization", "data_config": "calibration", "quant_format": "QDQ"}
+    quantise: dict[str, object] = {
+        "type": "OnnxStaticQuantization",
+        "data_config": "calibration",
+        "quant_format": "QDQ",
+    }
     quantise |= {"per_channel": True, "reduce_range": True, "activation_type": "uint8", "precision": "int8"}
     convert = {} if source else {"conversion": {"type": "OnnxConversion", "target_opset": 20}}
     return {

@@ -40,6 +40,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             external_data=False,
         )
+    assert program is not None
     path.write_bytes(simplify.simplify(graph.serialise(program.model_proto)))
     return path
 

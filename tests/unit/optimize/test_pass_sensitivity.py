@@ -142,7 +142,7 @@ def test_bisection_answers_only_what_it_was_told_suffices(answers: list[bool]) -
 
 
 def test_layers_kept_by_name_or_module_stay_float(fragile: onnx.ModelProto, tmp_path: Path) -> None:
-    def build(*keep: str) -> set[str]:
+    def build(*keep: str) -> int:
         material = Material(
             load=lambda: graph.serialise(fragile),
             inputs_sample=SAMPLES,

@@ -184,7 +184,7 @@ def workflow(script: Path, scratch: Path, out: Path, source: Path | None) -> Map
     accuracy_metric = {"name": "accuracy", "type": "accuracy", "data_config": "test", "sub_types": [score]}
     average = [{"name": "avg", "priority": 2}]
     latency = {"name": "latency", "type": "latency", "data_config": "test", "sub_types": average}
-    quantise: dict[str, str | bool] = {
+    quantise: dict[str, object] = {
         "type": "OnnxStaticQuantization",
         "data_config": "calibration",
         "quant_format": "QDQ",

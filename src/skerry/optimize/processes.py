@@ -5,12 +5,13 @@ Lives here: argument lists that make it so. Must not live here: what the process
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 _DIE_TOGETHER = (
-    "import ctypes, os, sys; parent = os.getppid(); ctypes.CDLL(None).prctl(1, int(sys.argv[1])); "
-    "os.getppid() == parent or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, int(sys.argv[1])); "
+    "os.getppid() == int(sys.argv[2]) or sys.exit(1); os.execv(sys.argv[3], sys.argv[3:])"
 )
 """PR_SET_PDEATHSIG, kept across exec; should the parent have ended before, nothing is started."""
 
@@ -21,4 +22,5 @@ def python(arguments: Sequence[str], *, interpreter: str = sys.executable, signa
     Start it from the main thread: the kernel means the thread that started it.
     """
     # -P: the directory this runs in is not searched for modules
-    return [sys.executable, "-I", "-S", "-c", _DIE_TOGETHER, str(signal_number), interpreter, "-P", *arguments]
+    own = [str(signal_number), str(os.getpid())]
+    return [sys.executable, "-I", "-S", "-c", _DIE_TOGETHER, *own, interpreter, "-P", *arguments]

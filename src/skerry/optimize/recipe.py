@@ -108,8 +108,8 @@ class VariantOptions(Struct, frozen=True, kw_only=True):
     block_size: Literal[16, 32, 64, 128, 256] = 32
     """Weights that share one scale in 4-bit variants."""
     oldest_onnxruntime: Annotated[str, msgspec.Meta(pattern=rf"^(\d+\.\d+(\.\d+)?)?{END}")] = ""
-    """ONNX: the oldest ONNX Runtime among the devices, as in 1.16; the file is written in an operator set it reads.
-    Without it, the operator set is the export's."""
+    """ONNX: the oldest ONNX Runtime among the devices, as in 1.16; the file is written in an operator set that it
+    reads. Without it, the operator set is the export's."""
     keep_layers: list[str] = []
     """Layers (node or module names) that stay in the source's precision."""
     sensitivity: SensitivitySpec | None = None

@@ -178,14 +178,14 @@ def test_the_schema_says_what_the_reader_takes(tmp_path: Path) -> None:
     good = FILE | {"variants": ["onnx-fp32", {"name": "tflite-int8", "allowedDrop": 0.1}], "opset": 17}
     assert list(check.iter_errors(good)) == []
     read_file(tmp_path, good)
-    refused: list[dict[str, object]] = [
+    wrong: tuple[dict[str, Any], ...] = (
         {"metrics": "x"},
         {"golden": 0},
         {"variants": ["onnx"]},
         {"variants": []},
         {"name": "A"},
-    ]
-    for bad in refused:
+    )
+    for bad in wrong:
         assert list(check.iter_errors(FILE | bad)), bad
         with pytest.raises(InvalidError):
             read_file(tmp_path, bad)

@@ -3,8 +3,9 @@
 A variant fits when the device can run it (engine, version, precision, architecture, runtime, memory that other
 workloads leave), has not refused it, and the deployment's constraints allow it: by the costs measured on the device's
 class where they are known, else by the factory's. The fitting ones are ranked: by p95 latency, where everything within
-10 % of the fastest counts as equally fast so that noise does not decide; then by peak memory, then by metric, then by
-name. A ranking never mixes: the class's costs are used when all that fit were tried there, else the factory's for all.
+10 % of the fastest counts as equally fast so that noise does not decide; then by peak memory, then by metric drop,
+then by name. A ranking never mixes: the class's costs are used when all that fit were tried there, else the factory's
+for all.
 
 Lives here: the choice, its reasons, and the workload that follows from it. Must not live here: when a device gets it
 (`core.rollout`).
@@ -491,8 +492,9 @@ def _rank(offers: Sequence[_Offer]) -> list[_Offer]:
 
 
 def _within_group(offer: _Offer) -> _Key:
-    metric = offer.variant.metric
-    return offer.memory, -metric if math.isfinite(metric) else math.inf, offer.variant.name
+    # The drop against the source, not the metric: of an error, less is better, and the drop already knows.
+    drop = offer.variant.metric_drop
+    return offer.memory, drop if math.isfinite(drop) else math.inf, offer.variant.name
 
 
 def _candidate(offer: _Offer, *, taken: bool, reason: str) -> Candidate:
@@ -526,7 +528,7 @@ def _why_behind(offer: _Offer, best: _Offer) -> str:
     if offer.memory != best.memory:
         needs = f"{quantity.human_bytes(offer.memory)}, {other} {quantity.human_bytes(best.memory)}"
         return f"fits and is as fast as {other}, but needs {needs}"
-    if offer.variant.metric != best.variant.metric:
+    if offer.variant.metric_drop != best.variant.metric_drop:
         return (
             f"fits and costs what {other} costs, but reaches {offer.variant.metric:.4g}, not {best.variant.metric:.4g}"
         )

@@ -41,6 +41,7 @@ def variant(
     latency: float = 2.0,
     memory: float = 40,
     metric: float = 0.98,
+    drop: float | None = None,
     version: str = "",
     architectures: tuple[str, ...] = (),
 ) -> Variant:
@@ -59,7 +60,7 @@ def variant(
             ),
             "blob": BLOB,
             "metric": metric,
-            "metricDrop": 0,
+            "metricDrop": 1 - metric if drop is None else drop,
             "error": NumericalError(max_abs=0, mean_abs=0, cosine=1),
             "profile": Profile(
                 latency_p50_ms=latency / 2, latency_p95_ms=latency, peak_memory_bytes=int(memory * MIB), runs=1
@@ -120,6 +121,9 @@ def test_latencies_within_a_tenth_count_as_equal_then_memory_metric_and_name_dec
     found = placement.place(machine(), better, spec())
     assert found.variant == better[0]
     assert reasons(found)["onnx-fp16"] == "fits and costs what onnx-fp32 costs, but reaches 0.98, not 0.99"
+    errors = [variant("onnx-fp32", metric=3.2, drop=0.1), variant("onnx-fp16", metric=3.5, drop=0.4)]
+    found = placement.place(machine(), errors, spec())
+    assert found.variant == errors[0]  # of an error less is better, and the drop says so
     equal = placement.place(machine(), [variant("onnx-int8"), variant("onnx-fp16")], spec())
     assert equal.variant is not None
     assert equal.variant.name == "onnx-fp16"

@@ -180,9 +180,12 @@ def _imported(*paths: str) -> dict[str, str]:
     """Return the digest of every module that was imported from beside the user's own code: a change of it counts."""
     roots = {os.path.dirname(os.path.abspath(path.rpartition(":")[0])) for path in paths if ".py:" in path}
     files = {
-        os.path.abspath(file)
+        os.path.normpath(file)
         for module in list(sys.modules.values())
-        if isinstance(file := getattr(module, "__file__", None), str) and file.endswith(".py")
+        if isinstance(file := getattr(module, "__file__", None), str)
+        and file.endswith(".py")
+        and os.path.isabs(file)  # torch has modules without a file of their own: `_ops.py`
+        and os.path.isfile(file)
     }
     ours = [
         file

@@ -64,9 +64,12 @@ class Member:
     @property
     def current_report(self) -> WorkloadStatus | None:
         """What it said of the workload that is assigned now; None while it may still mean an earlier one."""
-        if self.assignment is None or self.report is None or self.observed < self.assignment.manifest_version:
+        report, assignment = self.report, self.assignment
+        if assignment is None or report is None or self.observed < assignment.manifest_version:
             return None
-        return self.report if self.report.rollout == self.rollout else None
+        # Right after it accepted another variant of the same rollout, it may still speak of the one it refused.
+        told = (assignment.workload.rollout, assignment.workload.variant)
+        return report if (report.rollout, report.variant) == told else None
 
     @property
     def serves_assigned(self) -> bool:

@@ -396,6 +396,34 @@ def test_why_a_refused_variant_is_not_taken_is_said() -> None:
     assert held.assigned_at == NOW
 
 
+def test_what_a_device_says_of_a_variant_it_refused_counts_for_nothing_once_it_has_the_next() -> None:
+    """Its first report after accepting the next variant may still be about the one before: the observed is ahead."""
+    record = assigned()
+    older = {
+        "rollout": "digits-0",
+        "revision": 0,
+        "modelVersion": "v0",
+        "variant": "onnx-fp32",
+        "port": 1,
+        "since": NOW,
+    }
+    back = {"phase": "Running", "running": older}
+    member = report(record, "Policy", **back)
+    refusal = refusals.refused(member)
+    assert refusal is not None
+    after = refusals.next_best(record, refusal, device("a").status, TARGET, NOW)
+    [held] = after.assignments
+    assert held.workload.variant != refusal.variant
+    late = report(after, "Policy", variant=refusal.variant, **back)
+    assert late.observed == held.manifest_version
+    assert late.current_report is None
+    stands = waves.stand(late, index=0, timeout=timedelta(seconds=60), now=NOW, measured=False)
+    assert (stands.state, stands.message) == ("Waiting", "")
+    again = report(after, "Policy", **back)
+    stands = waves.stand(again, index=0, timeout=timedelta(seconds=60), now=NOW, measured=False)
+    assert stands.state == "Failed", "the next one fell back as well"
+
+
 def test_only_a_current_report_on_what_is_assigned_refuses() -> None:
     record = assigned()
     assert refusals.refused(report(record, "")) is None

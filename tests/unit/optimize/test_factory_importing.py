@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from skerry.api.errors import InvalidError
 from skerry.optimize import importing, jobs
 from skerry.optimize.jobs import Facts, ImportJob
 from skerry.optimize.recipe import Optimization
@@ -58,3 +59,12 @@ def test_it_may_run_in_the_builders_own_directory(site: Path, monkeypatch: pytes
     monkeypatch.chdir(site)
     read = run(site).read
     assert set(read) == {"source/model.py", "source/helper.py"}
+
+
+def test_a_metric_of_the_users_is_named_by_its_file_and_its_failure_is_a_sentence(site: Path) -> None:
+    code = 'def score(outputs, answers):\n    return 0.5\n\ndef bad(outputs, answers):\n    return {}["x"]\n'
+    (site / "metric.py").write_text(code)
+    assert run(site, metric=f"{site}/metric.py:score").metric == "metric.py:score"
+    (site / "import").rename(site / "first")
+    with pytest.raises(InvalidError, match=r"metric\.py:bad: failed with KeyError at line 5"):
+        run(site, metric=f"{site}/metric.py:bad")

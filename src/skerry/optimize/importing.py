@@ -26,7 +26,6 @@ from skerry.optimize.importers import Source
 from skerry.optimize.metrics import Metric
 from skerry.optimize.passes import material
 from skerry.optimize.progress import Progress
-from skerry.optimize.user_code import load_function
 
 OPSET = 20
 """What torch's exporter recommends and ONNX Runtime 1.18 already runs."""
@@ -35,7 +34,6 @@ _SAME = 0.99999
 _MEASURED = 16
 _CHECKED = 64
 """Samples on which a simplified graph is compared with the one it came from."""
-_METRIC_HINT = "name a function (outputs, answers) -> float in a Python file, as in metric.py:score"
 
 
 def run(job: jobs.ImportJob, tell: Progress) -> None:
@@ -80,9 +78,7 @@ def run(job: jobs.ImportJob, tell: Progress) -> None:
 
 def find_metric(name: str) -> Metric:
     """Return a metric by its name or by FILE.py:FUNCTION. Raises InvalidError, NotFoundError."""
-    if ".py:" not in name:
-        return metrics.metric(name)
-    return metrics.metric(load_function(name, hint=_METRIC_HINT).function)
+    return metrics.metric(name)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], *, compress: bool = False) -> None:

@@ -628,3 +628,109 @@ async def test_assignments_carry_the_windows_and_wait_for_the_download_window(be
         assert told is not None
         assert told.issued_at == record.assignments[0].assigned_at
         assert [window.schedule for window in told.switch_over] == ["* * * * *"]
+
+
+UNTOLD = "its desired state cannot be read"
+
+
+async def test_a_device_whose_desired_state_cannot_be_read_is_left_out_until_it_can(bench: Bench) -> None:
+    for number in range(3):
+        await bench.add_device(f"till-{number}")
+    store, key = bench.objects.store, f"{stored.DESIRED_PREFIX}u-till-0"
+    broken = await store.create(key, b'{"broken')
+    async with running(bench, fleet=False):
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={"waves": [{"percent": 100}]})
+        for number in (1, 2):
+            await bench.obey(await bench.until_record(f"till-{number}", lambda record: bool(record.assignments)))
+        done = await bench.until(Rollout, "digits-1", phase("Succeeded"))
+        assert done.status.unplaced == {"till-0": UNTOLD}
+        await store.delete(key, expected=broken.revision)
+        await bench.obey(await bench.until_record("till-0", lambda record: bool(record.assignments)))
+        await bench.until(Rollout, "digits-1", lambda item: not item.status.unplaced)
+
+
+async def test_a_desired_state_that_can_no_more_be_read_holds_no_rollout_up(bench: Bench) -> None:
+    async with running(bench, fleet=False):
+        for number in range(3):
+            await bench.add_device(f"till-{number}")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={"waves": [{"percent": 100}]})
+        records = [await bench.until_record(f"till-{number}", lambda r: bool(r.assignments)) for number in range(3)]
+        store, key = bench.objects.store, f"{stored.DESIRED_PREFIX}u-till-0"
+        whole = await store.get(key)
+        assert whole is not None
+        broken = await store.update(key, b'{"broken', expected=whole.revision)
+        await bench.until(Rollout, "digits-1", lambda r: r.status.unplaced == {"till-0": UNTOLD})
+        for record in records[1:]:
+            await bench.obey(record)
+        await bench.until(Rollout, "digits-1", phase("Succeeded"))
+        await bench.obey(records[0])
+        await store.update(key, whole.value, expected=broken.revision)
+        await bench.until(ModelDeployment, "digits", lambda item: item.status.updated == 3)
+
+
+async def test_nobody_is_asked_to_measure_whose_desired_state_cannot_be_read(bench: Bench) -> None:
+    await bench.add_device("till-0")
+    await bench.objects.store.create(f"{stored.DESIRED_PREFIX}u-till-0", b'{"broken')
+    async with running(bench, fleet=False):
+        await bench.push("v1")
+        limits = {"maxLatency": "1s"}
+        await bench.apply(modelVersion="v1", strategy=STRATEGY, placement={"benchmark": True}, constraints=limits)
+        await bench.until(Rollout, "digits-1", lambda item: item.status.unplaced == {"till-0": UNTOLD})
+        await bench.add_device("till-1", memory=200 * MIB)
+        await bench.until_record("till-1", lambda record: bool(record.benchmarks))
+
+
+async def test_a_device_that_can_no_more_be_read_stays_on_its_rollout(bench: Bench) -> None:
+    async with running(bench, fleet=False):
+        for number in range(2):
+            await bench.add_device(f"till-{number}")
+        await bench.push("v1")
+        await bench.apply(modelVersion="v1", strategy={"waves": [{"percent": 100}]})
+        records = [await bench.until_record(f"till-{number}", lambda r: bool(r.assignments)) for number in range(2)]
+        await bench.obey(records[0])
+        await bench.until(ModelDeployment, "digits", lambda item: item.status.updated == 1)
+        store, key = bench.objects.store, stored.key_of(Device, NS, "till-0")
+        whole = await store.get(key)
+        assert whole is not None
+        broken = await store.update(key, b'{"spec": {"cordoned": "x"}}', expected=whole.revision)
+        unread = {"till-0": "its Device cannot be read"}
+        await bench.until(Rollout, "digits-1", lambda item: item.status.unplaced == unread)
+        await bench.obey(records[1])
+        await bench.until(Rollout, "digits-1", phase("Succeeded"))
+        await bench.until(ModelDeployment, "digits", lambda item: item.status.selected == item.status.updated == 2)
+        await bench.apply(modelVersion="gone", deviceSelector={"matchLabels": {"site": "nowhere"}})
+        await bench.apply(modelVersion="v1")
+        await bench.until_record("till-0", lambda record: not record.assignments)
+        await store.delete(key, expected=broken.revision)
+        await bench.until(ModelDeployment, "digits", lambda item: item.status.selected == 0)
+
+
+async def test_nothing_is_kept_of_deployments_that_are_gone(bench: Bench) -> None:
+    for number in range(3):
+        await bench.add_device(f"till-{number}")
+    await bench.push("v1")
+    controller = rollout.Rollouts(bench.context)
+    rosters, update = controller._rosters, bench.objects.update_status
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(model_version.run(bench.context)), group.create_task(controller.run())]
+        await bench.until(ModelVersion, "v1", phase("Ready"))
+
+        async def deleting(kind: type[Any], namespace: str, name: str, change: Any) -> Any:
+            if kind is Rollout:  # in the midst of a step, and known before the step ends
+                bench.objects.update_status = update  # type: ignore[method-assign]
+                await bench.objects.delete(ModelDeployment, NS, "digits")
+                while rosters.fleet.deployments.get(f"{NS}/digits") is not None:  # noqa: ASYNC110 - signals nothing
+                    await asyncio.sleep(0)
+            return await update(kind, namespace, name, change)
+
+        bench.objects.update_status = deleting  # type: ignore[method-assign]
+        await bench.apply(modelVersion="v1", placement={"benchmark": True})
+        await bench.until_none(ModelDeployment)
+        await bench.until_none(Rollout)
+        async with asyncio.timeout(WAIT):
+            while rosters._ledgers or controller._benchmarking._notes:  # noqa: ASYNC110 - signals nothing
+                await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()

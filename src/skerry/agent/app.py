@@ -121,12 +121,12 @@ def _ask(state_dir: Path, options: argparse.Namespace) -> int:
 async def run(disk: Disk, settings: AgentSettings, known: Identity, ending: Ending) -> None:
     """Run the agent until SIGTERM (servers go on, unless the settings say otherwise) or SIGINT (servers end too)."""
     tls = identity.client_context(disk, known)
-    engine, session = _build(disk, settings, known, tls)
+    engine = _build(disk, settings, known, tls)
     clock = SystemClock()
 
     def renewed(found: Identity) -> None:
         identity.load_certificate(disk, tls)
-        session.replace_keys(identity.verifying_keys(found))
+        engine.replace_keys(identity.verifying_keys(found))
 
     log.info("agent.started uid=%s name=%s state_dir=%s", known.uid, known.name, disk.root)
     gc.collect()
@@ -162,7 +162,7 @@ async def _until_told(ending: Ending, *work: Coroutine[Any, Any, None]) -> None:
         task.uncancel()
 
 
-def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLContext) -> tuple[Engine, Session]:
+def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLContext) -> Engine:
     """Choose the drivers."""
     where = identity.endpoints(known, settings.hub)
     keys = identity.verifying_keys(known)
@@ -189,7 +189,7 @@ def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLCon
         settings=settings,
         facts=functools.partial(facts.collect, settings, disk.root),
     )
-    return Engine(parts), session
+    return Engine(parts)
 
 
 def _read_accepted(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from weakref import WeakValueDictionary
@@ -21,7 +21,7 @@ from skerry.agent.admission import Admission
 from skerry.agent.benchmark import Benchmarks, ordinary
 from skerry.agent.disk import AcceptedDesired, Disk, Freed
 from skerry.agent.hold import Holds
-from skerry.agent.installer import Installer
+from skerry.agent.installer import JOURNAL_RETRY_SECONDS, Installer
 from skerry.agent.local import LocalSocket
 from skerry.agent.policy import Policy
 from skerry.agent.room import Room
@@ -35,7 +35,8 @@ from skerry.api.kinds.device import DeviceFacts, Network, WorkloadStatus
 from skerry.core.journal import Resumed, Slot, State, Unwanted, Wanted
 from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
 from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink
-from skerry.core.session import Session
+from skerry.core.session import Offer, Session
+from skerry.core.trust import VerifyingKey
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,11 @@ class Engine:
         self._waiting_commands = 0
         self._noting = asyncio.Lock()
         self._noted: dict[str, datetime] = {}
+        self._unkept: Offer | None = None
+        """The newest desired state that the disk would not take; nobody sends it again while the connection lasts."""
+        self._retry: asyncio.TimerHandle | None = None
+        self._refused = b""
+        """The hub's last word, if it was not accepted: other keys may find it good."""
         self._retry_ceiling = duration.to_seconds(parts.settings.link.retry_ceiling)
         self._holds = Holds(
             parts.disk,
@@ -139,7 +145,15 @@ class Engine:
                 self._tasks.create_task(self._benchmarks.run(), name="benchmarks")
                 await self._stay_connected()
         finally:
+            if self._retry is not None:
+                self._retry.cancel()
             self._parts.servers.close()
+
+    def replace_keys(self, keys: Mapping[str, VerifyingKey]) -> None:
+        """Trust these keys from now on, also in what was refused last; for while it runs."""
+        self._session.replace_keys(keys)
+        if self._refused and self._take_desired(self._refused):
+            self._refused = b""
 
     def _ports(self) -> dict[str, int]:
         return {name: one.server_port for name, one in self._installers.items() if one.server_port}
@@ -331,41 +345,62 @@ class Engine:
     async def _listen(self, connection: DeviceConnection, tasks: asyncio.TaskGroup) -> None:
         async for channel, raw in connection.incoming():
             if channel == "desired":
-                await self._take_desired(raw)
+                self._refused = b"" if self._take_desired(raw) else raw
             else:
                 self._take_command(raw, connection, tasks)
         raise UnavailableError("the connection ended", element="link")
 
-    async def _take_desired(self, raw: bytes) -> None:
-        """Verify, make durable, act: in this order."""
+    def _take_desired(self, raw: bytes) -> bool:
+        """Verify, make durable, act: in this order. False: it is refused, and the next report says why."""
         try:
             offer = self._session.offer(raw)
             if offer is not None:
-                kept = AcceptedDesired(
-                    manifest_version=offer.desired.manifest_version, envelope=offer.raw, uid=self._session.uid
-                )
-                self._keep(kept)  # on the loop: it is rare, short, and must not be cancelled half-way
+                self._keep(offer)  # on the loop: it is rare, short, and must not be cancelled half-way
                 accepted = self._session.accept(offer)
                 log.info("desired.accepted version=%d", accepted.manifest_version)
+                if self._unkept is not None and self._unkept.desired.manifest_version <= accepted.manifest_version:
+                    self._unkept = None
                 self._apply(accepted)
         except SkerryError as error:
             log.warning("desired.refused error=%s", error)
             self._session.refuse(error)
-        self._changed.set()
+            return False
+        finally:
+            self._changed.set()
+        return True
 
-    def _keep(self, accepted: AcceptedDesired) -> None:
+    def _keep(self, offer: Offer) -> None:
+        kept = AcceptedDesired(
+            manifest_version=offer.desired.manifest_version, envelope=offer.raw, uid=self._session.uid
+        )
         try:
-            self._parts.disk.write_desired(accepted)
+            self._parts.disk.write_desired(kept)
         except StorageFullError as error:
+            self._keep_later(offer)
             raise StorageFullError(
                 "the desired state cannot be kept", element=error.element, hint="free some space; nothing was changed"
             ) from error
         except OSError as error:
+            self._keep_later(offer)
             raise UnavailableError(
                 f"the desired state cannot be kept: {error.strerror}",
                 element=str(error.filename),
                 hint="check the disk",
             ) from error
+
+    def _keep_later(self, offer: Offer) -> None:
+        """Offer it again in a while, unless a newer one waits already."""
+        waiting = self._unkept
+        if waiting is None or waiting.desired.manifest_version <= offer.desired.manifest_version:
+            self._unkept = offer
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = asyncio.get_running_loop().call_later(JOURNAL_RETRY_SECONDS, self._offer_again)
+
+    def _offer_again(self) -> None:
+        offer, self._unkept = self._unkept, None
+        if offer is not None and self._take_desired(offer.raw) and self._refused == offer.raw:
+            self._refused = b""
 
     # --- commands -------------------------------------------------------------------------------------------------
 

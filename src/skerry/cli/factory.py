@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from skerry.api import quantity
 from skerry.api.errors import InvalidError, SkerryError
 from skerry.cli import output
+from skerry.kit import processes
 
 DONE, PARTIAL = 0, 3
 _STOP_SECONDS = 30.0
@@ -41,8 +42,11 @@ def run(given: Sequence[str]) -> tuple[int, Path]:
 
     Raises the factory's own sentence as a SkerryError otherwise.
     """
-    command = [sys.executable, "-m", "skerry.optimize", *given, "--progress", "json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, _bars() as bars:
+    with (
+        _terminated_as_interrupted(),
+        subprocess.Popen(_command(*given, "--progress", "json"), stdout=subprocess.PIPE, text=True) as process,
+        _bars() as bars,
+    ):
         shown = _Shown(bars)
         try:
             assert process.stdout is not None
@@ -60,10 +64,26 @@ def run(given: Sequence[str]) -> tuple[int, Path]:
 
 def ask(given: Sequence[str]) -> bytes:
     """Return what the factory prints for a question, such as what it can do. Raises SkerryError."""
-    done = subprocess.run([sys.executable, "-m", "skerry.optimize", *given], stdout=subprocess.PIPE, check=False)
+    with _terminated_as_interrupted():
+        done = subprocess.run(_command(*given), stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         raise SkerryError(done.stdout.decode(errors="replace").strip().removeprefix("error: "))
     return done.stdout
+
+
+def _command(*given: str) -> list[str]:
+    """Return the factory's command line; it is asked to stop when this process ends, however that is."""
+    return processes.python(["-m", "skerry.optimize", *given], signal_number=signal.SIGTERM)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does; it would end this process and leave the factory running."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Shown:

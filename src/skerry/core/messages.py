@@ -122,6 +122,8 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     """Fetch nothing of it over a metered link."""
     windows: WindowsDesired | None = None
     """None: nothing waits for a window."""
+    deployment_uid: ShortText = ""
+    """Tells a deployment from an earlier one of its name, whose rollouts had its names; empty from an older hub."""
 
 
 class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):

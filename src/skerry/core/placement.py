@@ -221,6 +221,7 @@ def build_workload(rollout: Rollout, model: ModelVersion, variant: Variant) -> W
         memory_request_bytes=quantity.to_bytes(requests.memory) if requests.memory else 0,
         cpu_request_millis=quantity.to_millis(requests.cpu) if requests.cpu else 0,
         require_unmetered=template.link.require_unmetered,
+        deployment_uid=rollout.spec.deployment_uid,
     )
 
 

@@ -160,7 +160,7 @@ def _stand_still(fleet: Fleet, index: int, found: Found) -> Found:
         return found
     results = _verdicts(fleet, standings, expected=standings.total)
     if not gates.failed(results):
-        return found
+        return replace(found, wake_at=steps.earliest(found.wake_at, standings.deadline))
     return _fail(fleet, msgspec.structs.replace(found.wave, gates=results), results)
 
 

@@ -46,6 +46,9 @@ class Ranked(Generic[K, V]):
         if known or self._heap is None:
             return
         heapq.heappush(self._heap, key)
+        if len(self._heap) > 2 * len(self._live) + _LONG:  # mostly keys that were taken out: made anew when asked for
+            self._heap, self._head = None, []
+            return
         head = self._head
         if head and key < head[-1]:
             if len(head) > _LONG:

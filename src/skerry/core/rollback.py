@@ -86,7 +86,7 @@ def joins(member: Member, frame: Frame) -> bool:
     """Whether a device runs nothing, so that it gets the version that is proven until its wave comes."""
     if not frame.previous or member.previous_unfit:
         return False
-    return _is_idle(member, frame) and not _still_runs(member, frame.rollout.metadata.name)
+    return _is_idle(member, frame) and not _still_runs(member, frame)
 
 
 def join(member: Member, frame: Frame) -> Return:
@@ -105,7 +105,9 @@ def is_moved(member: Member, frame: Frame) -> bool:
     name, report = frame.rollout.metadata.name, member.report
     if member.assignment is not None:
         return member.assignment.returned_from == name
-    return member.selected and report is not None and report.rollout == name
+    if not member.selected or report is None or report.rollout != name:
+        return False
+    return waves.may_be(report.deployment_uid, frame.rollout.spec.deployment_uid)
 
 
 def is_back(member: Member, frame: Frame) -> bool:
@@ -121,12 +123,15 @@ def _is_idle(member: Member, frame: Frame) -> bool:
 
 def _clings(member: Member, frame: Frame) -> bool:
     """The previous version does not work on the device (any more), and so it fell back to the one that failed."""
-    report, failed = member.current_report, frame.rollout.metadata.name
-    return report is not None and report.phase == "Running" and _still_runs(member, failed)
+    report = member.current_report
+    return report is not None and report.phase == "Running" and _still_runs(member, frame)
 
 
-def _still_runs(member: Member, name: str) -> bool:
-    return member.report is not None and member.report.running is not None and member.report.running.rollout == name
+def _still_runs(member: Member, frame: Frame) -> bool:
+    running = member.report.running if member.report is not None else None
+    if running is None or running.rollout != frame.rollout.metadata.name:
+        return False
+    return waves.may_be(running.deployment_uid, frame.rollout.spec.deployment_uid)
 
 
 def _stranger(member: Member, frame: Frame) -> bool:

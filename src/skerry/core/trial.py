@@ -102,12 +102,12 @@ def _shadowed(state: State) -> tuple[int, int] | None:
     return state.candidate.serial, state.current.serial
 
 
-def _observed(state: State) -> tuple[int, str, ObserveDesired] | None:
+def _observed(state: State) -> tuple[int, str, str, ObserveDesired] | None:
     """What is to be watched: the slot that serves, when it is what is desired and the hub asked for it."""
     current, desired = state.current, state.desired
     if not state.up or current is None or desired is None or current.desired != desired or desired.observe is None:
         return None
-    return current.serial, desired.rollout, desired.observe
+    return current.serial, desired.rollout, desired.deployment_uid, desired.observe
 
 
 def compared(report: ShadowReport) -> int:

@@ -64,9 +64,13 @@ class Member:
     @property
     def current_report(self) -> WorkloadStatus | None:
         """What it said of the workload that is assigned now; None while it may still mean an earlier one."""
-        if self.assignment is None or self.report is None or self.observed < self.assignment.manifest_version:
+        report, assignment = self.report, self.assignment
+        if assignment is None or report is None or self.observed < assignment.manifest_version:
             return None
-        return self.report if self.report.rollout == self.rollout else None
+        # Right after it accepted another variant of the same rollout, it may still speak of the one it refused.
+        told = (assignment.workload.rollout, assignment.workload.variant)
+        same = (report.rollout, report.variant) == told and may_be(report.deployment_uid, assignment.deployment_uid)
+        return report if same else None
 
     @property
     def serves_assigned(self) -> bool:
@@ -76,8 +80,13 @@ class Member:
             report is not None
             and report.phase == "Running"
             and report.running is not None
-            and report.running.rollout == report.rollout
+            and not _serves_another(report)
         )
+
+
+def may_be(reported: str, wanted: str) -> bool:
+    """Return whether a device speaks of this deployment, by its uid, or does not say of which of that name."""
+    return not reported or not wanted or reported == wanted
 
 
 def member_of(
@@ -223,6 +232,7 @@ def stand(member: Member, *, index: int, timeout: timedelta, now: datetime, meas
         return standing("Failed", said or f"it reports {report.phase}")
     if report is not None and _fell_back(report):
         back_on = report.running.rollout[:_MAX_TEXT] if report.running else ""
+        back_on += " of an earlier deployment" if back_on == report.rollout else ""
         return standing("Failed", f"it fell back to {back_on}" + (f": {said}" if said else ""))
     if proven or _has_run(member, measured=measured):
         return standing("Running", said)
@@ -340,7 +350,15 @@ def _listed(standing: Standing, known: WaveDevice | None, now: datetime) -> Wave
 
 
 def _fell_back(report: WorkloadStatus) -> bool:
-    return report.phase == "Running" and report.running is not None and report.running.rollout != report.rollout
+    return report.phase == "Running" and _serves_another(report)
+
+
+def _serves_another(report: WorkloadStatus) -> bool:
+    """What serves is another rollout than the one it was told, be it one of the same name of an earlier deployment."""
+    running = report.running
+    if running is None:
+        return False
+    return running.rollout != report.rollout or not may_be(running.deployment_uid, report.deployment_uid)
 
 
 def _deadline(assignment: Assignment, report: WorkloadStatus | None, timeout: timedelta, now: datetime) -> datetime:
@@ -374,9 +392,8 @@ def _has_run(member: Member, *, measured: bool) -> bool:
         return False
     if member.serves_assigned:
         return report.measurement is not None or not measured
-    elsewhere = report.running is not None and report.running.rollout != report.rollout
     tried = report.phase in _TRIED
-    return report.served and report.measurement is not None and not elsewhere and not tried
+    return report.served and report.measurement is not None and not _serves_another(report) and not tried
 
 
 def _late(member: Member, report: WorkloadStatus | None, timeout: timedelta) -> str:

@@ -150,10 +150,12 @@ def report(state: State) -> WorkloadStatus:
             variant=serving.desired.variant,
             port=state.endpoint,
             since=serving.since,
+            deployment_uid=serving.desired.deployment_uid,
         )
     return WorkloadStatus(
         name=state.name,
         rollout="" if desired is None else desired.rollout,
+        deployment_uid="" if desired is None else desired.deployment_uid,
         revision=0 if desired is None else desired.revision,
         variant="" if desired is None else desired.variant,
         phase=state.phase,
@@ -174,8 +176,14 @@ def report(state: State) -> WorkloadStatus:
 
 def same_content(one: WorkloadDesired, other: WorkloadDesired) -> bool:
     """Return whether two wishes differ at most in the rollout that carries them, and in how they come and are tried."""
-    how = {"rollout": "", "revision": 0, "require_unmetered": False, "windows": None}
+    how = {"rollout": "", "revision": 0, "deployment_uid": "", "require_unmetered": False, "windows": None}
     return bool(slots.replace(trial.plain(one), **how) == slots.replace(trial.plain(other), **how))
+
+
+def _same_rollout(one: WorkloadDesired, other: WorkloadDesired) -> bool:
+    """Whether one rollout wishes both; a deployment that is made again has rollouts of the same names."""
+    told = bool(one.deployment_uid and other.deployment_uid)
+    return one.rollout == other.rollout and (not told or one.deployment_uid == other.deployment_uid)
 
 
 def must_be_durable(before: State, after: State) -> bool:
@@ -222,7 +230,7 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
         accepted_boot=now.boot,
         accepted_monotonic=now.monotonic,
     )
-    anew = state.desired is None or state.desired.rollout != desired.rollout
+    anew = state.desired is None or not _same_rollout(state.desired, desired)
     if anew:
         fresh = slots.replace(fresh, observation=None, shadow=None)
     if removing:

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-import msgspec
-
 from skerry.api import errors
 from skerry.api.errors import ExpiredError, InvalidError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Device
 from skerry.core import messages, trust
 from skerry.core.ports import Change, Clock, HubConnection, HubLink, Record
-from skerry.hub.objects import Objects, decode, key_of, prefix_of
+from skerry.hub.objects import UNREADABLE, Objects, decode, key_of, prefix_of
 from skerry.hub.observer import Observer
 from skerry.hub.publisher import Publisher
 
@@ -219,7 +217,7 @@ class Gateway:
         """Take in a Device; one that cannot be read must not keep the others from being served."""
         try:
             self._meet(decode(Device, record))
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             log.error("gateway.unreadable key=%s cause=%s", record.key, error)
 
     def _meet(self, device: Device) -> None:

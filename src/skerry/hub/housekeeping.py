@@ -10,11 +10,15 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
+import msgspec
+
 from skerry.api.errors import ConflictError, NotFoundError, SkerryError
 from skerry.api.kinds.device import Device
+from skerry.api.meta import Struct
+from skerry.core.ports import Record
 from skerry.hub import join_tokens, kubeconfig
 from skerry.hub.context import HubContext
-from skerry.hub.objects import DESIRED_PREFIX
+from skerry.hub.objects import DESIRED_PREFIX, UNREADABLE, prefix_of
 from skerry.hub.state import StateDirectory
 
 log = logging.getLogger(__name__)
@@ -40,7 +44,7 @@ async def run(
             if rounds % DAILY_EVERY == 0:
                 await join_tokens.forget_expired(context)
                 _renew(context, state, names)  # here: TLS contexts belong to the loop's thread
-        except (SkerryError, OSError) as error:
+        except (SkerryError, OSError, *UNREADABLE) as error:
             log.warning("housekeeping.failed cause=%s", error)
 
 
@@ -52,24 +56,45 @@ async def _forget_history(context: HubContext, seen: int) -> int:
     return newest
 
 
+class _Meta(Struct, frozen=True, kw_only=True):
+    uid: str
+
+
+class _Named(Struct, frozen=True, kw_only=True):
+    """A Device, as far as it says whose records are no orphans."""
+
+    metadata: _Meta
+
+
 async def forget_orphans(context: HubContext) -> int:
     """Remove what is desired of devices that do not exist any more; returns how many.
 
     A device may be deleted in the moment in which something is assigned to it, or a power cut may come between the two
-    removals.
+    removals. While a device cannot be told by its uid nothing is removed, for any record might be its own.
     """
     store = context.objects.store
     records = await store.list(DESIRED_PREFIX)
     if not records.records:
         return 0
     # Devices are read afterwards, and never come into being after their records: who is missing is gone.
-    known = {device.metadata.uid for device in (await context.objects.list(Device)).items}
+    known = {_uid_of(record) for record in (await store.list(prefix_of(Device))).records}
+    if "" in known:
+        return 0
     orphans = [r for r in records.records if r.key.removeprefix(DESIRED_PREFIX) not in known]
     for record in orphans:
         with suppress(NotFoundError, ConflictError):
             await store.delete(record.key, expected=record.revision)
             log.info("housekeeping.orphan_removed key=%s", record.key)
     return len(orphans)
+
+
+def _uid_of(record: Record) -> str:
+    """Return a Device's uid, whether or not the rest of it can be read; empty where not even that can."""
+    try:
+        return msgspec.json.decode(record.value, type=_Named).metadata.uid
+    except UNREADABLE as error:
+        log.error("housekeeping.unreadable key=%s cause=%s", record.key, error)
+        return ""
 
 
 def _renew(context: HubContext, state: StateDirectory, names: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from skerry.api.errors import ConflictError, ForbiddenError, InvalidError, NotFo
 from skerry.api.kinds.enrollment import JoinToken, JoinTokenStatus
 from skerry.api.meta import LabelSelector
 from skerry.hub.context import HubContext
+from skerry.hub.objects import UNREADABLE, decode, prefix_of
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +98,14 @@ def lock_of(context: HubContext, namespace: str, name: str) -> asyncio.Lock:
 
 
 async def forget_expired(context: HubContext) -> None:
-    """Delete join tokens that expired a week ago or longer."""
+    """Delete join tokens that expired a week ago or longer; one that cannot be read stays."""
     limit = context.clock.now() - KEPT_AFTER_EXPIRY
-    for token in (await context.objects.list(JoinToken)).items:
+    for record in (await context.objects.store.list(prefix_of(JoinToken))).records:
+        try:
+            token = decode(JoinToken, record)
+        except UNREADABLE as error:
+            log.error("token.unreadable key=%s cause=%s", record.key, error)
+            continue
         if token.status.expires_at is not None and token.status.expires_at < limit:
             with contextlib.suppress(NotFoundError):
                 await context.objects.delete(JoinToken, token.metadata.namespace, token.metadata.name)

@@ -17,13 +17,15 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from skerry.api import selector as selectors
-from skerry.api.errors import AlreadyExistsError, ConflictError, NotFoundError
+from skerry.api.errors import AlreadyExistsError, ConflictError, IntegrityError, NotFoundError
 from skerry.api.kinds import KINDS, KindInfo, Resource
 from skerry.api.meta import LabelSelectorRequirement
 from skerry.core.desired import DesiredRecord
 from skerry.core.ports import Clock, Record, Store
 
 DESIRED_PREFIX = "desired/"
+UNREADABLE = (msgspec.DecodeError, ValueError)
+"""What decoding a record raises that is damaged or from another version; text that is no UTF-8 is a ValueError."""
 _ATTEMPTS = 20  # a conflict means that somebody else progressed, so this many in a row do not happen
 
 T = TypeVar("T", bound=Resource)
@@ -184,14 +186,17 @@ class Objects:
                 yield stream
 
     async def get_desired(self, uid: str) -> DesiredRecord | None:
-        """Return what is assigned to a device, or None when nothing ever was."""
+        """Return what is assigned to a device, or None when nothing ever was. Raises IntegrityError."""
         record = await self.store.get(f"{DESIRED_PREFIX}{uid}")
-        return None if record is None else msgspec.json.decode(record.value, type=DesiredRecord)
+        return None if record is None else _decode_desired(record)
 
     async def change_desired(
         self, empty: DesiredRecord, change: Callable[[DesiredRecord], DesiredRecord]
     ) -> DesiredRecord:
-        """Write what `change` makes of a device's record, starting from `empty` when there is none yet."""
+        """Write what `change` makes of a device's record, starting from `empty` when there is none yet.
+
+        Raises IntegrityError where the record there is cannot be read.
+        """
         return (await self.update_desired(empty, change)).record
 
     async def update_desired(
@@ -199,12 +204,13 @@ class Objects:
     ) -> StoredDesired:
         """Do what `change_desired` does and tell the revision too, for callers that keep a cache of their own.
 
-        Nothing is written when nothing changes; the revision of a record that was never written is 0.
+        Nothing is written when nothing changes; the revision of a record that was never written is 0. Raises
+        IntegrityError as `change_desired`.
         """
         key = f"{DESIRED_PREFIX}{empty.uid}"
         for _ in range(_ATTEMPTS):
             record = await self.store.get(key)
-            current = empty if record is None else msgspec.json.decode(record.value, type=DesiredRecord)
+            current = empty if record is None else _decode_desired(record)
             changed = change(current)
             if changed == current:
                 return StoredDesired(record=current, revision=record.revision if record else 0)
@@ -253,6 +259,14 @@ def decode(kind: type[T], record: Record) -> T:
     """Return the stored object with its resourceVersion."""
     item = msgspec.json.decode(record.value, type=kind)
     return _with_meta(item, msgspec.structs.replace(item.metadata, resource_version=str(record.revision)))
+
+
+def _decode_desired(record: Record) -> DesiredRecord:
+    try:
+        return msgspec.json.decode(record.value, type=DesiredRecord)
+    except UNREADABLE as error:
+        element = f"desired state of device {record.key.removeprefix(DESIRED_PREFIX)}"
+        raise IntegrityError(f"cannot be read: {error}"[:300], element=element) from None
 
 
 def _with_meta(item: T, meta: Any) -> T:

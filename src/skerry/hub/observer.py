@@ -15,12 +15,12 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from skerry.api.errors import InvalidError, NotFoundError, SkerryError, TooLargeError
+from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, SkerryError, TooLargeError
 from skerry.api.kinds.device import Device
 from skerry.core.messages import Online, Reported
 from skerry.core.ports import Clock
 from skerry.hub.device_status import News, is_behind, observe
-from skerry.hub.objects import Objects
+from skerry.hub.objects import UNREADABLE, Objects
 from skerry.kit.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -167,17 +167,10 @@ class Observer:
         if heard is None or place is None:
             return
         news = News(report=heard.report, online=heard.online, why=heard.why, last_seen=heard.last_seen)
-
-        def change(device: Device) -> Device:
-            if device.metadata.uid != uid:
-                return device  # another device under the same name
-            status = observe(device.status, news, now=self._now(), resolution=self._resolution)
-            return msgspec.structs.replace(device, status=status)
-
         try:
             if news.report is not None:
-                news = replace(news, desired_version=await self._version_for(uid, news.report))
-            device = await self._objects.update_status(Device, *place, change)
+                news = await self._compared(uid, news, news.report)
+            device = await self._change_status(uid, place, news)
         except NotFoundError:
             return
         except (TooLargeError, InvalidError) as error:
@@ -186,6 +179,10 @@ class Observer:
             if heard.report is news.report:
                 heard.report = None
             return
+        except UNREADABLE as error:
+            # Nothing is lost: what it said last is tried again whenever its `lastSeen` is due.
+            log.error("gateway.device_unreadable uid=%s cause=%s", uid, error)
+            return
         except SkerryError as error:
             log.warning("gateway.status_not_written uid=%s cause=%s", uid, error)
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._queue.add, uid)  # the writer goes on meanwhile
@@ -193,6 +190,23 @@ class Observer:
         heard.written_seen = device.status.last_seen
         if heard.report is news.report:
             heard.report = None
+
+    async def _change_status(self, uid: str, place: tuple[str, str], news: News) -> Device:
+        def change(device: Device) -> Device:
+            if device.metadata.uid != uid:
+                return device  # another device under the same name
+            status = observe(device.status, news, now=self._now(), resolution=self._resolution)
+            return msgspec.structs.replace(device, status=status)
+
+        return await self._objects.update_status(Device, *place, change)
+
+    async def _compared(self, uid: str, news: News, report: Reported) -> News:
+        """Return the news with what is desired; without the report, for now, where that cannot be read."""
+        try:
+            return replace(news, desired_version=await self._version_for(uid, report))
+        except IntegrityError as error:
+            log.error("gateway.desired_unreadable uid=%s cause=%s", uid, error)
+            return replace(news, report=None)
 
     async def _version_for(self, uid: str, report: Reported) -> int:
         """Return what is desired of the device; looked up only where what was heard of it would be an alarm."""

@@ -16,7 +16,7 @@ from skerry.api.errors import ExpiredError, SkerryError, UnavailableError
 from skerry.core import messages
 from skerry.core.desired import DesiredRecord, render
 from skerry.core.ports import Change, Clock, HubConnection
-from skerry.hub.objects import DESIRED_PREFIX, Objects
+from skerry.hub.objects import DESIRED_PREFIX, UNREADABLE, Objects
 from skerry.kit.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Publisher:
                         log.warning("gateway.not_published uid=%s cause=%s", uid, error)
                         await asyncio.sleep(_RETRY_SECONDS)
                         self._queue.add(uid)
-                except (SkerryError, msgspec.DecodeError) as error:
+                except SkerryError as error:
                     log.error("gateway.not_publishable uid=%s cause=%s", uid, error)
 
     async def _publish_one(self, connection: HubConnection, uid: str) -> None:
@@ -150,7 +150,7 @@ class Publisher:
         uid = change.record.key.removeprefix(DESIRED_PREFIX)
         try:
             self._newest[uid] = msgspec.json.decode(change.record.value, type=DesiredRecord)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             log.error("gateway.record_unreadable key=%s cause=%s", change.record.key, error)
             return
         self._versions[uid] = self._newest[uid].manifest_version

@@ -36,7 +36,7 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, str]
     """Name -> sha256, hex."""
     inputs: dict[str, str] = {}
-    """Absolute path -> sha256 of what the step read besides the key's own files, such as a builder's imports."""
+    """Name -> sha256 of what the step read besides the key's own files, such as a builder's imports (`beside`)."""
 
 
 class Cache:
@@ -55,14 +55,17 @@ class Cache:
             ) from error
         self._sweep()
 
-    def find(self, stage: str, key: str) -> Path | None:
-        """Return the entry's directory if it is there and every file is what it was; a damaged entry is removed."""
+    def find(self, stage: str, key: str, *, places: Mapping[str, Path] | None = None) -> Path | None:
+        """Return the entry's directory if it is there and every file is what it was; a damaged entry is removed.
+
+        `places` says where its inputs are: `a/x.py` is `x.py` in `places["a"]`.
+        """
         directory = self._root / f"{stage}-{key}"
         try:
             entry = msgspec.json.decode((directory / ENTRY_FILE).read_bytes(), type=_Entry)
             whole = all(digest(directory / Path(name).name) == wanted for name, wanted in entry.files.items())
-            current = all(digest(Path(path)) == wanted for path, wanted in entry.inputs.items())
-        except (OSError, msgspec.DecodeError):
+            current = all(digest(_place(name, places or {})) == wanted for name, wanted in entry.inputs.items())
+        except (OSError, KeyError, msgspec.DecodeError):
             whole = current = False
         if whole and current:
             os.utime(directory / ENTRY_FILE)
@@ -77,7 +80,15 @@ class Cache:
         directory.mkdir()
         return directory
 
-    def keep(self, stage: str, key: str, made: Path, *, inputs: Mapping[str, str] | None = None) -> Path:
+    def keep(
+        self,
+        stage: str,
+        key: str,
+        made: Path,
+        *,
+        inputs: Mapping[str, str] | None = None,
+        places: Mapping[str, Path] | None = None,
+    ) -> Path:
         """Move a work directory to its entry's place and return that. Raises OSError, StorageFullError."""
         names = sorted(path.name for path in made.iterdir() if path.is_file())
         entry = _Entry(files={name: digest(made / name) for name in names}, inputs=dict(inputs or {}))
@@ -88,7 +99,7 @@ class Cache:
         try:
             os.rename(made, directory)
         except OSError:  # another run was quicker, or a damaged entry lies there
-            if found := self.find(stage, key):
+            if found := self.find(stage, key, places=places):
                 shutil.rmtree(made, ignore_errors=True)
                 return found
             os.rename(made, directory)
@@ -143,6 +154,11 @@ def digest(path: Path) -> str:
 def digest_tree(root: Path, pattern: str) -> str:
     """Return the digest of a directory's files with such names, and of the names."""
     return key({str(path.relative_to(root)): digest(path) for path in sorted(root.rglob(pattern))})
+
+
+def _place(name: str, places: Mapping[str, Path]) -> Path:
+    role, _, inner = name.partition("/")
+    return places[role] / inner
 
 
 def _sync(path: Path) -> None:

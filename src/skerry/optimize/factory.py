@@ -19,7 +19,7 @@ from skerry.api import quantity
 from skerry.api.errors import InvalidError, SkerryError, StorageFullError, UnsupportedError
 from skerry.api.kinds.variants import Evaluation, Golden, Profile, Rejected, Requirements, Variant
 from skerry.core.card import GOLDEN_FILE, EvaluationCard, PackagedVariant, Provenance
-from skerry.optimize import bounds, jobs, keys, package, pareto, passes, profile, provenance
+from skerry.optimize import beside, bounds, jobs, keys, package, pareto, passes, profile, provenance
 from skerry.optimize.cache import Cache
 from skerry.optimize.jobs import Facts, Verdict
 from skerry.optimize.package import Draft
@@ -146,8 +146,8 @@ def _room(cache: Cache) -> Iterator[None]:
 
 def _import(run: _Run) -> Path:
     """Return the directory of the finished import. Raises what the worker says."""
-    key = keys.of_import(run.wanted)
-    found = run.cache.find("import", key)
+    key, places = keys.of_import(run.wanted), beside.places(run.wanted)
+    found = run.cache.find("import", key, places=places)
     if found is not None:
         facts = jobs.read_facts(found)
         run.tell("source.cached", kind=facts.kind)
@@ -163,7 +163,7 @@ def _import(run: _Run) -> Path:
     (directory / jobs.JOB_FILE).unlink()
     _raise_failure(run, ended)
     facts = jobs.read_facts(directory)
-    return run.cache.keep("import", key, directory, inputs=facts.read)
+    return run.cache.keep("import", key, directory, inputs=facts.read, places=places)
 
 
 def _raise_failure(run: _Run, ended: Ended) -> None:
@@ -179,7 +179,7 @@ def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[Varian
     todo: dict[str, tuple[VariantSpec, Job, Path, str]] = {}
     for spec in specs:
         key = keys.of_variant(run.wanted, spec, facts)
-        if found := run.cache.find("variant", key):
+        if found := run.cache.find("variant", key, places=beside.places(run.wanted, spec)):
             run.tell("variant.cached", variant=spec.name)
             made[spec.name] = _Made(spec=spec, directory=found, verdict=jobs.read_verdict(found), key=key)
             continue
@@ -197,7 +197,8 @@ def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[Varian
             verdict.outcome != "failed" or run.keep_failures
         ):  # why it failed may be gone the next time: a library, memory
             (directory / jobs.VERDICT_FILE).write_bytes(msgspec.json.encode(verdict, order="sorted"))
-            directory = run.cache.keep("variant", key, directory)
+            places = beside.places(run.wanted, spec)
+            directory = run.cache.keep("variant", key, directory, inputs=verdict.read, places=places)
         made[spec.name] = _Made(spec=spec, directory=directory, verdict=verdict, key=key)
     return made
 
@@ -285,7 +286,7 @@ def _conditions(run: _Run, source: Path, facts: Facts, spec: VariantSpec) -> pro
 
 
 def _costs(run: _Run, made: _Made, model: Path, given: profile.Conditions) -> Profile:
-    own = keys.of_profile(made.key, runs=given.runs, machine=profile.machine())
+    own = keys.of_profile(made.key, model, runs=given.runs, machine=profile.machine())
     if found := run.cache.find("profile", own):
         return msgspec.json.decode((found / "profile.json").read_bytes(), type=Profile)
     run.tell("variant.measuring", variant=made.spec.name)

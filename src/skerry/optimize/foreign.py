@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 _MOST = 240
+_SCRATCH = re.compile(r"""/[^\s'":()\[\]]*/(\.scratch|skerry-toolchain)-[^\s'":()\[\]/]+/""")
+"""Directories of a moment: their names say nothing."""
 _STARVED = ("bad_alloc", "cannot allocate memory", "can't allocate memory", "failed to allocate", "out of memory")
 
 
@@ -11,6 +15,12 @@ def first_line(error: BaseException) -> str:
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if not line:
         return type(error).__name__
+    return shortened(line)
+
+
+def shortened(line: str) -> str:
+    """Return a line without the paths of scratch directories, cut off where it is still long."""
+    line = _SCRATCH.sub("", line)
     return line if len(line) <= _MOST else f"{line[:_MOST]}..."
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,14 +19,13 @@ import numpy as np
 from skerry.api.errors import InvalidError, SkerryError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Interval
-from skerry.optimize import cache, dataset, evaluate, importers, jobs, metrics
+from skerry.optimize import beside, dataset, evaluate, importers, jobs, metrics
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Dataset, Inputs
 from skerry.optimize.importers import Source
 from skerry.optimize.metrics import Metric
 from skerry.optimize.passes import material
 from skerry.optimize.progress import Progress
-from skerry.optimize.user_code import load_function
 
 OPSET = 20
 """What torch's exporter recommends and ONNX Runtime 1.18 already runs."""
@@ -36,8 +34,6 @@ _SAME = 0.99999
 _MEASURED = 16
 _CHECKED = 64
 """Samples on which a simplified graph is compared with the one it came from."""
-_OWN = str(Path(__file__).resolve().parents[1]) + os.sep
-_METRIC_HINT = "name a function (outputs, answers) -> float in a Python file, as in metric.py:score"
 
 
 def run(job: jobs.ImportJob, tell: Progress) -> None:
@@ -57,10 +53,13 @@ def run(job: jobs.ImportJob, tell: Progress) -> None:
     _check_golden(metric, golden, data)
     _write_samples(directory, data, signature, golden)
     size, problem = _write_graph(directory, source, data, opset=wanted.opset or OPSET, tell=tell)
+    read = beside.imported(wanted)
+    if source.kind == "onnx":
+        read |= beside.external(wanted, source.digests)
     facts = jobs.Facts(
         kind=source.kind,
         digests={**source.digests, data.name: data.digest},
-        read=_imported(wanted.source.path, wanted.metric),
+        read=read,
         forms=sorted(source.forms if not problem else source.forms - {"onnx"}),
         signature=signature,
         metric=metric.name,
@@ -79,9 +78,7 @@ def run(job: jobs.ImportJob, tell: Progress) -> None:
 
 def find_metric(name: str) -> Metric:
     """Return a metric by its name or by FILE.py:FUNCTION. Raises InvalidError, NotFoundError."""
-    if ".py:" not in name:
-        return metrics.metric(name)
-    return metrics.metric(load_function(name, hint=_METRIC_HINT).function)
+    return metrics.metric(name)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], *, compress: bool = False) -> None:
@@ -174,19 +171,3 @@ def _size(path: str) -> int:
     if os.path.isdir(path):
         return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
     return os.path.getsize(path) if os.path.isfile(path) else 0
-
-
-def _imported(*paths: str) -> dict[str, str]:
-    """Return the digest of every module that was imported from beside the user's own code: a change of it counts."""
-    roots = {os.path.dirname(os.path.abspath(path.rpartition(":")[0])) for path in paths if ".py:" in path}
-    files = {
-        os.path.abspath(file)
-        for module in list(sys.modules.values())
-        if isinstance(file := getattr(module, "__file__", None), str) and file.endswith(".py")
-    }
-    ours = [
-        file
-        for file in files
-        if any(file.startswith(root + os.sep) for root in roots) and not file.startswith((sys.prefix + os.sep, _OWN))
-    ]
-    return {file: cache.digest(Path(file)) for file in sorted(ours)}

@@ -65,7 +65,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     digests: dict[str, str]
     """File name -> sha256 of everything the source was read from, and of the data."""
     read: dict[str, str] = {}
-    """Absolute path -> sha256 of code that the source's own code imported."""
+    """Name (`beside`) -> sha256 of what was read besides: imports of the user's code, a graph's external data."""
     forms: list[str]
     signature: ModelSignature
     metric: str
@@ -102,6 +102,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     engine_min_version: str = ""
     operators: dict[str, int] = {}
     details: dict[str, str] = {}
+    read: dict[str, str] = {}
+    """Name (`beside`) -> sha256 of what the user's code imported."""
 
 
 def parse_name(name: str) -> tuple[Format, Precision]:

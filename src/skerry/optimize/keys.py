@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from skerry.optimize import cache, jobs
+from skerry.api.errors import SkerryError
+from skerry.optimize import cache, jobs, passes, profile, toolchains
 from skerry.optimize.jobs import Facts
 from skerry.optimize.recipe import Optimization, VariantSpec
 
@@ -63,12 +64,14 @@ def of_import(wanted: Optimization) -> str:
 
 
 def of_variant(wanted: Optimization, spec: VariantSpec, facts: Facts) -> str:
-    """Return the key of a variant of a finished import."""
+    """Return the key of a variant of a finished import, on this machine: engines choose their kernels by the CPU."""
     return cache.key(
         {
             "step": "variant",
             "import": of_import(wanted),
-            "read": sorted(facts.read.values()),
+            "read": facts.read,
+            "machine": profile.machine(),
+            "converters": _converters(spec),
             "variant": of_options(wanted, spec),
             "format": jobs.parse_name(spec.name),
         }
@@ -88,9 +91,38 @@ def _pruning(spec: VariantSpec) -> Any:
     return {**msgspec.to_builtins(spec.pruning), "fineTune": _content(spec.pruning.fine_tune or "")}
 
 
-def of_profile(variant: str, *, runs: int, machine: str) -> str:
-    """Return the key of a variant's measurements on one kind of machine."""
-    return cache.key({"step": "profile", "variant": variant, "runs": runs, "machine": machine})
+def of_profile(variant: str, model: Path, *, runs: int, machine: str) -> str:
+    """Return the key of the measurements of a variant, as it was made, on one kind of machine."""
+    file = cache.digest(model)
+    return cache.key({"step": "profile", "variant": variant, "model": file, "runs": runs, "machine": machine})
+
+
+def _converters(spec: VariantSpec) -> dict[str, list[str]]:
+    """Return what the variant's recipes need, and what of it is here: a verdict for want of one ends when it comes."""
+    found: dict[str, list[str]] = {}
+    for recipe in passes.RECIPES.get(jobs.parse_name(spec.name), ()):
+        found |= {f"python {name}": _version(name) for name in recipe.requires}
+        if recipe.toolchain:
+            found[f"toolchain {recipe.toolchain}"] = _toolchain(recipe.toolchain)
+    return found
+
+
+def _version(distribution: str) -> list[str]:
+    try:
+        return [importlib.metadata.version(distribution)]
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def _toolchain(name: str) -> list[str]:
+    """Return a toolchain's interpreter and version, and the version that its environment says; nothing without it."""
+    try:
+        interpreter = toolchains.find(name)
+    except SkerryError:
+        return []
+    toolchain = toolchains.TOOLCHAINS[name]
+    installed = interpreter.parent.parent.glob(f"lib/python*/site-packages/{toolchain.module}-*.dist-info")
+    return [str(interpreter), toolchain.version, *sorted(path.name for path in installed)]
 
 
 def _content(path: str) -> list[str]:

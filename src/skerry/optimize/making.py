@@ -19,7 +19,7 @@ import numpy as np
 from skerry.api.errors import InvalidError, SkerryError, StorageFullError, UnsupportedError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Interval, NumericalError
-from skerry.optimize import evaluate, importers, importing, jobs, passes
+from skerry.optimize import beside, evaluate, importers, importing, jobs, passes
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line, is_out_of_memory
@@ -92,6 +92,7 @@ def run(job: VariantJob, tell: Progress) -> None:
             verdict = Verdict(outcome="failed", reason=too_little_memory(error))
         except SkerryError as error:
             verdict = Verdict(outcome="failed", reason=error.sentence)
+    verdict = msgspec.structs.replace(verdict, read=beside.imported(job.optimization, job.variant))
     (directory / jobs.VERDICT_FILE).write_bytes(msgspec.json.encode(verdict, order="sorted"))
 
 

@@ -76,7 +76,11 @@ class Metric:
         value, rows, reduce = self._judged(outputs, targets)
         if self.shares:
             return value, wilson(value, len(rows))
-        return value, bootstrap(reduce, rows, seed=seed, resamples=self.resamples)
+        interval = bootstrap(reduce, rows, seed=seed, resamples=self.resamples)
+        if not math.isfinite(interval.high - interval.low):
+            hint = "the test set may be too small for it"
+            raise InvalidError("fails on every draw of samples", element=f"metric {self.name}", hint=hint)
+        return value, interval
 
     def _judged(self, outputs: Sequence[Array], targets: Array) -> tuple[float, Array, Reduce]:
         if not outputs or any(output.ndim < 1 or len(output) != len(targets) for output in outputs):
@@ -129,14 +133,24 @@ def wilson(share: float, samples: int) -> Interval:
 
 
 def bootstrap(reduce: Callable[[Array], float], rows: Array, *, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Return the percentile bootstrap's interval: the value of samples drawn with replacement (Efron 1979)."""
+    """Return the percentile bootstrap's interval: the value of samples drawn with replacement (Efron 1979).
+
+    Draws that cannot be judged do not count, such as those of one class for the area under a ROC curve.
+    """
     generator = np.random.default_rng(seed)
-    values = np.array([reduce(rows[generator.integers(0, len(rows), len(rows))]) for _ in range(resamples)])
+    values = np.array([_drawn(reduce, rows[generator.integers(0, len(rows), len(rows))]) for _ in range(resamples)])
     values = values[np.isfinite(values)]
     if not len(values):
         return Interval(low=-math.inf, high=math.inf)
     low, high = np.percentile(values, (2.5, 97.5))
     return Interval(low=float(low), high=float(high))
+
+
+def _drawn(reduce: Reduce, rows: Array) -> float:
+    try:
+        return reduce(rows)
+    except InvalidError:
+        return math.nan
 
 
 def _scores(outputs: Sequence[Array], labels: Array) -> Array:

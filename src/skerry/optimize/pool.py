@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from skerry.optimize import processes
+from skerry.kit import processes
 
 WATCH_SECONDS = 0.2
 STOP_SECONDS = 5.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 _SHARES = ("accuracy", "top-", "f1-", "iou")
 """Metrics between 0 and 1: a drop above 1 allows everything."""
+_DROP_HINT = "write a number, as in 0.01; a large one keeps every variant"
 _PATHS = (("source", "path"), ("source", "weights"), ("source", "code"), ("data", "path"), ("out",), ("metric",))
 
 
@@ -194,7 +196,11 @@ def _check(wanted: Optimization) -> list[InvalidError]:
         if name in names[:position]:
             hint = "give the second one a word of its own, as in onnx-int8-entropy"
             problems.append(InvalidError(f"{name} is there twice", element=f"variants[{position}].name", hint=hint))
-    if wanted.metric.startswith(_SHARES) and wanted.allowed_drop > 1:
+    drops = {f"variants[{n}].allowedDrop": variant.allowed_drop for n, variant in enumerate(wanted.variants)}
+    for element, drop in {"allowedDrop": wanted.allowed_drop, **drops}.items():
+        if drop is not None and not math.isfinite(drop):
+            problems.append(InvalidError(f"{drop:g} is not a finite number", element=element, hint=_DROP_HINT))
+    if wanted.metric.startswith(_SHARES) and 1 < wanted.allowed_drop < math.inf:
         hint = "write a share, as in 0.01 for one percent"
         problems.append(InvalidError(f"{wanted.allowed_drop:g} is more than 1", element="allowedDrop", hint=hint))
     if ".py:" not in wanted.metric:

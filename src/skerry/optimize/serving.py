@@ -23,7 +23,7 @@ import msgspec
 from skerry.api.errors import InvalidError, TimedOutError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Engine
-from skerry.optimize import processes
+from skerry.kit import processes
 from skerry.optimize.dataset import Inputs
 
 START_SECONDS = 60.0

@@ -16,12 +16,12 @@ import numpy as np
 from skerry.api.errors import InvalidError, TimedOutError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Engine
-from skerry.optimize import processes
+from skerry.kit import processes
 from skerry.optimize.arrays import Array
+from skerry.optimize.foreign import shortened
 
 ANSWER_SECONDS = 1800.0
 """For all answers on the test set; beyond that the process is stopped."""
-_MOST_SAID = 240
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -72,12 +72,9 @@ class Trial:
             raise TimedOutError(f"no answer from its engine within {limit:.0f} s", hint=hint) from None
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-            raise InvalidError(f"its engine does not run it ({_shorten(said[-1])})")
+            reason = shortened(said[-1].removeprefix("skerry serve once: "))
+            raise InvalidError(f"its engine does not run it ({reason})")
         try:
             return msgspec.json.decode(done.stdout.strip().rpartition(b"\n")[2], type=Costs)
         except msgspec.DecodeError as error:
             raise InvalidError(f"the process that runs it answered nonsense ({error})") from error
-
-
-def _shorten(line: str) -> str:
-    return line.removeprefix("skerry serve once: ")[:_MOST_SAID]

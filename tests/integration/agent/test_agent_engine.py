@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from skerry.agent.settings import EngineSettings
 from skerry.api.kinds.device import WorkloadStatus
 from skerry.api.quantity import human_bytes
 from skerry.core.messages import Reported
@@ -166,6 +167,7 @@ async def test_a_full_disk_is_a_sentence_and_the_old_version_stays(world: Any, m
 async def test_an_engine_that_is_not_there_is_said_before_anything_is_fetched(world: Any, models: Any) -> None:
     desired = models["v1"].desired()
     other = msgspec.structs.replace(desired, needs=msgspec.structs.replace(desired.needs, engine="litert"))
+    world.settings = msgspec.structs.replace(world.settings, engines=[EngineSettings(name="onnxruntime")])
     async with world.agent():
         await world.hub.want(other)
         status = await world.hub.status(lambda one: one.phase == "Failed")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
+import errno
 import os
 import signal
 import socket
@@ -19,10 +20,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.integration.agent.conftest import UID, World, blob_of, eventually
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.integration.agent.conftest import KEY_ID, UID, World, blob_of, eventually
 from tests.integration.agent.test_agent_power_cuts import HubEnd, runs, version_at
 from tests.integration.agent.test_agent_process import fill
 
+from skerry.agent.disk import AcceptedDesired
 from skerry.agent.settings import ServerSettings, TelemetrySettings
 from skerry.api.kinds.device import WorkloadStatus
 from skerry.core import messages, trust
@@ -241,16 +244,54 @@ def test_a_desired_state_for_which_there_is_no_room_is_refused_and_accepted_when
         port = device.wait(lambda journal: runs(device, journal, "v1"))["endpoint"]
         kept = device.disk.read_desired()
         fill(filler)
-        hub.publish(UID, wanted := device.sign(models["v2"].desired()))
+        hub.publish(UID, device.sign(models["v2"].desired()))
         device.wait_log("desired.refused")
         assert "cannot be kept" in device.log()
         assert (version_at(port), device.disk.read_desired()) == ("v1", kept)
-        filler.unlink()
-        hub.publish(UID, wanted)
+        filler.unlink()  # and nobody sends it again
         device.wait(lambda journal: runs(device, journal, "v2"))
         assert device.end(signal.SIGTERM) == 0
     finally:
         hub.close()
+
+
+async def test_what_the_disk_would_not_take_is_offered_again_whatever_else_comes(
+    world: Any, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skerry.agent.engine.JOURNAL_RETRY_SECONDS", 0.05)
+    write, full = world.disk.write_desired, True
+
+    def write_if_there_is_room(accepted: AcceptedDesired) -> None:
+        if full:
+            raise OSError(errno.EROFS, "Read-only file system", "desired.json")
+        write(accepted)
+
+    hub = world.hub
+    async with world.agent():
+        await hub.want(models["v1"].desired())
+        await hub.running("digits-v1")
+        world.disk.write_desired = write_if_there_is_room
+        await hub.publish(hub.sign(models["v1"].desired(rollout="older"), version=6))
+        await hub.publish(hub.sign(models["v2"].desired(), version=7))
+        await hub.publish(hub.sign(models["v1"].desired(rollout="late"), version=5))
+        await hub.until(lambda: "cannot be kept" in hub.reports[-1].refused)
+        await hub.publish(hub.sign(models["v1"].desired(), version=9, key=Ed25519PrivateKey.generate()))
+        await hub.until(lambda: "not signed by a key" in hub.reports[-1].refused)
+        full = False
+        await hub.running("digits-v2")
+        await hub.until(lambda: not hub.reports[-1].refused)
+        assert hub.reports[-1].observed_manifest_version == 7
+    assert not {"older", "late"} & {w.rollout for report in hub.reports for w in report.workloads}
+
+
+async def test_a_desired_state_signed_by_a_key_that_comes_later_is_accepted_then(world: Any, models: Any) -> None:
+    key = Ed25519PrivateKey.generate()
+    async with world.agent() as agent:
+        await world.hub.publish(world.hub.sign(models["v1"].desired(), key=key))
+        await world.hub.until(lambda: world.hub.reports and "not signed by a key" in world.hub.reports[-1].refused)
+        agent.replace_keys({KEY_ID: key.public_key()})
+        await world.hub.running("digits-v1")
+        assert world.hub.reports[-1].refused == ""
 
 
 def servers_of(device: Any) -> list[Instance]:

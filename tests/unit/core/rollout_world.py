@@ -130,7 +130,7 @@ class Sim:
             self.report, self.running = None, None
         elif wanted.workload.model_version in self.silent:
             return
-        elif self.running is not None and self.running.rollout == wanted.workload.rollout:
+        elif self.running is not None and _told(self.running) == _told(wanted.workload):
             if self.report is not None and self.report.rollout != wanted.workload.rollout:
                 self.report = self.proven
         elif self.installs(wanted.workload, now):
@@ -169,6 +169,7 @@ class Sim:
             variant=workload.variant,
             port=8000,
             since=now,
+            deployment_uid=workload.deployment_uid,
         )
         measurement = Measurement(
             samples=64,
@@ -193,6 +194,7 @@ class Sim:
         return WorkloadStatus(
             name=NAME,
             rollout=workload.rollout,
+            deployment_uid=workload.deployment_uid,
             revision=workload.revision,
             variant=workload.variant,
             phase=phase,
@@ -214,7 +216,11 @@ class Sim:
 
 def _same_wish(one: DesiredRecord, other: DesiredRecord) -> bool:
     old, new = one.find(NAME), other.find(NAME)
-    return old is not None and new is not None and old.workload.rollout == new.workload.rollout
+    return old is not None and new is not None and _told(old.workload) == _told(new.workload)
+
+
+def _told(what: RunningRevision | WorkloadDesired) -> tuple[str, str]:
+    return what.rollout, what.deployment_uid
 
 
 class HubDiedError(Exception):

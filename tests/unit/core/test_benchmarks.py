@@ -396,6 +396,60 @@ def test_why_a_refused_variant_is_not_taken_is_said() -> None:
     assert held.assigned_at == NOW
 
 
+def test_what_a_device_says_of_a_variant_it_refused_counts_for_nothing_once_it_has_the_next() -> None:
+    """Its first report after accepting the next variant may still be about the one before: the observed is ahead."""
+    record = assigned()
+    older = {
+        "rollout": "digits-0",
+        "revision": 0,
+        "modelVersion": "v0",
+        "variant": "onnx-fp32",
+        "port": 1,
+        "since": NOW,
+    }
+    back = {"phase": "Running", "running": older}
+    member = report(record, "Policy", **back)
+    refusal = refusals.refused(member)
+    assert refusal is not None
+    after = refusals.next_best(record, refusal, device("a").status, TARGET, NOW)
+    [held] = after.assignments
+    assert held.workload.variant != refusal.variant
+    late = report(after, "Policy", variant=refusal.variant, **back)
+    assert late.observed == held.manifest_version
+    assert late.current_report is None
+    stands = waves.stand(late, index=0, timeout=timedelta(seconds=60), now=NOW, measured=False)
+    assert (stands.state, stands.message) == ("Waiting", "")
+    again = report(after, "Policy", **back)
+    stands = waves.stand(again, index=0, timeout=timedelta(seconds=60), now=NOW, measured=False)
+    assert stands.state == "Failed", "the next one fell back as well"
+
+
+def test_what_a_device_says_of_an_earlier_deployment_of_that_name_counts_for_nothing() -> None:
+    """It was deleted and made again, so its rollouts have the names that those of the earlier one had."""
+    record = assigned()
+    [held] = record.assignments
+    own = held.deployment_uid
+    assert own
+    assert held.workload.deployment_uid == own
+    running = {"rollout": "digits-1", "revision": 1, "modelVersion": "v0", "variant": "v", "port": 1, "since": NOW}
+
+    def stands(said: str, serves: str) -> tuple[str, str]:
+        told = {
+            "phase": "Running",
+            "message": "",
+            "deploymentUid": said,
+            "running": {**running, "deploymentUid": serves},
+        }
+        found = waves.stand(report(record, "", **told), index=0, timeout=timedelta(seconds=60), now=NOW, measured=False)
+        return found.state, found.message
+
+    assert stands(own, own) == ("Running", "")
+    assert stands("", "") == ("Running", ""), "an older agent does not say"
+    assert stands(own, "") == ("Running", ""), "what serves was installed by an older agent"
+    assert stands("another", "another") == ("Waiting", "")
+    assert stands(own, "another") == ("Failed", "it fell back to digits-1 of an earlier deployment")
+
+
 def test_only_a_current_report_on_what_is_assigned_refuses() -> None:
     record = assigned()
     assert refusals.refused(report(record, "")) is None

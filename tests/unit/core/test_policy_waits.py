@@ -103,7 +103,14 @@ def standing(report: WorkloadStatus, *, now: datetime) -> waves.Standing:
 
 def reported(**fields: Any) -> WorkloadStatus:
     return WorkloadStatus(
-        **{"name": "digits", "rollout": "digits-1", "revision": 1, "variant": "x", "phase": "Installed", **fields}
+        **{
+            "name": "digits",
+            "rollout": "digits-1",
+            "revision": 1,
+            "variant": "onnx-fp32",
+            "phase": "Installed",
+            **fields,
+        }
     )
 
 

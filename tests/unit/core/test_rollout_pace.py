@@ -405,6 +405,30 @@ def test_what_worsens_while_people_think_fails_all_the_same() -> None:
     assert world.serving("digits-1") == sorted(world.sims)
 
 
+@pytest.mark.parametrize("why", ["AwaitingApproval", "Paused"])
+def test_the_hub_wakes_when_a_device_runs_out_of_time_while_people_think(why: str) -> None:
+    plan = [Wave(name="canary", count=2), Wave(name="all", percent=100)]
+    asked = {"promotion": "manual"} if why == "AwaitingApproval" else {}
+    world = World(fleet(6), make_spec())
+    assert world.run(60).status.phase == "Succeeded"
+    spec = make_spec("v2", waves=plan, successThreshold="50%", failureThreshold="0", **asked)
+    world.change(model_version="v2", strategy=spec.strategy)
+    world.reconcile()
+    late = world.sims[world.on("digits-2")[-1]]
+    late.silent = frozenset({"v2"})
+    if why == "Paused":
+        world.change(paused=True)
+    world.run(10)
+    assert world.condition() == ("Unknown", why)
+    held = world.records[f"u-{late.name}"].find("digits")
+    assert held is not None
+    assert world.wake_at == held.assigned_at + timedelta(seconds=60)
+    world.now = world.wake_at
+    world.reconcile()
+    assert world.newest.status.phase == "RollingBack"
+    assert "1 of 2 devices failed, more than 0" in world.newest.status.message
+
+
 def test_what_failed_while_people_thought_is_judged_again_after_a_change() -> None:
     world = upgraded(fleet(6), promotion="manual", onFailure="pause")
     world.run(60)

@@ -14,6 +14,7 @@ from tests.unit.core.roster_world import CURRENT, Mirror
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import Observation
 from skerry.core import baking
+from skerry.core import ranked as ranked_module
 from skerry.core import spread as spread_module
 from skerry.core.messages import WindowDesired, WindowsDesired
 from skerry.core.ranked import Ranked
@@ -129,6 +130,28 @@ def test_a_long_ranked_mapping_stays_in_order_while_it_is_used_up_and_refilled()
         for number in [*taken[: turn * 5], *random.sample(sorted(known), 30)]:
             ranked.discard(number)
             known.discard(number)
+
+
+def test_a_ranked_mapping_does_not_grow_with_changes() -> None:
+    """Devices leave and enter under the same keys for as long as a hub runs."""
+    random = Random(1)
+    ranked: Ranked[str, None] = Ranked()
+    for number in range(1000):
+        ranked.add(f"dev-{number:04}", None)
+    kept = [f"dev-{number:04}" for number in range(5)]
+    for turn in range(30_000):
+        name = f"dev-{random.randrange(1000):04}"
+        ranked.discard(name)
+        ranked.add(name, None)
+        if turn % 100 == 0:
+            assert list(ranked.first(5)) == kept
+        assert len(ranked._heap or ()) <= 2 * len(ranked) + ranked_module._LONG
+    assert list(ranked.walk()) == [f"dev-{number:04}" for number in range(1000)]
+
+
+def test_a_ranked_mapping_that_was_made_anew_gives_its_first_keys(monkeypatch) -> None:
+    monkeypatch.setattr(ranked_module, "_LONG", 2)
+    test_a_ranked_mapping_gives_its_first_keys()
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(0, 100)), max_size=60), st.randoms(use_true_random=False))

@@ -802,3 +802,57 @@ def test_only_what_names_other_slots_must_be_durable() -> None:
     promoted, _ = drive(switching, Switched(serial=2, endpoint=4000))
     assert workload.must_be_durable(switching, promoted)
     assert workload.must_be_durable(before, drive(before, Unwanted())[0])
+
+
+# --- deployments that are made again ------------------------------------------------------------------------------
+
+
+def of(uid: str, desired: WorkloadDesired) -> WorkloadDesired:
+    return msgspec.structs.replace(desired, deployment_uid=uid)
+
+
+def watched(uid: str) -> State:
+    """A version that was tried in the shadow and watched, for the deployment of that uid."""
+    state = msgspec.structs.replace(running("v1"), observation=OBSERVED, shadow=SHADOWED)
+    assert state.current is not None
+    desired = of(uid, tried("v1"))
+    return msgspec.structs.replace(
+        state, desired=desired, current=msgspec.structs.replace(state.current, desired=desired)
+    )
+
+
+def test_what_was_seen_for_an_earlier_deployment_of_that_name_is_not_told_of_the_new_one() -> None:
+    assert workload.report(watched("a")).observation == OBSERVED
+    after, actions = drive(watched("a"), Wanted(of("b", tried("v1"))))
+    said = workload.report(after)
+    assert (said.deployment_uid, said.phase, said.rollout) == ("b", "Running", "digits-1")
+    assert said.running is not None
+    assert said.running.deployment_uid == "b", "equal content serves on"
+    assert (said.observation, said.shadow) == (Observation(), ShadowReport())
+    assert any(isinstance(action, journal.Observe) for action in actions), "it is watched again"
+
+
+def test_another_version_of_a_deployment_made_again_goes_through_its_shadow() -> None:
+    after, _ = drive(
+        watched("a"),
+        Wanted(of("b", tried("v2", rollout="digits-1"))),
+        Fetched(serial=2, network_bytes=10),
+        Laid(serial=2),
+        Launched(serial=2, port=4002),
+        Ready(serial=2),
+    )
+    after, actions = drive(after, Probed(serial=2, measurement=MEASURED))
+    assert after.phase == "Shadowing"
+    assert any(isinstance(action, journal.ShadowBeside) for action in actions)
+    said = workload.report(after)
+    assert said.running is not None
+    assert (said.deployment_uid, said.running.deployment_uid) == ("b", "a")
+
+
+def test_a_journal_of_an_older_agent_keeps_what_was_seen() -> None:
+    plain = msgspec.json.decode(msgspec.json.encode(watched("")))
+    assert "deploymentUid" not in plain["desired"]
+    kept = msgspec.convert(plain, State)
+    after, _ = drive(kept, Wanted(of("b", tried("v1"))))
+    assert (after.observation, after.shadow is not None) == (OBSERVED, True)
+    assert workload.report(after).deployment_uid == "b"

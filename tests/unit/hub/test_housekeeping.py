@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from skerry.api.errors import ExpiredError, NotFoundError
@@ -14,7 +15,7 @@ from skerry.api.kinds.enrollment import JoinToken, JoinTokenStatus
 from skerry.api.meta import ObjectMeta
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
-from skerry.hub import housekeeping, pki
+from skerry.hub import housekeeping, join_tokens, pki
 from skerry.hub.context import HubContext
 from skerry.hub.objects import Objects
 from skerry.hub.state import claim
@@ -85,3 +86,53 @@ async def test_what_is_desired_of_devices_that_are_gone_is_removed(tmp_path: Pat
         assert await housekeeping.forget_orphans(context) == 1
         assert [record.key for record in (await store.list("desired/")).records] == ["desired/uid-a"]
         assert await housekeeping.forget_orphans(context) == 0
+
+
+UNREADABLE = b'{"spec": {"cordoned": "as a newer version says it"}}'
+
+
+async def test_while_a_device_cannot_be_told_nothing_that_may_be_its_own_is_removed(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "hub.db") as store:
+        context = cast("Any", SimpleNamespace(objects=Objects(store, SetClock())))
+        odd = await store.create("devices/default/odd", UNREADABLE)
+        for uid in ("uid-odd", "uid-gone"):
+            await store.create(f"desired/{uid}", b"{}")
+        assert await housekeeping.forget_orphans(context) == 0
+        named = b'{"metadata": {"uid": "uid-odd"}, "spec": {"cordoned": "as a newer version says it"}}'
+        await store.update("devices/default/odd", named, expected=odd.revision)
+        assert await housekeeping.forget_orphans(context) == 1
+        assert [record.key for record in (await store.list("desired/")).records] == ["desired/uid-odd"]
+
+
+async def test_a_token_that_cannot_be_read_keeps_no_other_from_going(tmp_path: Path) -> None:
+    clock = SetClock()
+    async with open_store(tmp_path / "hub.db") as store:
+        objects = Objects(store, clock)
+        context = cast("Any", SimpleNamespace(objects=objects, clock=clock))
+        await store.create("jointokens/default/a", b'{"spec": {"uses": "many"}}')
+        await store.create("jointokens/default/b", b'{"metadata": {"name": "\xff"}}')
+        status = JoinTokenStatus(expires_at=clock.now())
+        await objects.create(JoinToken(metadata=ObjectMeta(name="old", namespace="default"), status=status))
+        clock.offset = timedelta(days=8)
+        await join_tokens.forget_expired(context)
+        left = [record.key for record in (await store.list("jointokens/")).records]
+        assert left == ["jointokens/default/a", "jointokens/default/b"]
+
+
+async def test_no_record_that_cannot_be_read_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = asyncio.Event()
+
+    async def stumble(context: HubContext) -> int:
+        rounds.set()
+        return len(msgspec.json.decode(UNREADABLE, type=Device).metadata.name)
+
+    monkeypatch.setattr(housekeeping, "forget_orphans", stumble)
+    async with open_store(tmp_path / "hub.db") as store:
+        context = cast("Any", SimpleNamespace(objects=Objects(store, SetClock())))
+        task = asyncio.create_task(housekeeping.run(context, cast("Any", None), (), round_seconds=0.01))
+        async with asyncio.timeout(TIMEOUT):
+            await rounds.wait()
+        done, _ = await asyncio.wait({task}, timeout=0.1)
+        assert not done
+        task.cancel()
+        await asyncio.wait({task})

@@ -52,13 +52,28 @@ def test_a_damaged_entry_is_not_used_and_can_be_made_again(tmp_path: Path, damag
 
 
 def test_an_entry_whose_inputs_changed_is_not_used(tmp_path: Path) -> None:
-    imported = tmp_path / "layers.py"
+    imported = tmp_path / "there" / "layers.py"
+    imported.parent.mkdir()
     imported.write_text("WIDTH = 1\n")
+    there = {"source": imported.parent}
     store = Cache(tmp_path / "cache")
-    make(store, **{str(imported): cache.digest(imported)})
-    assert store.find("variant", KEY) is not None
+    make(store, **{"source/layers.py": cache.digest(imported)})
+    assert store.find("variant", KEY, places=there) is not None
     imported.write_text("WIDTH = 2\n")
-    assert store.find("variant", KEY) is None
+    assert store.find("variant", KEY, places=there) is None
+
+
+def test_inputs_are_those_of_the_place_that_is_asked_for(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "layers.py").write_text("WIDTH = 1\n")
+    store = Cache(tmp_path / "cache")
+    make(store, **{"source/layers.py": cache.digest(tmp_path / "a" / "layers.py")})
+    assert store.find("variant", KEY, places={"source": tmp_path / "b"}) is not None
+    (tmp_path / "b" / "layers.py").write_text("WIDTH = 2\n")
+    assert store.find("variant", KEY, places={"source": tmp_path / "b"}) is None
+    make(store, **{"source/layers.py": cache.digest(tmp_path / "a" / "layers.py")})
+    assert store.find("variant", KEY) is None  # a role that nobody has
 
 
 def test_two_that_make_the_same_at_once_share_the_first(tmp_path: Path) -> None:

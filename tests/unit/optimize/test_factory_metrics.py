@@ -191,3 +191,29 @@ def test_the_documents_mean_average_precision(tmp_path: Path) -> None:
     boxes[1, 0] += 5  # the second object of class 0 is missed: its precision is 1 at half of the objects
     assert judge.value([boxes, scores, classes], answers) == pytest.approx((0.5 + 1) / 2)
     assert judge.higher_is_better
+
+
+AUC = """
+import numpy as np
+
+def auc(outputs, answers):
+    positive, negative = outputs[0][answers == 1], outputs[0][answers == 0]
+    if not len(positive) or not len(negative):
+        raise ValueError("only one class")
+    return float((positive[:, None] > negative[None]).mean())
+
+def choosy(outputs, answers):
+    if list(outputs[0]) != [0.1, 0.7, 0.8, 0.2, 0.3, 0.4]:
+        raise ValueError("not these")
+    return 1.0
+"""
+
+
+def test_draws_that_a_function_cannot_judge_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "metric.py").write_text(AUC)
+    outputs, answers = [np.array([0.1, 0.7, 0.8, 0.2, 0.3, 0.4])], np.array([0, 1, 0, 0, 0, 0])
+    value, interval = metrics.metric(f"{tmp_path}/metric.py:auc").measure(outputs, answers, seed=0)
+    assert value == pytest.approx(0.8)
+    assert 0 <= interval.low <= value <= interval.high <= 1
+    with pytest.raises(InvalidError, match=r"metric metric\.py:choosy: fails on every draw of samples"):
+        metrics.metric(f"{tmp_path}/metric.py:choosy").measure(outputs, answers, seed=0)

@@ -218,3 +218,29 @@ def build_64() -> bytes:
         built.gemm(64, 64)
         built.add("Relu")
     return built.raw([64])
+
+
+def test_float16_of_a_resize_holds_no_types_of_before() -> None:
+    shape = [TensorProto.FLOAT, ["batch", 2, 8, 8]]
+    nodes = [
+        helper.make_node("Relu", ["input"], ["a"], name="before"),
+        helper.make_node("Resize", ["a", "", "scales"], ["b"], name="resize", mode="linear"),
+        helper.make_node("Relu", ["b"], ["output"], name="after"),
+    ]
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    made = helper.make_graph(
+        nodes,
+        "upsample",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 2, 4, 4])],
+        [helper.make_tensor_value_info("output", *shape)],
+        [scales],
+    )
+    raw = simplify.infer_shapes(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    )
+    twice = graph.parse(raw)
+    twice.graph.value_info.extend(list(twice.graph.value_info))  # as the simplifier leaves them
+    raw = twice.SerializeToString()
+    samples = np.random.default_rng(0).random((3, 2, 4, 4), dtype=np.float32)
+    expected = evaluate.Runner(raw).predict(samples)
+    assert evaluate.numerical_error(evaluate.Runner(half.convert(raw)).predict(samples), expected).cosine > 0.9999

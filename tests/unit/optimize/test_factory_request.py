@@ -196,3 +196,12 @@ def test_every_field_is_explained_in_the_schema() -> None:
         for field, inner in part.get("properties", {}).items():
             assert len(inner.get("description", "")) > 10, f"{name}.{field}"
             assert json.dumps(inner)
+
+
+@pytest.mark.parametrize("drop", [float("inf"), float("nan")])
+def test_a_drop_without_an_end_is_refused(drop: float, tmp_path: Path) -> None:
+    for metric in ("accuracy", "mae"):
+        with pytest.raises(InvalidError, match="--allowed-drop: "):
+            read(allowed_drop=drop, metric=metric)
+    with pytest.raises(InvalidError, match=r"optimize\.yaml, variants\[0\]\.allowedDrop: "):
+        read_file(tmp_path, {"variants": [{"name": "onnx-fp32", "allowedDrop": drop}]})

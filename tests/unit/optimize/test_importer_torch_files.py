@@ -126,7 +126,7 @@ class Writes(torch.nn.Module):
 def test_torchscript_that_touches_files_is_refused(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     torch.jit.save(torch.jit.script(Writes(str(mark))), tmp_path / "m.pt")
-    with pytest.raises(ForbiddenError, match=r"m\.pt: the program uses the operator aten::save, which touches files"):
+    with pytest.raises(ForbiddenError, match=r"m\.pt: the program uses the operator save, which reaches outside"):
         importers.open_source(SourceSpec(path=str(tmp_path / "m.pt")))
     assert not mark.exists()
     torch.jit.load(tmp_path / "m.pt")(torch.zeros(1))
@@ -244,6 +244,103 @@ def test_compiled_code_and_objects_in_an_archive_are_refused(program: bytes, tmp
     evil = rewritten(program, {"data/constants/model_constants_config.json": lambda _: config}, {})
     with pytest.raises(ForbiddenError, match="constants thing is an object of its own"):
         opened(evil, tmp_path / "m.pt2")
+
+
+def members(archive: bytes, change: Callable[[str, bytes], list[tuple[str, bytes]]]) -> bytes:
+    """Write every member as what `change` makes of it: none, one or several."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as before, zipfile.ZipFile(buffer, "w") as after:
+        for name in before.namelist():
+            for member, content in change(name, before.read(name)):
+                after.writestr(member, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+@pytest.mark.parametrize("middle", ["models/model.json", "MODELS/model.json"])
+def test_a_program_that_torch_would_read_another_of_is_refused(program: bytes, tmp_path: Path, middle: str) -> None:
+    mark = tmp_path / "mark"
+    evil = in_model(lambda m: first_symbol(m).update(expr_str=f"__import__('os').mkdir({str(mark)!r})"))
+
+    def thrice(name: str, content: bytes) -> list[tuple[str, bytes]]:
+        if not name.endswith(MODEL):
+            return [(name, content)]
+        return [(name, content), (name.replace(MODEL, middle), evil(content)), (name, content)]
+
+    with pytest.raises(ForbiddenError, match=r"(?i)holds models/model.json more than once; it was not run"):
+        opened(members(program, thrice), tmp_path / "m.pt2")
+    assert not mark.exists()
+
+
+@pytest.fixture(scope="module")
+def script() -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(Adds()), buffer)
+    return buffer.getvalue()
+
+
+class Adds(torch.nn.Module):
+    """TorchScript calls the operator by name."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x).flatten(1)
+
+
+READS = b"torch.from_file('/etc/passwd', None, 4, dtype=0)"
+
+
+def reading(spelled: bytes) -> Callable[[bytes], bytes]:
+    call = READS.replace(b"torch.from_file", spelled)
+    return lambda content: content.replace(b"torch.relu(x)", b"torch.add(torch.relu(x), torch.sum(" + call + b"))")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+@pytest.mark.parametrize("rename", [("/code/", "/CODE/"), (".py", ".PY"), ("", "")])
+def test_torchscript_is_looked_up_as_torch_does(script: bytes, tmp_path: Path, rename: tuple[str, str]) -> None:
+    def change(name: str, content: bytes) -> list[tuple[str, bytes]]:
+        if not name.endswith(".py"):
+            return [(name, content)]
+        evil = (name.replace(*rename), reading(b"torch.from_file")(content))
+        if rename == ("", ""):
+            return [evil, evil, evil, evil, (name, content)]
+        return [evil, (name.partition("/")[0] + "/code/x.py", b"")]
+
+    evil = members(script, change)
+    with pytest.raises(ForbiddenError, match=r"holds code/.* more than once|uses the operator from_file"):
+        opened(evil, tmp_path / "m.pt")
+    assert "from_file" in torch.jit.load(io.BytesIO(evil)).code  # torch itself reads it
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        b"torch.from_file",
+        b"torch . from_file",
+        b"(torch. #\n from_file)",
+        b'getattr(torch, "from_file")',
+        b'getattr(torch, "from" "_file")',
+        b'getattr(torch, "from\\137file")',
+        b"ops.aten.from_file",
+    ],
+)
+def test_torchscript_cannot_spell_it_otherwise(script: bytes, tmp_path: Path, spelled: bytes) -> None:
+    def change(name: str, content: bytes) -> list[tuple[str, bytes]]:
+        return [(name, reading(spelled)(content) if name.endswith(".py") else content)]
+
+    evil = members(script, change)
+    with pytest.raises(ForbiddenError, match="uses the operator from_file"):
+        opened(evil, tmp_path / "m.pt")
+    assert "from_file" in torch.jit.load(io.BytesIO(evil)).code  # torch itself understands it
+
+
+def test_a_name_that_ends_early_for_zipfile_is_refused(program: bytes, tmp_path: Path) -> None:
+    """A NUL ends a name for zipfile, and not for torch."""
+    evil = members(program, lambda name, content: [(name.replace(MODEL, MODEL + "_x"), content)])
+    forged = evil.replace(b"models/model.json_x", b"models/model.json\0x")
+    with pytest.raises(ForbiddenError, match="holds names that torch reads differently"):
+        opened(forged, tmp_path / "m.pt2")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"garbage" * 99])

@@ -2,9 +2,13 @@
 
 import os
 import stat
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from skerry.api.errors import (
@@ -124,7 +128,7 @@ def test_programs_get_none_of_our_modules_and_the_libraries_to_borrow(tmp_path: 
     toolchains.run(NAME, program(tmp_path / "python", f'echo "$PYTHONPATH|$@" > {said}'), ["given", "made"])
     path, _, arguments = said.read_text().strip().partition("|")
     assert path == ""
-    assert arguments.startswith("-I ")
+    assert arguments.startswith("-P -I ")
     assert arguments.endswith("-- given made")
     assert "site-packages" in arguments
 
@@ -144,3 +148,29 @@ def test_the_pins_name_one_version_each() -> None:
 def test_the_program_needs_nothing_of_ours() -> None:
     text = Path(litert_torch_program.__file__).read_text()
     assert "skerry." not in text.split('"""')[2]
+
+
+def test_a_program_does_not_outlive_what_started_it(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    interpreter = program(tmp_path / "python", f"echo $$ > {noted}.new; mv {noted}.new {noted}; exec sleep 600")
+    code = (
+        "import pathlib, sys; from skerry.optimize import toolchains; "
+        f"toolchains.run({NAME!r}, pathlib.Path(sys.argv[1]), [])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(interpreter)]) as process:
+        try:
+            _until(noted.is_file)
+            child = psutil.Process(int(noted.read_text()))
+        finally:
+            process.kill()
+    _, alive = psutil.wait_procs([child], timeout=10)
+    for left in alive:
+        left.kill()
+    assert not alive
+
+
+def _until(what: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)

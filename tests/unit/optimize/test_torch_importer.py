@@ -276,3 +276,39 @@ def test_outputs_that_cannot_be_served(tmp_path: Path, expression: str, words: s
     with pytest.raises(InvalidError) as caught:
         source.predict(INPUTS)
     assert words in caught.value.sentence
+
+
+OPTIONAL = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x, context=None, scale=None):
+        made = self.layer(x)
+        if context is not None:
+            made = made + 100 * context.sum(1, keepdim=True)
+        return made if scale is None else made * scale
+"""
+
+
+def test_tensors_of_optional_parameters_are_bound_by_name(tmp_path: Path) -> None:
+    spec = builder(tmp_path / "model.py", "return Net()", before=OPTIONAL)
+    source = load(spec, weights(tmp_path / "w.pt", torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 1)})))
+    x, context = (np.random.default_rng(seed).random((5, 4), dtype=np.float32) for seed in (1, 2))
+    alone = source.predict({"x": x})[0]
+    np.testing.assert_array_equal(source.predict({"input": x})[0], alone)
+    given = {"context": context, "x": x}  # in the order of the data
+    expected = alone + 100 * context.sum(1, keepdims=True)
+    np.testing.assert_allclose(source.predict(given)[0], expected, rtol=1e-5)
+    assert [tensor.name for tensor in source.signature(given).inputs] == ["x", "context"]
+    exported = evaluate.Runner(source.onnx(given, opset=OPSET))
+    np.testing.assert_allclose(exported.predict({"x": x, "context": context})[0], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("names", [("x", "other"), ("x", "scale"), ("context",), ("x", "context", "scale", "y")])
+def test_tensors_that_forward_cannot_take_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
+    spec = builder(tmp_path / "model.py", "return Net()", before=OPTIONAL)
+    source = load(spec, weights(tmp_path / "w.pt", torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 1)})))
+    with pytest.raises(InvalidError, match="as inputs, but the model takes x"):
+        source.signature({name: np.zeros((5, 4), np.float32) for name in names})

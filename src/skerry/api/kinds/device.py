@@ -231,6 +231,8 @@ class RunningRevision(Struct, frozen=True, kw_only=True):
     port: int
     """On the device's loopback."""
     since: datetime
+    deployment_uid: Word = ""
+    """Of the deployment whose rollout that is; empty where hub or agent was too old to say."""
 
 
 class WorkloadStatus(Struct, frozen=True, kw_only=True):
@@ -240,6 +242,8 @@ class WorkloadStatus(Struct, frozen=True, kw_only=True):
     """The deployment's name."""
     rollout: Word
     """The rollout this device was last told to be on."""
+    deployment_uid: Word = ""
+    """Of the deployment whose rollout that is; empty where hub or agent is too old to say."""
     revision: int
     variant: Word
     phase: WorkloadPhase

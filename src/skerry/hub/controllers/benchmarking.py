@@ -38,6 +38,12 @@ class Benchmarking:
         about, notes = self._notes.get(rollout.spec.deployment_uid, ("", {}))
         return notes.get(self._fleet.class_of(device), "") if about == rollout.metadata.uid else ""
 
+    def forget(self, rollout: Rollout) -> None:
+        """The rollout was deleted."""
+        about, _ = self._notes.get(rollout.spec.deployment_uid, ("", {}))
+        if about == rollout.metadata.uid:
+            del self._notes[rollout.spec.deployment_uid]
+
     async def prepare(self, found: ModelDeployment, rollout: Rollout, roster: Roster) -> Plan:
         """Ask for what is to be measured, take back what nobody waits for any more, and say whether to wait.
 
@@ -92,7 +98,7 @@ class Benchmarking:
                 waits=member.selected and not member.cordoned and not belongs(member, rollout),
             )
             for member, device in ((member, self._fleet.device(member.uid)) for member in roster)
-            if member.selected and device is not None
+            if member.selected and device is not None and not self._fleet.doubt_of(member.uid)
         ]
         known = {item.metadata.name: item for item in self._fleet.classes.values(f"{namespace}/")}
         occasion = Occasion(

@@ -21,7 +21,7 @@ from skerry.api.errors import AlreadyExistsError, ConflictError, NotFoundError
 from skerry.api.kinds.device import BenchmarkStatus, EngineFacts, Hardware, Measurement
 from skerry.api.kinds.device_class import DeviceClass, DeviceClassSpec
 from skerry.api.meta import ObjectMeta, Struct
-from skerry.core import classes
+from skerry.core import classes, waves
 from skerry.core.classes import Finding, Served
 from skerry.core.ports import Record
 from skerry.hub.context import HubContext
@@ -53,6 +53,7 @@ class _Report(Struct, frozen=True, kw_only=True):
     rollout: str
     variant: str
     phase: str
+    deployment_uid: str = ""
     measurement: Measurement | None = None
 
 
@@ -73,6 +74,7 @@ class _Device(Struct, frozen=True, kw_only=True):
 
 class _Assigned(Struct, frozen=True, kw_only=True):
     workload: Served
+    deployment_uid: str = ""
     manifest_version: int = 0
 
 
@@ -168,7 +170,9 @@ class DeviceClasses:
             current = report is not None and status.observed_manifest_version >= held.manifest_version
             if report is None or not current or report.measurement is None or report.phase != "Running":
                 continue
-            if (report.rollout, report.variant) == (held.workload.rollout, held.workload.variant):
+            told = (held.workload.rollout, held.workload.variant)
+            same = waves.may_be(report.deployment_uid, held.deployment_uid)
+            if same and (report.rollout, report.variant) == told:
                 yield Finding(
                     device=name, uid=uid, source="install", workload=held.workload, measurement=report.measurement
                 )

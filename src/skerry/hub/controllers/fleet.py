@@ -63,8 +63,8 @@ class Fleet:
         self.deployments = informer.of_kind(store, ModelDeployment, self._deployment_changed)
         self.rollouts = informer.of_kind(store, Rollout, self._rollout_changed)
         self.models = informer.of_kind(store, ModelVersion, self._model_changed)
-        self.devices = informer.of_kind(store, Device, self._device_changed)
-        self.records = informer.of_desired(store, self._record_changed)
+        self.devices = informer.of_kind(store, Device, self._device_changed, self._device_doubted)
+        self.records = informer.of_desired(store, self._record_changed, self._record_doubted)
         self.classes = informer.of_kind(store, DeviceClass, self._class_changed)
         self.kinds = Kinds()
         self._fits: dict[str, tuple[ModelVersion, Fits]] = {}
@@ -75,6 +75,8 @@ class Fleet:
         self._class_names: dict[str, tuple[Device, str]] = {}
         self._places: dict[str, str] = {}
         """Devices' keys by uid."""
+        self._lost: dict[str, Device] = {}
+        """By key: devices that cannot be read any more, as they were last."""
         self._selectors: dict[str, tuple[LabelSelector, Sequence[LabelSelectorRequirement] | None]] = {}
 
     @asynccontextmanager
@@ -112,8 +114,20 @@ class Fleet:
         return [r for r in self.records.values() if r.namespace == namespace and holds(r, name)]
 
     def device(self, uid: str) -> Device | None:
-        """Return the device of that uid."""
-        return self.devices.get(self._places.get(uid, ""))
+        """Return the device of that uid; as it was last while it cannot be read."""
+        place = self._places.get(uid, "")
+        return self.devices.get(place) or self._lost.get(place)
+
+    def devices_in(self, namespace: str) -> list[Device]:
+        """Return the devices of a namespace, with those that cannot be read any more as they were last."""
+        lost = [device for place, device in self._lost.items() if place.startswith(f"{namespace}/")]
+        return [*self.devices.values(f"{namespace}/"), *lost]
+
+    def doubt_of(self, uid: str) -> str:
+        """Return what of a device is there but cannot be read, so that nothing new may be placed on it; or empty."""
+        if self._places.get(uid, "") in self._lost:
+            return "its Device cannot be read"
+        return "its desired state cannot be read" if self.records.is_unreadable(uid) else ""
 
     def class_of(self, device: Device) -> str:
         """Return the name of the class that a device belongs to, or "" while its hardware is not known."""
@@ -234,17 +248,42 @@ class Fleet:
                 self._listener.concern((namespace, rollout.spec.deployment))
 
     def _device_changed(self, old: Device | None, new: Device | None) -> None:
+        item = new or old
+        if item is None:
+            return
+        place = f"{item.metadata.namespace}/{item.metadata.name}"
+        if new is None and self.devices.is_unreadable(place):  # it did not go
+            self._lost[place] = item
+            self._concern_devices(item)
+            return
+        lost = self._lost.pop(place, None)
+        old = old or lost
         if old is not None and (new is None or new.metadata.uid != old.metadata.uid):
             self._class_names.pop(old.metadata.uid, None)
             self._places.pop(old.metadata.uid, None)
         if new is not None:
-            self._places[new.metadata.uid] = f"{new.metadata.namespace}/{new.metadata.name}"
-        if old is not None and new is not None and same_substance(old, new):
+            self._places[new.metadata.uid] = place
+        if lost is None and old is not None and new is not None and same_substance(old, new):
             return
-        for device in (old, new):
+        self._concern_devices(old, new)
+
+    def _device_doubted(self, place: str) -> None:
+        """A Device was deleted that could not be read; one that never could be is nobody's."""
+        lost = self._lost.get(place)
+        if lost is not None:
+            self._device_changed(lost, None)
+
+    def _concern_devices(self, *devices: Device | None) -> None:
+        for device in devices:
             if device is not None:
                 uid = device.metadata.uid
                 self._concern_device(device.metadata.namespace, uid, [device.metadata.labels], [self.records.get(uid)])
+
+    def _record_doubted(self, uid: str) -> None:
+        """Nothing is known of what the record holds: it concerns those who select the device."""
+        device = self.device(uid)
+        if device is not None:
+            self._concern_device(device.metadata.namespace, uid, [device.metadata.labels], [])
 
     def _record_changed(self, old: DesiredRecord | None, new: DesiredRecord | None) -> None:
         item = new or old

@@ -2,7 +2,7 @@
 
 Own writes are put in at once (`observe`), so that a controller never decides on a state older than what it wrote
 itself; revisions keep the order. A record that cannot be read is left out, logged, and known by its key (`unreadable`):
-it must not hide the others, and must not pass for deleted.
+it must not hide the others, and must not pass for deleted: where `changed` tells that it went, ask `is_unreadable`.
 Must not live here: what a change means.
 """
 
@@ -39,7 +39,11 @@ class _Entry(Generic[V]):
 
 
 class Informer(Generic[V]):
-    """A copy of the records under `prefix`, by key. `changed(old, new)` is called for every difference, in order."""
+    """A copy of the records under `prefix`, by key. `changed(old, new)` is called for every difference, in order.
+
+    `doubted(key)` is called when a record turns out unreadable of which nothing was known, and when one is deleted
+    that could not be read: of neither is there a value to tell.
+    """
 
     def __init__(
         self,
@@ -47,8 +51,10 @@ class Informer(Generic[V]):
         prefix: str,
         decode: Callable[[Record], V],
         changed: Callable[[V | None, V | None], None],
+        doubted: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._store, self._prefix, self._decode, self._changed = store, prefix, decode, changed
+        self._store, self._prefix, self._decode = store, prefix, decode
+        self._changed, self._doubted = changed, doubted
         self._entries: dict[str, _Entry[V]] = {}
         self._unreadable: set[str] = set()
         self._synced = asyncio.Event()
@@ -90,12 +96,17 @@ class Informer(Generic[V]):
         size = len(self._prefix)
         return sorted(key[size:] for key in self._unreadable if key.startswith(self._prefix + below))
 
+    def is_unreadable(self, key: str) -> bool:
+        """Return whether there is a record of that key, below the prefix, that cannot be read."""
+        return self._prefix + key in self._unreadable
+
     def observe(self, key: str, value: V, revision: int) -> None:
         """Take in what the caller has just written or read, unless something newer is known.
 
         What the watch has passed is known, also where nothing is left of it: the object may have been deleted since.
         """
         if revision > self._reached:
+            self._unreadable.discard(self._prefix + key)
             self._put(self._prefix + key, value, revision)
 
     def forget(self, key: str) -> None:
@@ -115,7 +126,8 @@ class Informer(Generic[V]):
             if page.next_key is None:
                 break
             start = page.next_key
-        self._unreadable &= seen
+        for key in self._unreadable - seen:
+            self._settle(key)
         for key, entry in list(self._entries.items()):
             if key not in seen and entry.revision <= revision:
                 self._drop(key)
@@ -128,7 +140,8 @@ class Informer(Generic[V]):
         if change.type != "DELETED":
             self._take(change.record)
             return
-        self._unreadable.discard(change.record.key)
+        if change.record.key in self._unreadable:
+            self._settle(change.record.key)
         known = self._entries.get(change.record.key)
         if known is not None and known.revision <= change.revision:
             self._drop(change.record.key)
@@ -140,13 +153,21 @@ class Informer(Generic[V]):
             return  # `observe` had it first, which spares reading it
         try:
             value = self._decode(record)
-        except (msgspec.DecodeError, SkerryError, ValueError) as error:
+        except (SkerryError, *objects.UNREADABLE) as error:
             log.error("informer.unreadable key=%s error=%s", record.key, error)
+            new = record.key not in self._unreadable
             self._unreadable.add(record.key)
             self._drop(record.key)
+            if known is None and new:
+                self._doubted(record.key.removeprefix(self._prefix))
             return
         self._unreadable.discard(record.key)
         self._put(record.key, value, record.revision)
+
+    def _settle(self, key: str) -> None:
+        """A record is gone that could not be read."""
+        self._unreadable.discard(key)
+        self._doubted(key.removeprefix(self._prefix))
 
     def _put(self, key: str, value: V, revision: int) -> None:
         known = self._entries.get(key)
@@ -161,13 +182,20 @@ class Informer(Generic[V]):
             self._changed(known.value, None)
 
 
-def of_kind(store: Store, kind: type[R], changed: Callable[[R | None, R | None], None]) -> Informer[R]:
+def of_kind(
+    store: Store,
+    kind: type[R],
+    changed: Callable[[R | None, R | None], None],
+    doubted: Callable[[str], None] = lambda _: None,
+) -> Informer[R]:
     """Return an informer of one kind; keys are `<namespace>/<name>`."""
-    return Informer(store, objects.prefix_of(kind), lambda record: objects.decode(kind, record), changed)
+    return Informer(store, objects.prefix_of(kind), lambda record: objects.decode(kind, record), changed, doubted)
 
 
 def of_desired(
-    store: Store, changed: Callable[[DesiredRecord | None, DesiredRecord | None], None]
+    store: Store,
+    changed: Callable[[DesiredRecord | None, DesiredRecord | None], None],
+    doubted: Callable[[str], None] = lambda _: None,
 ) -> Informer[DesiredRecord]:
     """Return an informer of the devices' records; keys are device uids."""
     return Informer(
@@ -175,4 +203,5 @@ def of_desired(
         objects.DESIRED_PREFIX,
         lambda record: msgspec.json.decode(record.value, type=DesiredRecord),
         changed,
+        doubted,
     )

@@ -167,6 +167,7 @@ class Rollouts:
 
     async def _clear(self, key: Key) -> None:
         """The deployment is gone: take its workload off every device and delete its rollouts."""
+        self._rosters.forget(key)  # one that was made while it was deleted
         namespace, name = key
         for record in self._fleet.records_of(key):
             stored = await self._objects.update_desired(
@@ -182,6 +183,7 @@ class Rollouts:
         with contextlib.suppress(NotFoundError):
             await self._objects.delete(Rollout, meta.namespace, meta.name, uid=meta.uid)
         self._fleet.rollouts.forget(f"{meta.namespace}/{meta.name}")
+        self._benchmarking.forget(item)
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -266,8 +268,6 @@ class Rollouts:
                 )
         except SkerryError as error:
             return error
-        except msgspec.DecodeError as error:
-            return IntegrityError(str(error)[:300], element=f"desired state of device {member.name}")
         if stored.revision:
             self._fleet.records.observe(member.uid, stored.record, stored.revision)
         return None

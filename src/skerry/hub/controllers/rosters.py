@@ -3,7 +3,7 @@
 `Fleet` says which devices were touched and which classes were learnt of; they are read again when the roster is next
 asked for. Whatever else a member is made of (the rollout, the one before it, their model versions, the selector) is
 compared then; where it differs, or the selector was changed in between, all devices are read anew: a few times in a
-rollout.
+rollout. A device of which something is there but cannot be read stays, as it was last, and is given nothing new.
 Must not live here: rules (`core`), copies of what is stored (`fleet`), writing.
 """
 
@@ -88,7 +88,7 @@ class Rosters:
         if ledger is None or ledger.basis != basis:
             self.forget(key)  # it may raise
             ledger = _Ledger(basis=basis, roster=Roster(frame))
-            ledger.touched.update(device.metadata.uid for device in self._fleet.devices.values(f"{key[0]}/"))
+            ledger.touched.update(device.metadata.uid for device in self._fleet.devices_in(key[0]))
             self._refresh(ledger, found, newest, previous)
             self._ledgers[key] = ledger
         else:
@@ -101,15 +101,13 @@ class Rosters:
         made = _Ledger(
             basis=self._basis(found, rollout, previous), roster=Roster(frame_of(found, rollout, previous, None))
         )
-        made.touched.update(
-            device.metadata.uid for device in self._fleet.devices.values(f"{found.metadata.namespace}/")
-        )
+        made.touched.update(device.metadata.uid for device in self._fleet.devices_in(found.metadata.namespace))
         self._refresh(made, found, rollout, previous)
         return made.roster
 
     def selected(self, found: ModelDeployment) -> list[Member]:
         """Return the devices of a deployment that has no rollout yet. Raises InvalidError as `of`."""
-        devices = self._fleet.devices.values(f"{found.metadata.namespace}/")
+        devices = self._fleet.devices_in(found.metadata.namespace)
         wanted = selector.requirements(found.spec.device_selector)
         chosen = [device for device in devices if selector.matches(wanted, device.metadata.labels)]
         return [
@@ -171,7 +169,7 @@ class Rosters:
             record,
             name,
             selected=selected,
-            unfit=known.unfit(kind, newest, device),
+            unfit=known.doubt_of(uid) or known.unfit(kind, newest, device),
             previous_unfit=known.unfit(kind, previous, device) and known.unfit(kind, previous, None),
         )
         ledger.roster.put(member)

@@ -23,6 +23,7 @@ import torch
 from skerry.api.errors import ForbiddenError, InvalidError, SkerryError, TooLargeError
 from skerry.optimize.foreign import first_line
 from skerry.optimize.importers import pickles
+from skerry.optimize.importers.archives import Archive
 
 HINT = "save it with torch.export.save(torch.export.export(model, examples), 'model.pt2')"
 MAX_UNPACKED_BYTES = 8 * 1024**3
@@ -30,7 +31,7 @@ MAX_JSON_BYTES = 256 * 1024**2
 MAX_MEMBERS = 100_000
 
 _MEMBER = re.compile(
-    r"[^/]+/("
+    r"("
     r"archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)|\.format_version|\.storage_alignment|"
     r"models/model\.json|extra/.+|data/sample_inputs/model\.pt|"
     r"data/(weights|constants)/[\w.\-]+)"
@@ -78,9 +79,9 @@ _ASSUMPTIONS = {"positive", "integer", "nonnegative", "real", "evaluate"}
 def check(content: bytes, name: str) -> None:
     """Refuse an archive that is none of a torch.export program, or would run code. Raises SkerryError."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with Archive(content, name, hint=HINT) as archive:
             _check_members(archive, name)
-            model = _json(archive, "models/model.json", name)
+            model = _loads(archive.read("models/model.json"), name)
             _check_payloads(archive, name)
     except SkerryError:
         raise
@@ -124,34 +125,30 @@ def check_guard(text: str, name: str) -> None:
             raise _forbidden(f"runs {text[:80]!r} as a guard", name)
 
 
-def _check_members(archive: zipfile.ZipFile, name: str) -> None:
-    members = archive.infolist()
-    if len(members) > MAX_MEMBERS or sum(info.file_size for info in members) > MAX_UNPACKED_BYTES:
+def _check_members(archive: Archive, name: str) -> None:
+    if len(archive.sizes) > MAX_MEMBERS or sum(archive.sizes.values()) > MAX_UNPACKED_BYTES:
         raise TooLargeError(f"unpacks to more than {MAX_UNPACKED_BYTES} bytes", element=name)
-    roots = {info.filename.partition("/")[0] for info in members}
-    if len(roots) > 1 or not any(info.filename.endswith("/models/model.json") for info in members):
+    if len(archive.roots) > 1 or "models/model.json" not in archive.sizes:
         raise InvalidError("is no torch.export archive of this torch", element=name, hint=HINT)
-    for info in members:
-        if not _MEMBER.fullmatch(info.filename):
-            inner = info.filename.partition("/")[2][:80]
+    for inner in archive.sizes:
+        if not _MEMBER.fullmatch(inner):
             what = "holds compiled code" if "aotinductor" in inner else "holds what exporters do not write"
-            raise _forbidden(f"{what} ({inner})", name)
+            raise _forbidden(f"{what} ({inner[:80]})", name)
 
 
-def _check_payloads(archive: zipfile.ZipFile, name: str) -> None:
+def _check_payloads(archive: Archive, name: str) -> None:
     """Refuse pickles in the archive that are more than tensors, and objects that torch unpickles without a question."""
     for part, prefixes in (("weights", ("weight_",)), ("constants", ("tensor_", "constant_"))):
-        config = _json(archive, f"data/{part}/model_{part}_config.json", name)
+        config = _loads(archive.read(f"data/{part}/model_{part}_config.json"), name)
         for key, payload in dict(config["config"]).items():
             path = str(payload["path_name"])
             if not path.startswith(prefixes) or not re.fullmatch(r"\w+", path):
                 raise _forbidden(f"{part} {key[:60]} is an object of its own ({path[:40]}), not a tensor", name)
             if payload.get("use_pickle"):
-                _check_pickle(_member(archive, f"data/{part}/{path}", name), f"{part} {key[:60]}", name)
-    for info in archive.infolist():
-        inner = info.filename.partition("/")[2]
-        if inner.endswith(".pt") and info.file_size:
-            _check_pickle(archive.read(info), inner[:80], name)
+                _check_pickle(archive.read(f"data/{part}/{path}"), f"{part} {key[:60]}", name)
+    for inner, size in archive.sizes.items():
+        if inner.endswith(".pt") and size:
+            _check_pickle(archive.read(inner), inner[:80], name)
 
 
 def _check_pickle(content: bytes, what: str, name: str) -> None:
@@ -217,10 +214,6 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
             stack.extend(inner)
 
 
-def _json(archive: zipfile.ZipFile, inner: str, name: str) -> Any:
-    return _loads(_member(archive, inner, name), name)
-
-
 def _loads(text: bytes | str, name: str) -> Any:
     if len(text) > MAX_JSON_BYTES:
         raise TooLargeError(f"describes the model in more than {MAX_JSON_BYTES} bytes", element=name)
@@ -228,14 +221,6 @@ def _loads(text: bytes | str, name: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise InvalidError("is nested too deeply", element=name, hint=HINT) from None
-
-
-def _member(archive: zipfile.ZipFile, inner: str, name: str) -> bytes:
-    root = archive.namelist()[0].partition("/")[0]
-    try:
-        return archive.read(f"{root}/{inner}")
-    except KeyError:
-        raise InvalidError(f"lacks {inner}", element=name, hint=HINT) from None
 
 
 def _parsed(text: str, name: str) -> Iterator[ast.AST]:

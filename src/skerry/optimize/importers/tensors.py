@@ -17,6 +17,8 @@ from skerry.optimize.dataset import UNNAMED, Inputs, bind
 from skerry.optimize.foreign import first_line, raise_if_starved
 
 BATCH = 256
+Names = Sequence[str] | Callable[[Inputs], Sequence[str]]
+"""Names of inputs, or what tells them for the data's tensors, where a model can do without some inputs."""
 
 _DATATYPES: Mapping[str, Datatype] = {
     "bool": "BOOL",
@@ -38,7 +40,7 @@ _DATATYPES: Mapping[str, Datatype] = {
 class Reference:
     """A model as its framework runs it."""
 
-    names: Sequence[str]
+    names: Names
     """The inputs, in the order in which the model takes them; empty: as the data names and orders them."""
     run: Callable[[Inputs], Mapping[str, Array]]
     """One batch: inputs by the model's names to outputs by name, in order. May raise whatever its framework raises."""
@@ -48,7 +50,8 @@ class Reference:
 
     def bound(self, inputs: Inputs) -> Inputs:
         """Return the inputs by the model's names, in its order. Raises InvalidError."""
-        return bind(inputs, self.names, element="data") if self.names else inputs
+        names = self.names(inputs) if callable(self.names) else self.names
+        return bind(inputs, names, element="data") if names else inputs
 
     def predict(self, inputs: Inputs) -> dict[str, Array]:
         """Run samples [n, ...]; return every output [n, ...] by name. Raises InvalidError."""

@@ -24,7 +24,7 @@ from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line
 from skerry.optimize.importers import Form, files, pickles, torch_onnx
-from skerry.optimize.importers.tensors import Reference, first
+from skerry.optimize.importers.tensors import Names, Reference, first
 from skerry.optimize.recipe import SourceSpec
 from skerry.optimize.user_code import UserFunction, load_function
 
@@ -42,7 +42,7 @@ class TorchSource:
         kind: SourceKind,
         forms: frozenset[Form],
         digests: Mapping[str, str],
-        names: Sequence[str],
+        names: Names,
         ways: Sequence[torch_onnx.Way],
         fixed_batch: int | None = None,
     ) -> None:
@@ -125,15 +125,25 @@ def _build(function: UserFunction) -> torch.nn.Module:
     return module
 
 
-def _parameters(module: torch.nn.Module) -> list[str]:
-    """Return the names that inputs must have: those that forward() needs, when it needs several.
+def _parameters(module: torch.nn.Module) -> Names:
+    """Return the names that inputs must have: forward()'s, as many as the data has tensors or as it needs.
 
     A model with one input leaves its name to the data.
     """
     parameters = inspect.signature(module.forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
-    return needed if len(needed) > 1 else []
+    positional = [p for p in parameters if p.kind in kinds]
+    names = [p.name for p in positional]
+    needed = sum(p.default is inspect.Parameter.empty for p in positional)
+
+    def of(inputs: Inputs) -> Sequence[str]:
+        if len(inputs) == 1 and needed < 2 and not set(inputs) & set(names[1:]):
+            return []
+        return names[: max(needed, min(len(inputs), len(names)), 1)]
+
+    if any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return names if len(names) > 1 else []  # what *inputs takes has no names
+    return of
 
 
 def _load_weights(module: torch.nn.Module, content: bytes, *, name: str, builder: str) -> None:

@@ -1,11 +1,12 @@
 """TorchScript files: PyTorch Mobile's format, run by torch, exported by tracing.
 
-TorchScript is a language of its own that knows no Python, but a few of its operators touch files; a program that uses
+TorchScript is a language of its own that knows no Python, but a few of its operators touch files; a program that names
 them is refused before it is loaded. A `.pt` that is a pickle instead is refused by what it would import.
 """
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import warnings
@@ -20,13 +21,16 @@ import torch
 from skerry.api.errors import ForbiddenError, InvalidError, SkerryError, TooLargeError
 from skerry.optimize.foreign import first_line, raise_if_starved
 from skerry.optimize.importers import files, pickles, torch_onnx
+from skerry.optimize.importers.archives import Archive
 from skerry.optimize.importers.torch import TorchSource
 from skerry.optimize.recipe import SourceSpec
 
 MAX_CODE_BYTES = 64 * 1024**2
 _HINT = "save it with torch.jit.save(torch.jit.script(model), path)"
-_CODE = re.compile(r"^[^/]+/code/.+\.py$")
-_FILES = re.compile(r"\b(?:torch|ops\.aten|aten)\.(save|from_file|load|hub\w*)\s*\(")
+_CODE = re.compile(r"code/.+\.py", re.IGNORECASE | re.DOTALL)
+"""Without regard to case, as torch looks them up."""
+_OUTSIDE = {"save", "from_file", "load", "load_tensor", "hub", "rpc_sync", "rpc_async", "rpc_remote"}
+_SPELLED = re.compile(rf"\.\s*({'|'.join(sorted(_OUTSIDE, key=len, reverse=True))})\s*\(")
 
 
 def open_source(spec: SourceSpec, *, seed: int) -> TorchSource:
@@ -59,23 +63,45 @@ def open_source(spec: SourceSpec, *, seed: int) -> TorchSource:
 
 def _check_program(content: bytes, name: str) -> None:
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            sources = [info for info in archive.infolist() if _CODE.match(info.filename)]
-            if sum(info.file_size for info in sources) > MAX_CODE_BYTES:
+        with Archive(content, name, hint=_HINT) as archive:
+            sources = {inner: size for inner, size in archive.sizes.items() if _CODE.fullmatch(inner)}
+            if sum(sources.values()) > MAX_CODE_BYTES:
                 raise TooLargeError(f"holds more than {MAX_CODE_BYTES} bytes of code", element=name)
-            code = {info.filename: archive.read(info).decode(errors="replace") for info in sources}
-            members = {member.partition("/")[2] for member in archive.namelist()}
+            texts = [archive.read(inner).decode(errors="replace") for inner in sources]
+            whole = len(archive.roots) == 1 and "constants.pkl" in archive.sizes
+    except SkerryError:
+        raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
         raise _not_torchscript(content, name) from error
-    if not code or "constants.pkl" not in members:
+    if not texts or not whole:
         raise _not_torchscript(content, name)
-    for text in code.values():
-        if found := _FILES.search(text):
-            raise ForbiddenError(
-                f"the program uses the operator aten::{found[1]}, which touches files; it was not run",
-                element=name,
-                hint="export the model without it",
-            )
+    for text in texts:
+        _check_text(text, name)
+
+
+def _check_text(text: str, name: str) -> None:
+    """Refuse a program that names an operator that reaches outside, in whatever way. Raises SkerryError.
+
+    TorchScript's syntax is Python's; names can be aliases and arguments of getattr, so no name of these may occur.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        cause = f"holds a program that cannot be looked through ({first_line(error)}); it was not run"
+        raise ForbiddenError(cause, element=name, hint=_HINT) from error
+    spelled = {found[1] for found in _SPELLED.finditer(text)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            spelled.add(node.attr)
+        elif isinstance(node, ast.Call):
+            spelled |= {str(one.value) for one in node.args if isinstance(one, ast.Constant)}
+    if found := sorted(spelled & _OUTSIDE):
+        raise ForbiddenError(
+            f"the program uses the operator {found[0]}, which reaches outside of it; it was not run",
+            element=name,
+            hint="export the model without it; a method of that name has to be renamed",
+        )
 
 
 def _not_torchscript(content: bytes, name: str) -> SkerryError:

@@ -45,4 +45,5 @@ def convert(raw: bytes, *, keep_sensitive: bool = False, keep_layers: Collection
             op_block_list=blocked,
             node_block_list=layers.matching(model, keep_layers),
         )
+    del converted.graph.value_info[:]  # the types of before, some of which the converter leaves
     return graph.serialise(converted)

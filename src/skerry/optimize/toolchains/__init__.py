@@ -29,6 +29,7 @@ from skerry.api.errors import (
     TimedOutError,
     UnsupportedError,
 )
+from skerry.kit import processes
 
 CONVERSION_SECONDS = 1800.0
 INSTALL_SECONDS = 3600.0
@@ -161,7 +162,12 @@ def _run(argv: Sequence[str], seconds: float, name: str) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     try:
         done = subprocess.run(
-            argv, capture_output=True, timeout=seconds, stdin=subprocess.DEVNULL, check=False, env=environment
+            processes.python(argv[1:], interpreter=argv[0]),
+            capture_output=True,
+            timeout=seconds,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         raise TimedOutError(f"was not done within {seconds:.0f} s", element=f"toolchain {name}") from None

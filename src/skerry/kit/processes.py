@@ -1,4 +1,4 @@
-"""How the factory starts processes: none outlives the one that started it, however that one ends.
+"""Processes that do not outlive the one that started them, however that one ends.
 
 Lives here: argument lists that make it so. Must not live here: what the processes do. Source: prctl(2).
 """

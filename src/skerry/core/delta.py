@@ -29,7 +29,6 @@ from functools import lru_cache
 
 from skerry.api.errors import IntegrityError, UnsupportedError
 
-MEDIA_TYPE = "application/vnd.skerry.delta.v1"
 ENCODING = "skerry-delta-v1"
 MAX_BLOCK_BYTES = 256 * 1024
 """Of a `data` or `diff` segment; the memory that applying a delta takes is a small multiple of it."""

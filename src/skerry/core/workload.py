@@ -174,7 +174,7 @@ def report(state: State) -> WorkloadStatus:
 
 def same_content(one: WorkloadDesired, other: WorkloadDesired) -> bool:
     """Return whether two wishes differ at most in the rollout that carries them, and in how they come and are tried."""
-    how = {"rollout": "", "revision": 0, "require_unmetered": False, "windows": None}
+    how = {"rollout": "", "revision": 0, "require_unmetered": False, "windows": None, "deltas": []}
     return bool(slots.replace(trial.plain(one), **how) == slots.replace(trial.plain(other), **how))
 
 

@@ -168,6 +168,7 @@ def report(state: State) -> WorkloadStatus:
         served=slot is not None and slot.since is not None,
         restarts=state.restarts,
         fetched_bytes=state.fetched_bytes,
+        saved_bytes=state.saved_bytes,
         install_seconds=state.install_seconds,
     )
 
@@ -217,6 +218,7 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
         refusal="",
         attempts=0,
         fetched_bytes=0,
+        saved_bytes=0,
         waited_seconds=0.0,
         install_seconds=None,
         accepted_boot=now.boot,
@@ -229,7 +231,10 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
         fresh = slots.replace(fresh, current=None, previous=None, up=False)
     if fresh.candidate is not None and same_content(fresh.candidate.desired, desired):
         return slots.replace(
-            fresh, candidate=slots.replace(fresh.candidate, desired=desired), fetched_bytes=state.fetched_bytes
+            fresh,
+            candidate=slots.replace(fresh.candidate, desired=desired),
+            fetched_bytes=state.fetched_bytes,
+            saved_bytes=state.saved_bytes,
         ), []
     if fresh.current is not None and same_content(fresh.current.desired, desired):
         # One that is down has not served for this wish yet.

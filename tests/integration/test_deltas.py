@@ -19,8 +19,7 @@ from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentSp
 from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Delta, Evaluation, Golden, NumericalError, Profile, Requirements, Variant
-from skerry.api.meta import ObjectMeta
-from skerry.api.selector import LabelSelector
+from skerry.api.meta import LabelSelector, ObjectMeta
 from skerry.core import delta, manifest
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store

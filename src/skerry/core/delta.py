@@ -169,11 +169,11 @@ def _packed(raw: bytes) -> bytes:
     """Deflate; what does not become shorter stays as it is.
 
     Differences repeat nothing, and looking for repetition makes them longer: they are tried without it, and with it
-    where they turn out to be mostly alike.
+    where that has shown that they are not all different.
     """
     best = raw
     for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY):
-        if strategy == zlib.Z_DEFAULT_STRATEGY and len(best) > len(raw) // 2:
+        if strategy == zlib.Z_DEFAULT_STRATEGY and len(best) > 0.9 * len(raw):
             break
         packer = zlib.compressobj(6, zlib.DEFLATED, -15, 9, strategy)
         packed = packer.compress(raw) + packer.flush()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from skerry.api.errors import InvalidError
 
-Content = bytes | bytearray | mmap.mmap
+Content = bytes | mmap.mmap
 MAX_TENSORS = 100_000
 
 _ONNX_TYPES = {1: (4, False), 3: (1, True), 4: (2, False), 5: (2, False), 6: (4, False), 7: (8, False), 10: (2, False)}

@@ -68,7 +68,8 @@ def test_differences_of_any_numbers_are_exact(data, width, count, signed):
     gaps=st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20)), min_size=1, max_size=6),
 )
 def test_tensors_find_their_twins_wherever_they_moved(data, gaps):
-    old, new, layouts = bytearray(), bytearray(), ([], [])
+    old, new = bytearray(), bytearray()
+    layouts: tuple[list[Tensor], list[Tensor]] = ([], [])
     for index, (before, after) in enumerate(gaps):
         width = data.draw(st.sampled_from(delta.WIDTHS))
         for content, gap, layout in ((old, before, layouts[0]), (new, after, layouts[1])):

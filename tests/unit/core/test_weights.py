@@ -61,7 +61,7 @@ def tflite_model(**tensors: np.ndarray) -> bytes:
     return bytes(builder.Output())
 
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "conv.weight": np.arange(300, dtype=np.float32),
     "fc.weight": np.arange(-60, 60, dtype=np.int8),
     "fc.bias": np.arange(10, dtype=np.int32),

@@ -24,6 +24,7 @@ from skerry.core import delta, manifest
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import deltas
+from skerry.hub import objects as stored
 from skerry.hub.context import HubContext
 from skerry.hub.controllers.model_version import ModelVersions
 from skerry.hub.objects import Objects
@@ -184,6 +185,29 @@ async def test_what_would_save_next_to_nothing_is_not_kept(hub):
 
 async def test_versions_that_nobody_runs_are_no_bases(hub):
     await hub.add("v1", weights_of(1))
+    assert (await hub.add("v2", weights_of(1, moved=1e-6))).status.deltas == []
+
+
+async def test_nothing_is_carried_from_one_namespace_to_another(hub):
+    await hub.add("v1", weights_of(1))
+    await hub.deploy("v1")
+
+    def elsewhere(item: ModelVersion) -> ModelVersion:
+        artifact = msgspec.structs.replace(item.spec.artifact, repository="other/digits")
+        return msgspec.structs.replace(item, spec=msgspec.structs.replace(item.spec, artifact=artifact))
+
+    first = await hub.context.objects.find(ModelVersion, NS, "v1")
+    await hub.context.artifacts.mount_blob("other/digits", first.status.variants[0].blob.digest, source=REPOSITORY)
+    await hub.context.objects.store.update(
+        f"modelversions/{NS}/v1", stored.encode(elsewhere(first)), expected=int(first.metadata.resource_version)
+    )
+    assert (await hub.add("v2", weights_of(1, moved=1e-6))).status.deltas == []
+
+
+async def test_a_disk_without_room_to_spare_is_left_alone(hub, monkeypatch):
+    await hub.add("v1", weights_of(1))
+    await hub.deploy("v1")
+    monkeypatch.setattr(deltas, "ROOM", 2**40)
     assert (await hub.add("v2", weights_of(1, moved=1e-6))).status.deltas == []
 
 

@@ -10,6 +10,7 @@ fetched (`policy`), how (`drivers.registry`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import logging
@@ -64,12 +65,17 @@ class Ways:
         except SkerryError as error:
             log.warning("workload.delta_failed workload=%s error=%s", desired.name, error)
             self._spoiled.add(way.blob.digest)
-            await asyncio.to_thread(self._disk.blob(way.blob).unlink, missing_ok=True)
+            self._drop(way.blob)
             return False
-        await asyncio.to_thread(self._disk.blob(way.blob).unlink, missing_ok=True)
+        self._drop(way.blob)
         self._saved[blob.digest] = blob.size - way.blob.size
         log.info("workload.delta_applied workload=%s bytes=%d of=%d", desired.name, way.blob.size, blob.size)
         return True
+
+    def _drop(self, blob: Blob) -> None:
+        """Remove what is needed no more; on a disk that became read-only it stays, and is pruned later."""
+        with contextlib.suppress(OSError):
+            self._disk.blob(blob).unlink(missing_ok=True)
 
     def _best(self, desired: WorkloadDesired) -> Delta | None:
         whole = self._disk.missing_bytes([desired.blob])

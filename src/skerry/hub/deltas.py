@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import msgspec
 
-from skerry.api.errors import InvalidError, SkerryError
+from skerry.api.errors import InvalidError, SkerryError, StorageFullError
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.variants import Blob, Delta, Variant
@@ -44,6 +44,8 @@ MAX_BYTES = 1024 * 1024 * 1024
 MAKE_SECONDS = 60.0
 WORTH = 0.9
 LEAST_BYTES = 4096
+ROOM = 4
+"""Times as much as making one takes has to be free: the store and the registry come first."""
 _PREFIX = "making-delta-"
 _CHUNK_BYTES = 1024 * 1024
 
@@ -79,7 +81,10 @@ class Deltas:
         alike = [
             one
             for one in await self._read(ModelVersion, namespace)
-            if one.metadata.name in deployed - {item.metadata.name} and one.spec.model == item.spec.model
+            if one.metadata.name in deployed - {item.metadata.name}
+            and one.spec.model == item.spec.model
+            and _is_of(namespace, one)
+            and _is_of(namespace, item)
         ]
         alike.sort(key=lambda one: (one.metadata.creation_timestamp is not None, one.metadata.creation_timestamp))
         return [one for one in alike if one.status.phase == "Ready"][-MAX_BASES:]
@@ -101,6 +106,9 @@ class Deltas:
 
     async def _one(self, old_repository: str, old: Variant, repository: str, new: Variant) -> Delta | None:
         artifacts, most = self._context.artifacts, int(min(new.blob.size * WORTH, new.blob.size - LEAST_BYTES))
+        needed = old.blob.size + 2 * new.blob.size
+        if shutil.disk_usage(self._context.state_dir).free < ROOM * needed:
+            raise StorageFullError(f"{ROOM} times {needed} bytes are not free", element="delta")
         with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=self._context.state_dir) as directory:
             paths = [Path(directory) / name for name in ("old", "new", "delta")]
             await _copy(artifacts.read_blob(old_repository, old.blob.digest), paths[0])
@@ -113,6 +121,11 @@ class Deltas:
             await _push(artifacts, repository, new, paths[2], blob, base=old.blob.digest)
         log.info("delta.made variant=%s bytes=%d of=%d", new.name, blob.size, new.blob.size)
         return Delta(base=old.blob.digest, target=new.blob.digest, blob=blob, encoding=delta.ENCODING)
+
+
+def _is_of(namespace: str, item: ModelVersion) -> bool:
+    """A delta holds content of both its ends: none may carry it from one namespace's repositories to another's."""
+    return item.spec.artifact.repository.split("/", 1)[0] == namespace
 
 
 def _is_possible(old: Variant, new: Variant) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import socketserver
 import threading
@@ -165,6 +166,22 @@ def test_a_fetch_that_broke_off_goes_on_where_it_stopped(registry: Registry, tar
     assert "\r\nRange: bytes=700000-\r\n" in registry.heads[1]
     assert target.read_bytes() == CONTENT
     assert not partial_of(target).exists()
+
+
+def test_what_has_come_survives_a_power_cut_but_for_the_last_part(
+    registry: Registry, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+
+    def sync(descriptor: int) -> None:  # the disk's part, not ours
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    registry.script = serving_ranges()
+    partial_of(target).write_bytes(CONTENT[:1000])
+    assert fetch(registry, target, sync_bytes=300_000) == len(CONTENT) - 1000
+    assert len(synced) >= 2
+    assert all(new - old <= 300_000 + 256 * 1024 for old, new in itertools.pairwise([0, *synced, len(CONTENT)]))
 
 
 def test_a_partial_file_that_is_complete_needs_no_registry(registry: Registry, target: Path) -> None:

@@ -87,7 +87,8 @@ def prune(disk: Disk, slots: Mapping[str, Sequence[Slot]], *, others: Iterable[s
     """
     named = [slot for listed in slots.values() for slot in listed]
     blobs = [blob for slot in named for blob in (slot.desired.blob, slot.desired.golden) if blob is not None]
-    keep = {*others, *(blob.digest for blob in blobs)}
+    deltas = [one.blob for slot in named for one in slot.desired.deltas]  # also when they have only begun to come
+    keep = {*others, *(blob.digest for blob in [*blobs, *deltas])}
     return disk.free_slots(
         {name: [slot.serial for slot in listed] for name, listed in slots.items()}
     ) + disk.free_blobs(keep=keep)

@@ -22,6 +22,7 @@ import msgspec
 from skerry.agent import compare, inference, observe, probes
 from skerry.agent.disk import GOLDEN_FILE, Disk, Freed
 from skerry.agent.faults import element_of, fault_of
+from skerry.agent.fetch import Ways
 from skerry.agent.policy import POLL_SECONDS, Policy, Wait
 from skerry.agent.room import Promise, Room
 from skerry.agent.servers import Server, Servers
@@ -100,6 +101,7 @@ class Work:
     def __init__(self, tools: Tools, state: Callable[[], State]) -> None:
         self._tools = tools
         self._state = state
+        self._ways = Ways(tools.disk)
         self.servers: dict[int, Server] = {}
         """The servers that were launched or adopted, by their slot's serial."""
 
@@ -126,7 +128,7 @@ class Work:
 
     def _missing(self, slot: Slot) -> int:
         """Bytes that have still to come over the network."""
-        return self._tools.disk.missing_bytes(blob for blob in (slot.desired.blob, slot.desired.golden) if blob)
+        return self._ways.missing(self._newest(slot))
 
     async def fetch(self, action: Fetch, say: Say) -> None:
         """Bring the blobs into the cache, when policies let it and there is room: `Fetched` or `Faulted`."""
@@ -159,7 +161,7 @@ class Work:
         except SkerryError as error:
             say(replace(fault_of(slot, "the registry", error), network_bytes=came))
             return
-        say(Fetched(serial=slot.serial, network_bytes=came))
+        say(Fetched(serial=slot.serial, network_bytes=came, saved_bytes=self._ways.take_saved(desired.blob)))
 
     async def _fetch_blob(self, slot: Slot, say: Say, blob: Blob, progress: Callable[[int], None]) -> None:
         """Fetch when it is allowed and somebody's turn; whoever has to wait for the link keeps nobody else waiting."""
@@ -172,16 +174,20 @@ class Work:
                     return
                 if self._may_fetch(slot) is not None:
                     continue
-                target = tools.disk.blob(blob)
-                fetching = asyncio.ensure_future(
-                    tools.source.fetch(slot.desired.repository, blob, target, progress=progress)
-                )
-                try:
-                    done = await self._ends_while_allowed(fetching, slot)
-                finally:
-                    if not fetching.done():
-                        fetching.cancel()
-                        await asyncio.wait({fetching})
+                done = await self._ways.bring(self._newest(slot), blob, partial(self._bring, slot, progress))
+
+    async def _bring(self, slot: Slot, progress: Callable[[int], None], blob: Blob) -> bool:
+        """Fetch into the cache; False when it must wait for the link."""
+        tools = self._tools
+        fetching = asyncio.ensure_future(
+            tools.source.fetch(slot.desired.repository, blob, tools.disk.blob(blob), progress=progress)
+        )
+        try:
+            return await self._ends_while_allowed(fetching, slot)
+        finally:
+            if not fetching.done():
+                fetching.cancel()
+                await asyncio.wait({fetching})
 
     async def _ends_while_allowed(self, fetching: asyncio.Future[None], slot: Slot) -> bool:
         """Return whether a fetch has ended; False as soon as the link must not be used for it any more."""

@@ -47,7 +47,9 @@ def verified(state: State, event: Fetched, now: Moment) -> Outcome:  # noqa: ARG
     """Its blobs are there: lay its files."""
     slot = slots.candidate_of(state)
     fetched = state.fetched_bytes + event.network_bytes
-    return slots.replace(state, phase="Verified", fetched_bytes=fetched, attempts=0, message=""), [Install(slot=slot)]
+    saved = state.saved_bytes + event.saved_bytes
+    after = slots.replace(state, phase="Verified", fetched_bytes=fetched, saved_bytes=saved, attempts=0, message="")
+    return after, [Install(slot=slot)]
 
 
 def fetch_failed(state: State, event: Faulted, now: Moment) -> Outcome:

@@ -68,6 +68,8 @@ class State(Struct, frozen=True, kw_only=True):
     shadow: ShadowReport | None = None
     """What shadow mode showed of `desired`, once it is over."""
     fetched_bytes: int = 0
+    saved_bytes: int = 0
+    """What of `desired` did not have to be fetched, thanks to deltas."""
     install_seconds: float | None = None
     accepted_boot: str = ""
     accepted_monotonic: float = 0.0
@@ -118,6 +120,7 @@ class Fetched:
 
     serial: int
     network_bytes: int
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,6 +36,11 @@ MODEL_CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
 MODEL_WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 GOLDEN_TYPE = "application/vnd.skerry.golden.v1+npz"
 CARD_TYPE = "application/vnd.skerry.card.v1+json"
+DELTA_TYPE = "application/vnd.skerry.delta.v1"
+DELTA_BASE_ANNOTATION = "dev.skerry.delta.from"
+DELTA_TARGET_ANNOTATION = "dev.skerry.delta.to"
+DELTA_ENCODING_ANNOTATION = "dev.skerry.delta.encoding"
+DELTA_SIZE_ANNOTATION = "dev.skerry.delta.size"
 
 MODEL_ANNOTATION = "dev.skerry.model"
 VERSION_ANNOTATION = "dev.skerry.model.version"
@@ -240,6 +245,17 @@ def build_card(index: Manifest, blob: Blob) -> Manifest:
     return _build_referrer(index, CARD_TYPE, blob, CARD_FILE)
 
 
+def build_delta(variant: Manifest, blob: Blob, *, base: str, target: str, encoding: str) -> Manifest:
+    """Return the manifest that attaches a delta to the variant it leads to."""
+    annotations = {
+        DELTA_BASE_ANNOTATION: base,
+        DELTA_TARGET_ANNOTATION: target,
+        DELTA_ENCODING_ANNOTATION: encoding,
+        DELTA_SIZE_ANNOTATION: str(blob.size),
+    }
+    return _build_referrer(variant, DELTA_TYPE, blob, "model.delta", annotations)
+
+
 def parse(raw: bytes, media_type: str) -> ImageManifest | ImageIndex:
     """Parse a manifest or an index, as its media type says. Raises InvalidError, whatever the bytes."""
     if media_type in MANIFEST_TYPES:
@@ -282,7 +298,9 @@ def read_variant(manifest: Manifest) -> Variant:
     return msgspec.structs.replace(variant, manifest=manifest.digest)
 
 
-def _build_referrer(index: Manifest, artifact_type: str, blob: Blob, title: str) -> Manifest:
+def _build_referrer(
+    index: Manifest, artifact_type: str, blob: Blob, title: str, annotations: dict[str, str] | None = None
+) -> Manifest:
     document = ImageManifest(
         schema_version=2,
         media_type=MANIFEST_TYPE,
@@ -297,6 +315,7 @@ def _build_referrer(index: Manifest, artifact_type: str, blob: Blob, title: str)
             )
         ],
         subject=Descriptor(media_type=index.media_type, digest=index.digest, size=len(index.raw)),
+        annotations=annotations or {},
     )
     return _manifest(document, MANIFEST_TYPE)
 

@@ -17,7 +17,7 @@ import msgspec
 from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
 from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, HoldStatus, LinkPolicy, UpdateHold, WorkloadStatus
 from skerry.api.kinds.tensors import ModelSignature
-from skerry.api.kinds.variants import Blob, Requirements
+from skerry.api.kinds.variants import Blob, Delta, Requirements
 from skerry.api.meta import NAME_PATTERN, Struct
 
 PROTOCOL_VERSION = 1
@@ -30,6 +30,8 @@ MAX_SAMPLES = 512
 MAX_HOLDS = 32
 MAX_BENCHMARKS = 32
 """Variants that one device may be asked to measure at a time."""
+MAX_DELTAS = 8
+"""Ways to one blob that a device is told of."""
 BENCHMARK_PREFIX = "benchmark."
 """Begins the names of what is to be measured; they are longer than a deployment's name can be."""
 
@@ -107,6 +109,8 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     """Where the blobs lie on the hub's registry."""
     blob: Blob
     golden: Blob | None = None
+    deltas: Annotated[list[Delta], msgspec.Meta(max_length=MAX_DELTAS)] = []
+    """Shorter ways to `blob`, from blobs that the device may have; any of them may be ignored."""
     serving: ServingDesired = ServingDesired()
     memory_limit_bytes: int = 0
     """0 means none."""

@@ -170,13 +170,21 @@ def report(state: State) -> WorkloadStatus:
         served=slot is not None and slot.since is not None,
         restarts=state.restarts,
         fetched_bytes=state.fetched_bytes,
+        saved_bytes=state.saved_bytes,
         install_seconds=state.install_seconds,
     )
 
 
 def same_content(one: WorkloadDesired, other: WorkloadDesired) -> bool:
     """Return whether two wishes differ at most in the rollout that carries them, and in how they come and are tried."""
-    how = {"rollout": "", "revision": 0, "deployment_uid": "", "require_unmetered": False, "windows": None}
+    how = {
+        "rollout": "",
+        "revision": 0,
+        "deployment_uid": "",
+        "require_unmetered": False,
+        "windows": None,
+        "deltas": [],
+    }
     return bool(slots.replace(trial.plain(one), **how) == slots.replace(trial.plain(other), **how))
 
 
@@ -225,6 +233,7 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
         refusal="",
         attempts=0,
         fetched_bytes=0,
+        saved_bytes=0,
         waited_seconds=0.0,
         install_seconds=None,
         accepted_boot=now.boot,
@@ -237,7 +246,10 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
         fresh = slots.replace(fresh, current=None, previous=None, up=False)
     if fresh.candidate is not None and same_content(fresh.candidate.desired, desired):
         return slots.replace(
-            fresh, candidate=slots.replace(fresh.candidate, desired=desired), fetched_bytes=state.fetched_bytes
+            fresh,
+            candidate=slots.replace(fresh.candidate, desired=desired),
+            fetched_bytes=state.fetched_bytes,
+            saved_bytes=state.saved_bytes,
         ), []
     if fresh.current is not None and same_content(fresh.current.desired, desired):
         # One that is down has not served for this wish yet.

@@ -267,6 +267,8 @@ class WorkloadStatus(Struct, frozen=True, kw_only=True):
     restarts: int = 0
     fetched_bytes: int = 0
     """Bytes that came over the network for this revision; 0 when everything was cached."""
+    saved_bytes: int = 0
+    """Bytes that did not have to come for this revision, thanks to deltas."""
     install_seconds: float | None = None
     """From accepting the desired state to Running, on the device's monotonic clock."""
 

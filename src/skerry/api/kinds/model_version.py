@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from skerry.api.kinds.tensors import ModelSignature
-from skerry.api.kinds.variants import Evaluation, Golden, Rejected, Variant
+from skerry.api.kinds.variants import Delta, Evaluation, Golden, Rejected, Variant
 from skerry.api.meta import API_VERSION, Condition, Digest, Name, ObjectMeta, Struct
 
 
@@ -35,6 +35,8 @@ class ModelVersionStatus(Struct, frozen=True, kw_only=True):
 
     phase: Literal["Pending", "Ready", "Broken"] = "Pending"
     variants: list[Variant] = []
+    deltas: list[Delta] = []
+    """From variants of versions that were deployed when this one was pushed."""
     conditions: list[Condition] = []
 
 

@@ -26,6 +26,19 @@ class Blob(Struct, frozen=True, kw_only=True):
     media_type: str = "application/octet-stream"
 
 
+class Delta(Struct, frozen=True, kw_only=True):
+    """A way to make one blob from another that a device has; see docs/transfer.md."""
+
+    base: Digest
+    """Of the blob that has to be there."""
+    target: Digest
+    """Of the blob that comes out."""
+    blob: Blob
+    """What has to be fetched for it."""
+    encoding: str
+    """`skerry-delta-v1`; a device ignores what it does not know."""
+
+
 class NumericalError(Struct, frozen=True, kw_only=True):
     """How far a variant's outputs lie from the source model's on the golden samples."""
 

@@ -57,6 +57,8 @@ class OciSettings:
     """How long a connection may take to be made, or say nothing."""
     reserve_bytes: int = 16 * 1024 * 1024
     """Space a fetch leaves free on the device, for everybody else."""
+    sync_bytes: int = 8 * 1024 * 1024
+    """Of what has come, at most so much is lost to a power cut."""
 
 
 class OciArtifactSource:
@@ -133,6 +135,7 @@ class _Transfer:
         self._line: socket.socket | None = None
         self._file = -1
         self._size = 0  # of what is in the file and in the hash
+        self._synced = 0  # of it, what a power cut leaves
         self._hash = hashlib.sha256()
 
     def abort(self) -> None:
@@ -202,7 +205,7 @@ class _Transfer:
 
     def _start_over(self) -> None:
         os.ftruncate(self._file, 0)
-        self._size = 0
+        self._size = self._synced = 0
         self._hash = hashlib.sha256()
 
     def _append(self, chunk: bytes) -> None:
@@ -212,6 +215,9 @@ class _Transfer:
             self._hash.update(view[:written])
             self._size += written
             view = view[written:]
+        if self._size - self._synced >= self._settings.sync_bytes:
+            os.fdatasync(self._file)
+            self._synced = self._size
 
     def _is_right(self) -> bool:
         return self._size == self._blob.size and f"sha256:{self._hash.hexdigest()}" == self._blob.digest

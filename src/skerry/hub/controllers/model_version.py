@@ -15,12 +15,13 @@ import msgspec
 
 from skerry.api.errors import ConflictError, IntegrityError, InvalidError, NotFoundError
 from skerry.api.kinds.model_version import ModelVersion
-from skerry.api.kinds.variants import Blob, Variant
+from skerry.api.kinds.variants import Blob, Delta, Variant
 from skerry.api.meta import Condition, set_condition
 from skerry.core import manifest
 from skerry.core.ports import ArtifactStore
 from skerry.hub.context import HubContext
 from skerry.hub.controllers import informer, reconciler
+from skerry.hub.deltas import Deltas
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class ModelVersions:
 
     def __init__(self, context: HubContext) -> None:
         self._context = context
+        self._deltas = Deltas(context)
         self._work: reconciler.Reconciler[Key] = reconciler.Reconciler("model-version", self.reconcile, self._failed)
         self._items = informer.of_kind(context.objects.store, ModelVersion, self._changed)
 
@@ -80,7 +82,8 @@ class ModelVersions:
             return None
         variants = await inspect(self._context.artifacts, item)
         sentence = f"{len(variants)} variants: {', '.join(variant.name for variant in variants)}"
-        await self._write(item, "Ready", "Complete", sentence, variants)
+        deltas = await self._deltas.make(item, variants)
+        await self._write(item, "Ready", "Complete", sentence, (variants, deltas))
         log.info("model_version.ready namespace=%s name=%s variants=%d", *key, len(variants))
         return None
 
@@ -94,7 +97,12 @@ class ModelVersions:
         await self._write(item, phase, reason, str(error)[:1000])
 
     async def _write(
-        self, item: ModelVersion, phase: Phase, reason: str, message: str, variants: Sequence[Variant] = ()
+        self,
+        item: ModelVersion,
+        phase: Phase,
+        reason: str,
+        message: str,
+        found: tuple[Sequence[Variant], Sequence[Delta]] = ((), ()),
     ) -> None:
         namespace, name = item.metadata.namespace, item.metadata.name
         condition = Condition(
@@ -108,7 +116,8 @@ class ModelVersions:
         status = msgspec.structs.replace(
             item.status,
             phase=phase,
-            variants=list(variants),
+            variants=list(found[0]),
+            deltas=list(found[1]),
             conditions=set_condition(item.status.conditions, condition),
         )
 

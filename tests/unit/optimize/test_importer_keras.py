@@ -207,6 +207,10 @@ def test_classes_of_other_modules_are_never_imported(small: Any, tmp_path: Path)
         opened(tmp_path / "evil.keras")
 
 
+def walked(dataset: Any) -> Any:
+    return dataset.reduce(0, lambda number, _: number + 1)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -217,6 +221,22 @@ def test_classes_of_other_modules_are_never_imported(small: Any, tmp_path: Path)
             lambda x, mark: tf.raw_ops.SaveV2(prefix=mark, tensor_names=["x"], shape_and_slices=[""], tensors=[x]),
             r"\(SaveV2\) writes a file",
         ),
+        (
+            lambda x, mark: tf.raw_ops.RestoreV2(
+                prefix=mark, tensor_names=["x"], shape_and_slices=[""], dtypes=[tf.float32]
+            ),
+            r"\(RestoreV2\) reads a file",
+        ),
+        (
+            lambda x, mark: walked(tf.data.TextLineDataset("/etc/passwd")),
+            r"\((TextLineDataset\) reads files|\w*(Dataset|Iterator)\w*\) is none of the operators that only compute)",
+        ),
+        (
+            lambda x, mark: walked(tf.data.Dataset.from_tensors(x).cache(mark)),
+            r"\w*(Dataset|Iterator)\w*\) (may write files|is none of the operators that only compute)",
+        ),
+        (lambda x, mark: tf.raw_ops.TFRecordReaderV2(), r"\(TFRecordReaderV2\) is none of the operators"),
+        (lambda x, mark: tf.raw_ops.MatchingFiles(pattern="/*"), r"\(MatchingFiles\) is none of the operators"),
     ],
 )
 def test_savedmodels_that_reach_outside_are_refused(tmp_path: Path, call: Any, words: str) -> None:
@@ -255,6 +275,43 @@ def test_a_saver_that_serves_is_refused(tmp_path: Path) -> None:
     file.write_bytes(forged.SerializeToString())
     with pytest.raises(ForbiddenError, match=r"\(SaveV2\) writes a file"):
         opened(tmp_path / "evil")
+
+
+def test_an_operator_in_a_function_s_place_is_refused(small: Any, tmp_path: Path) -> None:
+    """A node that calls functions by name may name an operator instead, and a function may be named like one."""
+    small.export(tmp_path / "evil", verbose=False)
+    file = tmp_path / "evil" / "saved_model.pb"
+    whole = file.read_bytes()
+    forged = saved_model_pb2.SavedModel.FromString(whole)
+    node = next(n for n in forged.meta_graphs[0].graph_def.node if n.op == "StatefulPartitionedCall")
+    node.attr["f"].func.attr["inner"].func.name = "ReadFile"
+    file.write_bytes(forged.SerializeToString())
+    with pytest.raises(ForbiddenError, match=r"\(ReadFile\) reads a file"):
+        opened(tmp_path / "evil")
+    forged = saved_model_pb2.SavedModel.FromString(whole)
+    library = forged.meta_graphs[0].graph_def.library
+    library.function.add().signature.name = "ReadFile"
+    library.function[0].node_def.add(name="n", op="ReadFile")
+    file.write_bytes(forged.SerializeToString())
+    with pytest.raises(ForbiddenError, match=r"node n of \w+ \(ReadFile\) reads a file"):
+        opened(tmp_path / "evil")
+
+
+def test_layers_of_all_kinds_are_no_more_than_computing(tmp_path: Path) -> None:
+    image, words = keras.Input((8, 8, 3)), keras.Input((6,), dtype="int32")
+    seen = keras.layers.Conv2DTranspose(4, 3, activation="gelu")(image)
+    seen = keras.layers.DepthwiseConv2D(3)(keras.layers.GroupNormalization(2)(keras.layers.UpSampling2D()(seen)))
+    seen = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(seen))
+    told = keras.layers.Embedding(9, 8)(words)
+    told = keras.layers.MultiHeadAttention(2, 4)(told, told)
+    told = keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True))(told)
+    told = keras.layers.GRU(4)(keras.layers.LayerNormalization()(told))
+    both = keras.layers.Dense(3)(keras.layers.Concatenate()([seen, told]))
+    layered = keras.Model([image, words], both)
+    layered.export(tmp_path / "exported", verbose=False)
+    tf.saved_model.save(layered, str(tmp_path / "saved"))
+    for form in ("exported", "saved"):
+        assert opened(tmp_path / form).kind == "savedmodel"
 
 
 @pytest.mark.parametrize("name", ["m.keras", "m.tflite", "m/saved_model.pb"])

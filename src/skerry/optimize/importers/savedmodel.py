@@ -1,7 +1,7 @@
 """TensorFlow SavedModels: the serving signature, run by TensorFlow, exported by tf2onnx.
 
-A SavedModel is a program. What it can do beyond arithmetic (files, Python) is looked for before it is loaded, because
-loading runs its initialisers. Must not live here: how TensorFlow's functions become ONNX (`tensorflow_onnx`).
+A SavedModel is a program. It is looked for operators that do more than compute before it is loaded, because loading
+runs its initialisers. Must not live here: how TensorFlow's functions become ONNX (`tensorflow_onnx`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry
 
 from skerry.api.errors import ForbiddenError, InvalidError, NotFoundError
 from skerry.api.kinds.tensors import ModelSignature
@@ -27,40 +28,29 @@ from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line, raise_if_starved
 from skerry.optimize.importers import Form, files, tensorflow_onnx
+from skerry.optimize.importers.savedmodel_operators import NUMERIC, SAVING
 from skerry.optimize.importers.tensors import Reference, freed
 from skerry.optimize.recipe import SourceSpec
 
 GRAPH = "saved_model.pb"
 _HINT = "name a directory that tf.saved_model.save or model.export wrote"
 _SERVING = "serving_default"
-_SAVER = {"SaveV2", "MergeV2Checkpoints"}
-"""Every SavedModel has these in the function that writes its variables; nothing else may use them."""
-_FORBIDDEN = {
+_DOES = {
     "PyFunc": "calls Python",
     "PyFuncStateless": "calls Python",
     "EagerPyFunc": "calls Python",
     "WriteFile": "writes a file",
     "ReadFile": "reads a file",
-    "MatchingFiles": "looks for files",
-    "Save": "writes a file",
-    "SaveSlices": "writes a file",
-    "SaveDataset": "writes files",
-    "SaveDatasetV2": "writes files",
-    "DatasetToTFRecord": "writes a file",
+    "SaveV2": "writes a file",
+    "MergeV2Checkpoints": "writes a file",
+    "RestoreV2": "reads a file",
     "PrintV2": "may write a file",
-    "WriteSummary": "writes a file",
-    "CreateSummaryFileWriter": "writes a file",
-    "CreateSummaryDbWriter": "writes a file",
-    "DebugIdentityV2": "writes a file",
-    "DebugIdentityV3": "writes a file",
-    "LoadDataset": "reads files",
-    "FixedLengthRecordReaderV2": "reads files",
-    "TextLineReaderV2": "reads files",
-    "TFRecordReaderV2": "reads files",
-    "WholeFileReaderV2": "reads files",
-    "RpcCall": "calls another machine",
-    "RpcClient": "calls another machine",
+    "TextLineDataset": "reads files",
+    "CacheDataset": "may write files",
+    "CacheDatasetV2": "may write files",
+    "InitializeTableFromTextFileV2": "reads a file",
 }
+"""What is said of operators that people meet; any other that is none of `NUMERIC` is refused as well."""
 
 
 class SavedModelSource:
@@ -163,15 +153,18 @@ def open_source(spec: SourceSpec, *, seed: int) -> SavedModelSource:
 
 
 def _check_operators(graph: Any, name: str) -> None:
+    """Refuse operators that do more than compute, in whatever function. Raises ForbiddenError."""
     for meta in graph.meta_graphs:
         savers = _savers(meta)
+        own = {
+            f.signature.name for f in meta.graph_def.library.function if op_def_registry.get(f.signature.name) is None
+        }
         for where, node in _nodes(meta.graph_def):
-            does = _FORBIDDEN.get(node.op, "")
-            if node.op in _SAVER and where not in savers:
-                does = "writes a file"
-            if does:
+            allowed = NUMERIC | own | (SAVING if where in savers else frozenset())
+            if refused := next((operator for operator in _callees(node) if operator not in allowed), None):
+                does = _DOES.get(refused, "is none of the operators that only compute")
                 raise ForbiddenError(
-                    f"node {node.name} of {where or 'the graph'} ({node.op}) {does}; it was not run",
+                    f"node {node.name} of {where or 'the graph'} ({refused}) {does}; it was not run",
                     element=name,
                     hint="export the model without it, or agree to run it",
                 )
@@ -200,9 +193,15 @@ def _reached(names: Sequence[str], functions: Mapping[str, Any]) -> set[str]:
 
 def _callees(node: Any) -> list[str]:
     """Return the functions a node calls: those its attributes name, and its own operator, which may be a function."""
-    inner = [value.func.name for value in node.attr.values() if value.HasField("func")]
-    inner += [function.name for value in node.attr.values() for function in value.list.func]
-    return [*inner, node.op]
+    return [*_named(node.attr), node.op]
+
+
+def _named(attributes: Any) -> Iterator[str]:
+    for value in attributes.values():
+        functions = [*([value.func] if value.HasField("func") else []), *value.list.func]
+        for function in functions:
+            yield function.name
+            yield from _named(function.attr)
 
 
 def _nodes(graph: Any) -> Iterator[tuple[str, Any]]:

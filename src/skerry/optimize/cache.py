@@ -1,7 +1,7 @@
 """What was made before, by content: directories under keys, complete or absent, checked whenever they are used.
 
     <root>/<stage>-<key>/            the files of one step, with `entry.json`: their digests
-    <root>/work/<pid>-<number>/      where a step is at work; of a process that was killed it is removed
+    <root>/work/<pid>-<number>       where a step is at work; of a process that was killed it is removed
 
 A key is the digest of everything that the result depends on. Lives here: keys, entries, making room. Must not live
 here: what steps there are. Source: files appear by rename(2), so that a power cut leaves an entry whole or not at all;

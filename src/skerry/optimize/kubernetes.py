@@ -25,10 +25,10 @@ _MAX_NAME = 63
 _STEP_RETRIES = 2
 _SMALL = {"cpu": "50m", "memory": "64Mi"}
 _USER = 65532
-_WORK = "/work"
-_PULL = 'until oras manifest fetch $OPTIONS "$1" >/dev/null; do sleep 5; done; oras pull $OPTIONS "$1" -o /work'
-_PUSH = 'cd /work && oras push $OPTIONS "$1" "$2"'
-_PUSH_OWN = f"rm -rf /work/cache/import-* && {_PUSH}"
+_WORK = "/optimize"
+_PULL = 'until oras manifest fetch $OPTIONS "$1" >/dev/null; do sleep 5; done; oras pull $OPTIONS "$1" -o /optimize'
+_PUSH = 'cd /optimize && oras push $OPTIONS "$1" "$2"'
+_PUSH_OWN = f"rm -rf /optimize/cache/import-* && {_PUSH}"
 _RUN = 'python -m skerry.optimize "$@" || [ $? -eq 3 ]'
 """Partial is no failure here: the package's card says what is missing."""
 

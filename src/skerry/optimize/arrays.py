@@ -107,13 +107,15 @@ def check_sizes(entries: Mapping[str, Entry]) -> None:
 
 
 def read(entry: Entry, *, hint: str) -> Array:
-    """Read one array: native byte order, C order, never pickled. Raises InvalidError."""
+    """Read one array: native byte order, C order, never pickled. Raises InvalidError, MemoryError."""
     try:
         with entry.open() as file:
             _check_header(file, entry)
         with entry.open() as file:
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
         return array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
+    except MemoryError:
+        raise  # the header was held against the file's size: it is the bound that is too low, not the array too large
     except _UNREADABLE as error:
         raise InvalidError(f"cannot be read ({first_line(error)})", element=entry.element, hint=hint) from None
 

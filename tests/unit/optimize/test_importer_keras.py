@@ -272,8 +272,14 @@ def test_a_saver_that_serves_is_refused(tmp_path: Path) -> None:
     forged = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     (meta,) = forged.meta_graphs
     meta.saver_def.save_tensor_name = meta.signature_def["serving_default"].outputs["output_0"].name
+    # Without the real saver, which nothing excuses any more either: what is refused is what serves.
+    saver = [f.signature.name for f in meta.graph_def.library.function if "traced_save" in f.signature.name]
+    assert saver
+    for kept in (meta.graph_def.node, meta.graph_def.library.function):
+        for item in [one for one in kept if any(name in str(one) for name in saver)]:
+            kept.remove(item)
     file.write_bytes(forged.SerializeToString())
-    with pytest.raises(ForbiddenError, match=r"(SaveV2|ShardedFilename) of|\(SaveV2\) writes a file"):
+    with pytest.raises(ForbiddenError, match=r"of __inference_\w*serve\w* \(SaveV2\) writes a file"):
         opened(tmp_path / "evil")
 
 

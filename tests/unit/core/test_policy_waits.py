@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.core.test_placement import machine, reasons, spec, variant
-from tests.unit.core.test_workload import drive, running, wish
+from tests.unit.core.workload_world import drive, running, wish
 
 from skerry.api import rules
 from skerry.api.kinds.device import LinkPolicy, UpdateHold, WorkloadStatus

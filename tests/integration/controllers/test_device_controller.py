@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.integration.test_controllers import NS, Bench, opened
+from tests.integration.controllers.bench import NS, Bench, opened
 
 from skerry.api.kinds.device import Device, DeviceSpec, LinkPolicy, UpdateHold
 from skerry.api.meta import ObjectMeta

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.integration.test_controllers import MIB, NS, REPOSITORY, Bench, digest, opened, phase, reason, upload
+from tests.integration.controllers.bench import MIB, NS, REPOSITORY, Bench, digest, opened, phase, reason, upload
 
 from skerry.api.kinds.device import BenchmarkStatus, Device, EngineFacts, Measurement
 from skerry.api.kinds.device_class import DeviceClass

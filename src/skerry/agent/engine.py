@@ -37,6 +37,7 @@ from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadD
 from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink
 from skerry.core.session import Offer, Session
 from skerry.core.trust import VerifyingKey
+from skerry.kit.cancellation import in_own_task
 
 log = logging.getLogger(__name__)
 
@@ -290,7 +291,7 @@ class Engine:
         while True:
             began = self._parts.clock.monotonic()
             try:
-                await self._converse()
+                await in_own_task(self._converse())
             except* SkerryError as group:
                 log.warning("link.lost error=%s", _first(group))
             except* Exception:

@@ -20,6 +20,7 @@ from skerry.core.journal import Resumed, State, Unwanted, Wanted
 from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
 from skerry.core.ports import Clock, DeviceConnection
 from skerry.core.session import Session
+from skerry.kit.cancellation import in_own_task
 from skerry.sim import draws
 from skerry.sim.artifacts import Catalogue
 from skerry.sim.benchmarks import SimulatedBenchmarks
@@ -215,7 +216,7 @@ class SimulatedDevice:
         while True:
             began = clock.monotonic()
             try:
-                await self._converse()
+                await in_own_task(self._converse())
             except* SkerryError as group:
                 log.debug("device.link_lost name=%s error=%s", self.name, group.exceptions[0])
             finally:

@@ -41,6 +41,25 @@ class ConflictError(SkerryError):
     """The object has been modified; read it again and repeat the change."""
 
 
+class FieldConflictError(ConflictError):
+    """Others have set these fields."""
+
+    each: tuple[SkerryError, ...] = ()
+    """One error for each field: who set it, and where it is."""
+
+    @classmethod
+    def of_fields(cls, conflicts: Sequence[tuple[str, str]]) -> FieldConflictError:
+        """Return one error for (who set it, path) of every field."""
+        if len(conflicts) == 1:
+            text = f"Apply failed with 1 conflict: {conflicts[0][0]}: {conflicts[0][1]}"
+        else:
+            lines = "".join(f"\n- {who}: {path}" for who, path in conflicts)
+            text = f"Apply failed with {len(conflicts)} conflicts:{lines}"
+        error = cls(text)
+        error.each = tuple(ConflictError(who, element=path) for who, path in conflicts)
+        return error
+
+
 class InvalidError(SkerryError):
     """Not valid."""
 

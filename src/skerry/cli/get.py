@@ -63,6 +63,8 @@ def show(
 def _show_objects(client: HubClient, plural: str, name: str, form: str, selector: str) -> None:
     info = options.kind_of(plural)
     raw = client.get_raw(info.type, name) if name else client.list_raw(info.type, labels=selector)
+    for item in raw.get("items", [raw]):  # as kubectl does: whose each field is would be most of what is shown
+        item["metadata"].pop("managedFields", None)
     (output.print_json if form == "json" else output.print_yaml)(raw)
 
 

@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import os
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -21,6 +23,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.integration.api.kubectl import KUBECTL, Run
 
 from skerry.api.kinds.device import Device, DeviceStatus, EngineFacts, Hardware, WorkloadStatus
 from skerry.api.meta import ObjectMeta
@@ -329,3 +332,37 @@ def model_version() -> Callable[..., dict[str, Any]]:
         }
 
     return make
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kubectl-home")
+
+
+@pytest.fixture
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "KUBECONFIG": str(hub.kubeconfig),
+        "KUBECACHEDIR": str(home / "cache"),
+    }
+
+
+@pytest.fixture
+def kubectl(environment: dict[str, str], namespace: str) -> Run:
+    def run(*arguments: str, text: str | None = None, fails: bool = False) -> subprocess.CompletedProcess[str]:
+        assert KUBECTL is not None
+        done = subprocess.run(
+            [KUBECTL, "-n", namespace, *arguments],
+            env=environment,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, done
+        return done
+
+    return run

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.integration.api.kubectl import KUBECTL, Run
 
 from skerry.api import codec
 from skerry.api.kinds.model_deployment import ModelDeploymentSpec
@@ -21,45 +19,9 @@ from skerry.core import promotion
 if TYPE_CHECKING:
     from tests.integration.api.conftest import Hub
 
-KUBECTL = shutil.which("kubectl")
 pytestmark = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
 
 Make = Callable[..., dict[str, Any]]
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kubectl-home")
-
-
-@pytest.fixture
-def environment(hub: Hub, home: Path) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "KUBECONFIG": str(hub.kubeconfig),
-        "KUBECACHEDIR": str(home / "cache"),
-    }
-
-
-@pytest.fixture
-def kubectl(environment: dict[str, str], namespace: str) -> Run:
-    def run(*arguments: str, text: str | None = None, fails: bool = False) -> subprocess.CompletedProcess[str]:
-        assert KUBECTL is not None
-        done = subprocess.run(
-            [KUBECTL, "-n", namespace, *arguments],
-            env=environment,
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        assert (done.returncode != 0) == fails, done
-        return done
-
-    return run
 
 
 def test_discovery(kubectl: Run) -> None:

@@ -31,7 +31,6 @@ _SERVER_METADATA = (
     "creationTimestamp",
     "deletionTimestamp",
     "deletionGracePeriodSeconds",
-    "managedFields",
     "selfLink",
 )
 """Metadata that only the hub sets; what a client sends there is read as precondition or not at all."""

@@ -12,7 +12,7 @@ from skerry.api.kinds import Resource
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
 from skerry.api.meta import ObjectMeta
 from skerry.hub import enrollment
-from skerry.hub.server import access, answer
+from skerry.hub.server import access, answer, owners
 from skerry.hub.server.call import Call
 
 
@@ -24,10 +24,11 @@ async def create(call: Call) -> Response:
         raise ForbiddenError(
             f"{call.info.plural} are made by the hub", element=call.info.plural, hint=call.info.made_by_hub
         )
-    return answer.respond(call, await _created(call, item), code=201, sent=raw)
+    return answer.respond(call, await store(call, owners.of_new(call, item, raw)), code=201, sent=raw)
 
 
-async def _created(call: Call, item: Resource) -> Resource:
+async def store(call: Call, item: Resource) -> Resource:
+    """Make the object as its kind is made; with a dry run say only what it would be. Raises AlreadyExistsError."""
     context = call.context
     if call.dry_run:
         return await _dry(call, item)

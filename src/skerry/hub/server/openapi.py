@@ -21,7 +21,7 @@ from skerry.hub.server import status
 
 GROUP_PATH = f"apis/{GROUP}/{VERSION}"
 _JSON = "application/json"
-_PATCHES = ("application/merge-patch+json", "application/json-patch+json")
+_PATCHES = ("application/merge-patch+json", "application/json-patch+json", "application/apply-patch+yaml")
 
 
 async def index(_: Request) -> Response:
@@ -81,7 +81,7 @@ def _paths(info: KindInfo) -> list[tuple[str, dict[str, Any]]]:
             {
                 "get": _operation(info, "get", one, ()),
                 "put": _operation(info, "put", one, writing, body=(_JSON,)),
-                "patch": _operation(info, "patch", one, writing, body=_PATCHES),
+                "patch": _operation(info, "patch", one, (*writing, "force"), body=_PATCHES),
                 "delete": _operation(info, "delete", one, ("dryRun",)),
             },
         ),

@@ -1,4 +1,4 @@
-"""PATCH: merge patches and JSON patches on the object as clients see it."""
+"""PATCH: merge patches and JSON patches on the object as clients see it; apply patches go on to `apply`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from skerry.api import codec, documents
 from skerry.api import patch as patches
 from skerry.api.errors import BadRequestError, UnsupportedError
 from skerry.api.kinds import Resource
-from skerry.hub.server import answer, update
+from skerry.hub.server import answer, apply, update
 from skerry.hub.server.call import Call, precondition
 
 MERGE = "application/merge-patch+json"
@@ -20,9 +20,13 @@ JSON_PATCH = "application/json-patch+json"
 async def patch(call: Call) -> Response:
     """Change parts of an object. Raises NotFoundError, BadRequestError, InvalidError, ConflictError."""
     kind = call.content_type
+    if kind == apply.MEDIA_TYPE:
+        return await apply.apply(call)
     if kind not in (MERGE, JSON_PATCH):
         raise UnsupportedError(
-            f'content type "{kind[:80]}" is not supported', element="the patch", hint=f"send {MERGE} or {JSON_PATCH}"
+            f'content type "{kind[:80]}" is not supported',
+            element="the patch",
+            hint=f"send {MERGE}, {JSON_PATCH} or {apply.MEDIA_TYPE}",
         )
     change = documents.read_json(await call.body(), source="the patch")
     merging = kind == MERGE

@@ -25,6 +25,7 @@ CODES: Mapping[type[errors.SkerryError], tuple[int, str]] = {
     errors.NotFoundError: (404, "NotFound"),
     errors.AlreadyExistsError: (409, "AlreadyExists"),
     errors.ConflictError: (409, "Conflict"),
+    errors.FieldConflictError: (409, "Conflict"),
     errors.ExpiredError: (410, "Expired"),
     errors.TooLargeError: (413, "RequestEntityTooLarge"),
     errors.UnsupportedError: (415, "UnsupportedMediaType"),
@@ -45,12 +46,13 @@ def code_and_reason(error: errors.SkerryError) -> tuple[int, str]:
 def status_of(error: errors.SkerryError, *, kind: str = "", plural: str = "", name: str = "") -> dict[str, Any]:
     """Return the Status object for an error; the kind and name of what was asked for go into its details."""
     code, reason = code_and_reason(error)
-    each = error.each if isinstance(error, errors.InvalidError) else (error,)
+    each = error.each if isinstance(error, errors.InvalidError | errors.FieldConflictError) else (error,)
     invalid = reason == "Invalid"
     message = error.sentence
     if invalid and kind:
         message = f'{kind} "{name}" is invalid: {error.sentence}' if name else f"{kind} is invalid: {error.sentence}"
-    details: dict[str, Any] = {"causes": [_cause(problem) for problem in each]}
+    why = "FieldManagerConflict" if isinstance(error, errors.FieldConflictError) else "FieldValueInvalid"
+    details: dict[str, Any] = {"causes": [_cause(problem, why) for problem in each]}
     if kind:
         # kubectl names an invalid object by its kind and everything else by its resource
         details |= {"group": GROUP, "kind": kind if invalid else plural}
@@ -87,9 +89,9 @@ def respond_status(status: dict[str, Any]) -> Response:
     return respond(status, code=code, headers=headers)
 
 
-def _cause(problem: errors.SkerryError) -> dict[str, str]:
+def _cause(problem: errors.SkerryError, reason: str) -> dict[str, str]:
     message = f"{problem.cause}; {problem.hint}" if problem.hint else problem.cause
-    cause = {"reason": "FieldValueInvalid", "field": problem.element, "message": message, "hint": problem.hint}
+    cause = {"reason": reason, "field": problem.element, "message": message, "hint": problem.hint}
     return {key: value for key, value in cause.items() if value}
 
 

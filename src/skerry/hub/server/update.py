@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,13 +11,16 @@ from starlette.responses import Response
 
 from skerry.api.errors import ConflictError, ForbiddenError, InvalidError
 from skerry.api.kinds import Resource
-from skerry.hub.server import answer, delete
+from skerry.api.ownership import Entries
+from skerry.hub.server import answer, delete, owners
 from skerry.hub.server.call import Call, precondition
 
 _ATTEMPTS = 5
 
 Make = Callable[[Resource], Resource]
 """What the object is to become, made from what it is now."""
+Track = Callable[[Resource, Resource, Resource], Entries]
+"""Whose each field is after the change: from what it is now, what was wanted, and what is written."""
 
 
 async def update(call: Call) -> Response:
@@ -34,7 +38,9 @@ async def update(call: Call) -> Response:
     return answer.respond(call, changed, sent=raw)
 
 
-async def rewrite(call: Call, make: Make, *, uid: str, revision: str, status: bool) -> Resource:
+async def rewrite(
+    call: Call, make: Make, *, uid: str, revision: str, status: bool, track: Track | None = None
+) -> Resource:
     """Write what `make` makes of the object; without a revision of the client's own, again after a conflict.
 
     With `status` only the status is written, else everything but the status. Raises ConflictError, InvalidError for
@@ -44,11 +50,13 @@ async def rewrite(call: Call, make: Make, *, uid: str, revision: str, status: bo
         element = f'{call.info.plural} "{call.name}"'
         raise ForbiddenError("only the hub changes it", element=element, hint=call.info.made_by_hub)
     objects = call.context.objects
+    tracked = track or functools.partial(owners.after_update, call)
     for attempt in range(_ATTEMPTS):
         current = await objects.get(call.info.type, call.namespace, call.name)
         call.check_preconditions(current, uid=uid, revision=revision)
         wanted = make(current)
         changed = _only_status(current, wanted) if status else _all_but_status(call, current, wanted)
+        changed = owners.with_entries(changed, tracked(current, wanted, changed))
         if call.dry_run:
             return changed
         try:

@@ -40,6 +40,7 @@ from skerry.hub.server import (
 )
 from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call
+from skerry.hub.server.projection import serve as projection
 
 REQUEST_SECONDS = 60.0
 """How long any call but a watch may take; above what a device may take to answer."""
@@ -63,7 +64,7 @@ _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
 def build_app(context: HubContext) -> Starlette:
     """Return the whole HTTP API over these parts; `scope["skerry.identity"]` must say who calls."""
     return Starlette(
-        routes=[*_routes(context), *registry.routes(context)],
+        routes=[*_routes(context), *projection.routes(context), *registry.routes(context)],
         middleware=[Middleware(guarded), Middleware(access.authorized)],
         exception_handlers={HTTPException: _http_error},
     )

@@ -15,11 +15,14 @@ import skerry
 from skerry.api.kinds import KINDS, KindInfo
 from skerry.api.meta import API_VERSION, GROUP, VERSION
 from skerry.hub.server import status
+from skerry.hub.server.projection.serve import VIEWS
+from skerry.hub.server.projection.view import View
 
 _VERBS = ("create", "delete", "get", "list", "patch", "update", "watch")
 _GROUP_VERSION = {"groupVersion": API_VERSION, "version": VERSION}
 _AGGREGATED = ("v2", "v2beta1")
 _READ_ONLY = ("get", "list")
+_WATCHED = ("get", "list", "watch")
 _SUBRESOURCES: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
     "devices": (
         ("log", "Device", ("get",)),
@@ -45,7 +48,7 @@ async def version(_: Request) -> Response:
 async def api(request: Request) -> Response:
     """Return the core group's versions."""
     if (form := _aggregated(request)) is not None:
-        group = {"metadata": {}, "versions": [_aggregate("v1", [_NAMESPACES])]}
+        group = {"metadata": {}, "versions": [_aggregate("v1", [_NAMESPACES, *map(_aggregated_view, VIEWS)])]}
         return _group_list(form, [group])
     return status.respond({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
 
@@ -80,7 +83,7 @@ async def core_resources(_: Request) -> Response:
         "verbs": list(_READ_ONLY),
         "shortNames": ["ns"],
     }
-    return status.respond(_resource_list("v1", [namespaces]))
+    return status.respond(_resource_list("v1", [namespaces, *(one for view in VIEWS for one in _viewed(view))]))
 
 
 _NAMESPACES = {
@@ -91,6 +94,33 @@ _NAMESPACES = {
     "shortNames": ["ns"],
     "verbs": list(_READ_ONLY),
 }
+
+
+def _viewed(view: View) -> list[dict[str, Any]]:
+    main = {
+        "name": view.plural,
+        "singularName": view.singular,
+        "namespaced": view.namespaced,
+        "kind": view.kind,
+        "verbs": list(_WATCHED),
+        "shortNames": list(view.short_names),
+    }
+    log = {"name": "pods/log", "singularName": "", "namespaced": True, "kind": "Pod", "verbs": ["get"]}
+    return [main, log] if view.kind == "Pod" else [main]
+
+
+def _aggregated_view(view: View) -> dict[str, Any]:
+    kind = {"group": "", "version": "v1", "kind": view.kind}
+    shown = {
+        "resource": view.plural,
+        "responseKind": kind,
+        "scope": "Namespaced" if view.namespaced else "Cluster",
+        "singularResource": view.singular,
+        "shortNames": list(view.short_names),
+        "verbs": list(_WATCHED),
+    }
+    log = {"subresource": "log", "responseKind": kind, "verbs": ["get"]}
+    return {**shown, "subresources": [log]} if view.kind == "Pod" else shown
 
 
 def _group() -> dict[str, Any]:

@@ -25,12 +25,20 @@ MAX_LIMIT = 1_000_000
 _STEP = 500  # objects read at once: other requests get their turn between two steps
 
 
-class _Token(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a list goes on; opaque to clients."""
+class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a list begins or goes on; `continue` is its opaque form."""
 
     v: int = 1
-    revision: int
-    key: str
+    revision: int = 0
+    """0 is now."""
+    key: str = ""
+    skip: int = 0
+    """Of what is shown for the object at `key`, these have been seen."""
+
+    @property
+    def text(self) -> str:
+        """The opaque form."""
+        return base64.urlsafe_b64encode(msgspec.json.encode(self)).decode().rstrip("=")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +89,15 @@ async def list_(call: Call) -> Response:
     """Return one page of the collection. Raises BadRequestError, ExpiredError for a page that is too old."""
     selection, shape = selection_of(call), answer.shape_of(call)
     limit = call.number("limit", default=0, most=MAX_LIMIT)
-    revision, start = await _position(call)
+    begin = await position(call)
+    revision, start = begin.revision, begin.key
     if selection.name and call.namespace and not start and not revision:
         found = await _single(call, selection)
     else:
         found = await _page(call, selection, limit=limit, start=start, revision=revision)
     metadata: dict[str, Any] = {"resourceVersion": str(found.revision)}
     if found.next_key is not None:
-        metadata["continue"] = _encode(_Token(revision=found.revision, key=found.next_key))
+        metadata["continue"] = Position(revision=found.revision, key=found.next_key).text
         if selection.everything:
             metadata["remainingItemCount"] = found.remaining
     return status.respond(shape.many(found.items, metadata))
@@ -125,14 +134,14 @@ async def _page(call: Call, selection: Selection, *, limit: int, start: str, rev
                 found.items.append(item)
                 if limit and len(found.items) == limit:
                     rest = page.items[position + 1 :]
-                    found.next_key = _key(call, rest[0]) if rest else page.next_key
+                    found.next_key = key_of(call, rest[0]) if rest else page.next_key
                     found.remaining = page.remaining + len(rest)
                     return found
     return found
 
 
-async def _position(call: Call) -> tuple[int, str]:
-    """Return (revision, key) to begin at; 0 is now."""
+async def position(call: Call) -> Position:
+    """Return where the list is to begin. Raises BadRequestError, TimedOutError for a revision that is yet to come."""
     token, version = call.text("continue"), call.text("resourceVersion")
     if token:
         if version not in ("", "0"):
@@ -140,30 +149,27 @@ async def _position(call: Call) -> tuple[int, str]:
         decoded = _decode(token)
         if not decoded.key.startswith(objects.prefix_of(call.info.type, call.namespace)):
             raise BadRequestError("belongs to another list", element="continue")
-        return decoded.revision, decoded.key
+        return decoded
     wanted = call.number("resourceVersion", default=0, most=2**62)
     if not wanted:
-        return 0, ""
+        return Position()
     newest = await call.context.objects.store.revision()
     if wanted > newest:
         raise TimedOutError(f"Too large resource version: {wanted}, current: {newest}", element="resourceVersion")
-    return (wanted if call.text("resourceVersionMatch") == "Exact" else 0), ""
+    return Position(revision=wanted if call.text("resourceVersionMatch") == "Exact" else 0)
 
 
-def _key(call: Call, item: Resource) -> str:
+def key_of(call: Call, item: Resource) -> str:
+    """Return where an object of the collection stands in it."""
     return objects.key_of(call.info.type, item.metadata.namespace, item.metadata.name)
 
 
-def _encode(token: _Token) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(token)).decode().rstrip("=")
-
-
-def _decode(text: str) -> _Token:
+def _decode(text: str) -> Position:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        token = msgspec.json.decode(raw, type=_Token)
+        token = msgspec.json.decode(raw, type=Position)
     except (binascii.Error, msgspec.DecodeError, ValueError):
         token = None
-    if token is None or token.v != 1 or not 0 < token.revision < 2**62:
+    if token is None or token.v != 1 or not 0 < token.revision < 2**62 or token.skip < 0:
         raise BadRequestError("is not a token this hub gave out", element="continue", hint="list again from the start")
     return token

@@ -1,0 +1,265 @@
+"""GET of nodes and pods: one, a list, a watch, and a pod's log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from skerry.api import rules, selector
+from skerry.api.errors import BadRequestError, InvalidError, NotFoundError, SkerryError
+from skerry.api.kinds import find_kind
+from skerry.api.kinds.device import Device
+from skerry.hub.context import HubContext
+from skerry.hub.objects import ObjectChange
+from skerry.hub.server import answer, status, subresources
+from skerry.hub.server import list as lists
+from skerry.hub.server.call import Call
+from skerry.hub.server.projection import nodes, pods
+from skerry.hub.server.projection.nodes import NODES
+from skerry.hub.server.projection.pods import PODS
+from skerry.hub.server.projection.view import Selection, Shown, View, partial, table_of
+from skerry.hub.server.stream import EventStream, EventType, duration, line
+from skerry.hub.server.watch import INITIAL_END
+
+_DEVICE = find_kind("Device")
+VIEWS = (NODES, PODS)
+SECONDS = 60.0
+Verb = Callable[[Call, View], Awaitable[Response]]
+
+
+def routes(context: HubContext) -> list[Route]:
+    """Return the routes of nodes and pods."""
+
+    def at(path: str, view: View, verb: Verb) -> Route:
+        async def endpoint(request: Request) -> Response:
+            return await _answer(context, request, view, verb)
+
+        return Route(f"/api/v1/{path}", endpoint, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+
+    return [
+        at("nodes", NODES, _collection),
+        at("nodes/{name}", NODES, _get_node),
+        at("pods", PODS, _collection),
+        at("namespaces/{namespace}/pods", PODS, _collection),
+        at("namespaces/{namespace}/pods/{name}", PODS, _get_pod),
+        at("namespaces/{namespace}/pods/{name}/log", PODS, _log),
+    ]
+
+
+async def _answer(context: HubContext, request: Request, view: View, verb: Verb) -> Response:
+    assert _DEVICE is not None
+    if request.method not in ("GET", "HEAD"):
+        raise HTTPException(405, f"{view.plural} are a picture of devices; change those", headers={"Allow": "GET"})
+    parts = request.path_params
+    if not rules.is_namespace(parts.get("namespace", "default")):
+        raise NotFoundError("the server could not find the requested resource", element=request.url.path[:200])
+    call = Call(
+        context=context,
+        request=request,
+        info=_DEVICE,
+        namespace=parts.get("namespace", ""),
+        name=parts.get("name", ""),
+    )
+    try:
+        if verb is _collection and call.flag("watch"):
+            return await _watch(call, view)
+        async with asyncio.timeout(SECONDS):
+            return await verb(call, view)
+    except SkerryError as error:
+        return status.respond_status(status.status_of(error, kind=view.kind, plural=view.plural, name=call.name))
+
+
+async def _collection(call: Call, view: View) -> Response:
+    selection, shape = _selection(call, view), _Shape(call=call, view=view)
+    limit = call.number("limit", default=0, most=lists.MAX_LIMIT)
+    begin = await lists.position(call)
+    found: list[Shown] = []
+    revision, following = begin.revision, ""
+    async with aclosing(lists.pages(call, revision=begin.revision, start=begin.key)) as steps:
+        async for page in steps:
+            revision = page.revision
+            for device in page.items:
+                assert isinstance(device, Device)
+                first = lists.key_of(call, device) == begin.key
+                shown = [item for item in view.project(device) if selection.takes(item)][begin.skip if first else 0 :]
+                room = limit - len(found) if limit else len(shown)
+                found += shown[:room]
+                if limit and len(shown) > room:
+                    seen = room + (begin.skip if first else 0)
+                    following = lists.Position(revision=revision, key=lists.key_of(call, device), skip=seen).text
+                    break
+            if following:
+                break
+    metadata: Shown = {"resourceVersion": str(revision)}
+    if following:
+        metadata["continue"] = following
+    return status.respond(shape.many(found, metadata))
+
+
+async def _get_node(call: Call, view: View) -> Response:
+    namespace, name = nodes.parts_of(call.name)
+    device = await call.context.objects.find(Device, namespace, name) if namespace else None
+    if device is None:
+        raise NotFoundError(element=f'nodes "{call.name[:300]}"', hint="a node is <device>.<namespace>")
+    return status.respond(_Shape(call=call, view=view).one(view.project(device)[0]))
+
+
+async def _get_pod(call: Call, view: View) -> Response:
+    device, _ = await _find_pod(call)
+    pod = next(item for item in view.project(device) if item["metadata"]["name"] == call.name)
+    return status.respond(_Shape(call=call, view=view).one(pod))
+
+
+async def _log(call: Call, view: View) -> Response:  # noqa: ARG001 - as all verbs
+    """The end of a workload's log; devices are asked once, so nothing can be followed."""
+    if call.flag("follow") or call.flag("previous"):
+        raise BadRequestError("is not there for workloads on devices", element="follow, previous", hint="leave it out")
+    device, workload = await _find_pod(call)
+    lines = call.number("tailLines", default=200, most=subresources.MAX_TAIL_LINES)
+    result = await call.context.gateway.command(
+        device.metadata.uid, "logs", workload, tail_lines=lines, timeout_seconds=subresources.COMMAND_SECONDS
+    )
+    return PlainTextResponse(result.text)
+
+
+async def _find_pod(call: Call) -> tuple[Device, str]:
+    workload, name = pods.parts_of(call.name)
+    device = await call.context.objects.find(Device, call.namespace, name) if workload and name else None
+    if device is None or all(one.name != workload for one in device.status.workloads):
+        raise NotFoundError(element=f'pods "{call.name[:300]}"', hint="a pod is <workload>.<device>")
+    return device, workload
+
+
+async def _watch(call: Call, view: View) -> Response:
+    revision = call.number("resourceVersion", default=0, most=2**62)
+    changes = _Changes(
+        call=call,
+        view=view,
+        selection=_selection(call, view),
+        shape=_Shape(call=call, view=view),
+        revision=revision,
+    )
+    seconds = duration(call.number("timeoutSeconds", default=0, most=2**31))
+    return EventStream(events=changes.events, seconds=seconds, kind=view.kind, plural=view.plural)
+
+
+def _selection(call: Call, view: View) -> Selection:
+    try:
+        return Selection(
+            labels=selector.parse_labels(call.text("labelSelector")),
+            terms=selector.parse_fields(call.text("fieldSelector"), view.fields),
+        )
+    except InvalidError as error:
+        raise BadRequestError(error.cause, element=error.element, hint=error.hint) from None
+
+
+@dataclass(kw_only=True)
+class _Shape:
+    """How one call wants what it gets."""
+
+    call: Call
+    view: View
+    form: answer.Form = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.form = answer.shape_of(self.call).form
+
+    def one(self, item: Shown, *, header: bool = True) -> Shown:
+        if self.form == "Table":
+            return self._table([item], {"resourceVersion": item["metadata"]["resourceVersion"]}, header=header)
+        return partial(item) if self.form == "PartialObjectMetadata" else item
+
+    def many(self, items: Sequence[Shown], metadata: Shown) -> Shown:
+        if self.form == "Table":
+            return self._table(items, metadata, header=True)
+        if self.form == "PartialObjectMetadata":
+            shown = [partial(item) for item in items]
+            kind, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
+        else:
+            shown, kind, version = list(items), f"{self.view.kind}List", "v1"
+        return {"kind": kind, "apiVersion": version, "metadata": metadata, "items": shown}
+
+    def bookmark(self, metadata: Shown) -> Shown:
+        if self.form == "Table":
+            return self._table([], metadata, header=False)
+        whole = self.form == "Object"
+        kind, version = (self.view.kind, "v1") if whole else (self.form, "meta.k8s.io/v1")
+        return {"kind": kind, "apiVersion": version, "metadata": metadata}
+
+    def _table(self, items: Sequence[Shown], metadata: Shown, *, header: bool) -> Shown:
+        include = self.call.text("includeObject") or "Metadata"
+        now = self.call.context.clock.now()
+        return table_of(self.view, items, now=now, metadata=metadata, include=include, header=header)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Changes:
+    """What one watch is told: a change of a device is none, one or several changes of what stands for it."""
+
+    call: Call
+    view: View
+    selection: Selection
+    shape: _Shape
+    revision: int
+    _first: bool = field(default=True, init=False)
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """Yield the events, for ever. Raises ExpiredError."""
+        call, after = self.call, self.revision
+        bookmarks, marked = call.flag("allowWatchBookmarks"), call.flag("sendInitialEvents")
+        if marked or not after:
+            async with aclosing(lists.pages(call)) as steps:
+                async for page in steps:
+                    after = page.revision
+                    for device in page.items:
+                        for item in self._shown(device).values():
+                            yield self._event("ADDED", item)
+            if marked and bookmarks:
+                yield self._bookmark(after, {INITIAL_END: "true"})
+        async with call.context.objects.watch(Device, call.namespace, after=after) as changes:
+            async for change in changes:
+                if change.object is not None:
+                    for event in self._seen(change):
+                        yield event
+                elif bookmarks:
+                    yield self._bookmark(change.revision)
+
+    def _shown(self, device: object) -> dict[str, Shown]:
+        if not isinstance(device, Device):
+            return {}
+        items = (item for item in self.view.project(device) if self.selection.takes(item))
+        return {item["metadata"]["name"]: item for item in items}
+
+    def _seen(self, change: ObjectChange[Device]) -> list[bytes]:
+        before, after = self._shown(change.previous), self._shown(change.object)
+        if change.type == "DELETED":
+            before, after = after, {}
+        revision = str(change.revision)
+        events = []
+        for name in {**before, **after}:
+            old, new = before.get(name), after.get(name)
+            if new is None and old is not None:
+                gone = {**old, "metadata": {**old["metadata"], "resourceVersion": revision}}
+                events.append(self._event("DELETED", gone))
+            elif new is not None and (old is None or _content(old) != _content(new)):
+                events.append(self._event("MODIFIED" if old is not None else "ADDED", new))
+        return events
+
+    def _event(self, kind: EventType, item: Shown) -> bytes:
+        header, self._first = self._first, False
+        return line(kind, self.shape.one(item, header=header))
+
+    def _bookmark(self, revision: int, annotations: dict[str, str] | None = None) -> bytes:
+        metadata: Shown = {"resourceVersion": str(revision)}
+        return line("BOOKMARK", self.shape.bookmark(metadata | ({"annotations": annotations} if annotations else {})))
+
+
+def _content(item: Shown) -> Shown:
+    return {**item, "metadata": {**item["metadata"], "resourceVersion": ""}}

@@ -26,13 +26,13 @@ _PATCHES = ("application/merge-patch+json", "application/json-patch+json", "appl
 
 async def index(_: Request) -> Response:
     """Return where the documents are, each with its hash so that clients may keep it."""
-    url = f"/openapi/v3/{GROUP_PATH}?hash={_document()[1]}"
+    url = f"/openapi/v3/{GROUP_PATH}?hash={document()[1]}"
     return status.respond({"paths": {GROUP_PATH: {"serverRelativeURL": url}}})
 
 
 async def group_document(request: Request) -> Response:
     """Return our group's document; unchanged when the client has it already."""
-    content, digest = _document()
+    content, digest = document()
     headers = {"ETag": f'"{digest}"', "Cache-Control": "public" if "hash" in request.query_params else "no-cache"}
     if request.headers.get("if-none-match") == f'"{digest}"':
         return Response(status_code=304, headers=headers)
@@ -40,7 +40,8 @@ async def group_document(request: Request) -> Response:
 
 
 @functools.cache
-def _document() -> tuple[bytes, str]:
+def document() -> tuple[bytes, str]:
+    """Return the document as JSON, and its digest."""
     content = msgspec.json.encode(
         {
             "openapi": "3.0.0",
@@ -53,50 +54,83 @@ def _document() -> tuple[bytes, str]:
     return content, sha256(content).hexdigest()
 
 
+_WRITING = ("dryRun", "fieldValidation", "fieldManager")
+_LISTING = (
+    "labelSelector",
+    "fieldSelector",
+    "limit",
+    "continue",
+    "resourceVersion",
+    "resourceVersionMatch",
+    "watch",
+    "allowWatchBookmarks",
+    "sendInitialEvents",
+    "timeoutSeconds",
+)
+_TYPES = {
+    "limit": "integer",
+    "timeoutSeconds": "integer",
+    "watch": "boolean",
+    "allowWatchBookmarks": "boolean",
+    "sendInitialEvents": "boolean",
+    "force": "boolean",
+}
+"""Query parameters that are no text."""
+
+
 def _paths(info: KindInfo) -> list[tuple[str, dict[str, Any]]]:
     one, many = f"{schema.PREFIX}{info.kind}", f"{schema.PREFIX}{info.kind}List"
     collection = f"/{GROUP_PATH}/namespaces/{{namespace}}/{info.plural}"
-    writing = ("dryRun", "fieldValidation", "fieldManager")
-    listing = (
-        "labelSelector",
-        "fieldSelector",
-        "limit",
-        "continue",
-        "resourceVersion",
-        "watch",
-        "allowWatchBookmarks",
-        "timeoutSeconds",
-    )
+    changes = {
+        "get": _operation(info, "get", one, ()),
+        "put": _operation(info, "put", one, _WRITING, body=(_JSON,)),
+        "patch": _operation(info, "patch", one, (*_WRITING, "force"), body=_PATCHES),
+    }
+    status_changes = {verb: shown | {"operationId": f"{shown['operationId']}Status"} for verb, shown in changes.items()}
+    everywhere = _operation(info, "list", many, _LISTING) | {"operationId": f"list{info.kind}ForAllNamespaces"}
     return [
-        (f"/{GROUP_PATH}/{info.plural}", {"get": _operation(info, "list", many, listing)}),
+        (f"/{GROUP_PATH}/{info.plural}", {"get": everywhere}),
         (
             collection,
             {
-                "get": _operation(info, "list", many, listing),
-                "post": _operation(info, "post", one, writing, body=(_JSON,)),
+                "parameters": _in_path("namespace"),
+                "get": _operation(info, "list", many, _LISTING),
+                "post": _operation(info, "post", one, _WRITING, body=(_JSON,), code="201"),
             },
         ),
         (
             f"{collection}/{{name}}",
             {
-                "get": _operation(info, "get", one, ()),
-                "put": _operation(info, "put", one, writing, body=(_JSON,)),
-                "patch": _operation(info, "patch", one, (*writing, "force"), body=_PATCHES),
+                "parameters": _in_path("namespace", "name"),
+                **changes,
                 "delete": _operation(info, "delete", one, ("dryRun",)),
             },
         ),
+        (f"{collection}/{{name}}/status", {"parameters": _in_path("namespace", "name"), **status_changes}),
     ]
 
 
+def _in_path(*names: str) -> list[dict[str, Any]]:
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+
+
 def _operation(
-    info: KindInfo, action: str, answer: str, parameters: tuple[str, ...], *, body: tuple[str, ...] = ()
+    info: KindInfo,
+    action: str,
+    answer: str,
+    parameters: tuple[str, ...],
+    *,
+    body: tuple[str, ...] = (),
+    code: str = "200",
 ) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "operationId": f"{action}{info.kind}",
         "x-kubernetes-action": action,
         "x-kubernetes-group-version-kind": schema.group_version_kind(info.kind),
-        "parameters": [{"name": name, "in": "query", "schema": {"type": "string"}} for name in parameters],
-        "responses": {"200": {"description": "OK", "content": {_JSON: {"schema": _reference(answer)}}}},
+        "parameters": [
+            {"name": name, "in": "query", "schema": {"type": _TYPES.get(name, "string")}} for name in parameters
+        ],
+        "responses": {code: {"description": "OK", "content": {_JSON: {"schema": _reference(answer)}}}},
     }
     if body:
         shown["requestBody"] = {

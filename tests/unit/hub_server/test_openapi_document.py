@@ -1,0 +1,37 @@
+"""The served OpenAPI document: tools that make clients, docs and fuzzers from it need it whole."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from skerry.api.kinds import KINDS
+from skerry.hub.server import openapi
+
+METHODS = ("get", "put", "post", "patch", "delete")
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return msgspec.json.decode(openapi.document()[0])  # type: ignore[no-any-return]
+
+
+def test_every_part_of_a_path_is_a_parameter(document: dict[str, Any]) -> None:
+    for path, item in document["paths"].items():
+        named = {one["name"] for one in item.get("parameters", []) if one["in"] == "path" and one["required"]}
+        assert named == set(re.findall(r"{(\w+)}", path)), path
+
+
+def test_operations_have_names_of_their_own(document: dict[str, Any]) -> None:
+    names = [item[verb]["operationId"] for item in document["paths"].values() for verb in METHODS if verb in item]
+    assert len(names) == len(set(names)) == 10 * len(KINDS)
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    text = msgspec.json.encode(document).decode()
+    wanted = set(re.findall(r'"\$ref":"#/components/schemas/([^"]+)"', text))
+    assert wanted
+    assert wanted <= document["components"]["schemas"].keys()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.integration.api.paths import TABLE, Make, path, status
 
 from skerry.api.kinds.device import Device
+from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.drivers.client.api import HubClient
 
 if TYPE_CHECKING:
     from tests.integration.api.conftest import Hub
-from tests.integration.api.paths import TABLE, path, status
 
 
 def test_pages_are_of_one_revision(hub: Hub, admin: HubClient) -> None:
@@ -146,3 +147,24 @@ def test_head_answers_like_get_without_a_body(hub: Hub, admin: HubClient) -> Non
     for parameters in ({}, {"watch": "true"}):
         answer = admin.http.head(path(admin.namespace, "devices"), params=parameters)
         assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_selection_is_deleted_at_once(hub: Hub, admin: HubClient, deployment: Make) -> None:
+    for name, site in (("a", "lab"), ("b", "shop"), ("c", "lab")):
+        hub.add_device(admin.namespace, name, site=site)
+    raw = deployment("kept")
+    raw["metadata"]["finalizers"] = ["example.com/hold"]
+    admin.create(raw, ModelDeployment)
+    admin.create(deployment("gone"), ModelDeployment)
+    devices, deployments = path(admin.namespace, "devices"), path(admin.namespace, "modeldeployments")
+    tried = admin.http.request("DELETE", devices, params={"labelSelector": "site=lab", "dryRun": "All"}).json()
+    assert [item["metadata"]["name"] for item in tried["items"]] == ["a", "c"]
+    assert len(admin.list(Device)) == 3
+    done = admin.http.request("DELETE", devices, params={"labelSelector": "site=lab"}).json()
+    assert (done["kind"], [item["metadata"]["name"] for item in done["items"]]) == ("DeviceList", ["a", "c"])
+    assert [device.metadata.name for device in admin.list(Device)] == ["b"]
+    done = admin.http.request("DELETE", deployments).json()
+    assert [item["metadata"]["name"] for item in done["items"]] == ["gone", "kept"]
+    (left,) = admin.list(ModelDeployment)
+    assert left.metadata.deletion_timestamp is not None, "it waits for its finalizer"
+    status(admin.http.request("DELETE", devices, params={"labelSelector": "a b"}), 400, "BadRequest")

@@ -343,7 +343,7 @@ def test_an_object_with_finalizers_goes_when_the_last_one_is_gone(admin: HubClie
         ("GET", "/apis/skerry.dev/v1alpha1/namespaces/Default/devices", 404),
         ("GET", "/apis/skerry.dev/v1alpha1/namespaces/default/devices/a/nope", 404),
         ("POST", "/version", 405),
-        ("DELETE", "/apis/skerry.dev/v1alpha1/namespaces/default/devices", 405),
+        ("PUT", "/apis/skerry.dev/v1alpha1/namespaces/default/devices", 405),
         ("POST", "/apis/skerry.dev/v1alpha1/namespaces/default/devices/a", 405),
         ("DELETE", "/apis/skerry.dev/v1alpha1/namespaces/default/devices/a/log", 405),
     ],

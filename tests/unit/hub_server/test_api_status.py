@@ -18,7 +18,7 @@ def every_type() -> list[type[errors.SkerryError]]:
 
 
 def test_every_error_type_has_a_code() -> None:
-    assert set(every_type()) == set(status.CODES)
+    assert {*every_type(), errors.FieldConflictError} == set(status.CODES)
     reasons = {reason for kind, (_, reason) in status.CODES.items() if kind not in LOSSY}
     assert reasons == set(failures.REASONS)
 
@@ -30,6 +30,14 @@ def test_an_error_arrives_as_it_was(kind: type[errors.SkerryError]) -> None:
     got = failures.error_of(status.code_and_reason(sent)[0], raw, "https://hub")
     assert type(got) is (errors.InvalidError if kind in LOSSY else kind)
     assert (got.cause, got.element, got.hint) == (sent.cause, sent.element, sent.hint)
+
+
+def test_every_field_that_others_set_arrives() -> None:
+    sent = errors.FieldConflictError.of_fields([('conflict with "ci"', ".spec.a"), ('conflict with "ops"', ".spec.b")])
+    raw = json.dumps(status.status_of(sent, kind="Device", plural="devices", name="a")).encode()
+    got = failures.error_of(409, raw, "https://hub")
+    assert isinstance(got, errors.FieldConflictError)
+    assert (got.sentence, [error.element for error in got.each]) == (sent.sentence, [".spec.a", ".spec.b"])
 
 
 texts = st.text(max_size=20)

@@ -34,6 +34,7 @@ REASONS: Mapping[str, type[errors.SkerryError]] = {
 
 
 class _Cause(msgspec.Struct):
+    reason: str | None = None
     message: str | None = None
     field: str | None = None
     hint: str | None = None
@@ -60,7 +61,10 @@ def error_of(code: int, content: bytes | Mapping[str, Any], server: str) -> erro
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return errors.UnavailableError(f"answered with HTTP {code}", element=server, hint=OTHER_HINT)
     made = REASONS.get(status.reason or "", errors.SkerryError)
-    problems = [_problem(cause, made) for cause in (status.details and status.details.causes) or []]
+    causes = (status.details and status.details.causes) or []
+    if causes and all(cause.reason == "FieldManagerConflict" for cause in causes):
+        return errors.FieldConflictError.of_fields([(cause.message or "", cause.field or "") for cause in causes])
+    problems = [_problem(cause, made) for cause in causes]
     invalid = [problem for problem in problems if isinstance(problem, errors.InvalidError)]
     if len(invalid) > 1:
         return errors.InvalidError.of(invalid)

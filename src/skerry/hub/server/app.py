@@ -50,7 +50,11 @@ log = logging.getLogger(__name__)
 Verb = Callable[[Call], Awaitable[Response]]
 
 _KINDS = {info.plural: info for info in KINDS}
-_COLLECTION: dict[str, Verb] = {"GET": lists.list_, "POST": create.create}
+_COLLECTION: dict[str, Verb] = {
+    "GET": lists.list_,
+    "POST": create.create,
+    "DELETE": delete.delete_collection,
+}
 _ITEM: dict[str, Verb] = {"GET": get.get, "PUT": update.update, "PATCH": patch.patch, "DELETE": delete.delete}
 _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
     **{(info.plural, "status"): {"GET": get.get, "PUT": update.update, "PATCH": patch.patch} for info in KINDS},

@@ -1,7 +1,9 @@
-"""DELETE of one object: preconditions, finalizers, and what goes with a device."""
+"""DELETE of one object or of a selection: preconditions, finalizers, and what goes with a device."""
 
 from __future__ import annotations
 
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,8 +13,10 @@ from skerry.api import codec
 from skerry.api.errors import BadRequestError, ConflictError, NotFoundError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.device import Device
+from skerry.api.meta import API_VERSION
 from skerry.hub.objects import DESIRED_PREFIX
 from skerry.hub.server import answer, status
+from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call, precondition
 
 _ATTEMPTS = 20
@@ -20,7 +24,32 @@ _ATTEMPTS = 20
 
 async def delete(call: Call) -> Response:
     """Remove the object, or mark it while it has finalizers. Raises NotFoundError, ConflictError."""
-    options = await _options(call)
+    removed, marked = await _delete(call, await _options(call))
+    return answer.respond(call, removed) if marked else _gone(call, removed)
+
+
+async def delete_collection(call: Call) -> Response:
+    """Remove what the selectors mean, one after the other; what is gone meanwhile is no error. Raises BadRequestError.
+
+    Each object is removed for itself: when one cannot be, those before it are gone.
+    """
+    options, selection = await _options(call), lists.selection_of(call)
+    metadata: dict[str, Any] = {}
+    gone: list[dict[str, Any]] = []
+    async with aclosing(lists.pages(call)) as steps:
+        async for page in steps:
+            metadata = {"resourceVersion": str(page.revision)}
+            for item in filter(selection.takes, page.items):
+                one = replace(call, name=item.metadata.name, namespace=item.metadata.namespace)
+                with suppress(NotFoundError):
+                    gone.append(codec.present((await _delete(one, options))[0]))
+    return status.respond(
+        {"kind": f"{call.info.kind}List", "apiVersion": API_VERSION, "metadata": metadata, "items": gone}
+    )
+
+
+async def _delete(call: Call, options: dict[str, Any]) -> tuple[Resource, bool]:
+    """Return the object, and whether it is only marked."""
     conditions = {"metadata": options.get("preconditions") or {}}
     uid, revision = precondition(conditions, "uid"), precondition(conditions, "resourceVersion")
     objects = call.context.objects
@@ -28,15 +57,15 @@ async def delete(call: Call) -> Response:
         current = await objects.get(call.info.type, call.namespace, call.name)
         call.check_preconditions(current, uid=uid, revision=revision)
         if call.dry_run or "All" in (options.get("dryRun") or []):
-            return _gone(call, current)
+            return current, False
         if current.metadata.finalizers:
             marked = await objects.update_status(call.info.type, call.namespace, call.name, _marker(call))
-            return answer.respond(call, marked)
+            return marked, True
         try:
             await _remove(call, uid=current.metadata.uid, revision=current.metadata.resource_version)
         except ConflictError:
             continue  # somebody wrote meanwhile, a finalizer perhaps: look again
-        return _gone(call, current)
+        return current, False
     raise ConflictError(element=f'{call.info.plural} "{call.name}"')
 
 

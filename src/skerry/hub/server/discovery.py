@@ -18,7 +18,7 @@ from skerry.hub.server import status
 from skerry.hub.server.projection.serve import VIEWS
 from skerry.hub.server.projection.view import View
 
-_VERBS = ("create", "delete", "get", "list", "patch", "update", "watch")
+_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 _GROUP_VERSION = {"groupVersion": API_VERSION, "version": VERSION}
 _AGGREGATED = ("v2", "v2beta1")
 _READ_ONLY = ("get", "list")

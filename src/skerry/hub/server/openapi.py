@@ -96,6 +96,7 @@ def _paths(info: KindInfo) -> list[tuple[str, dict[str, Any]]]:
                 "parameters": _in_path("namespace"),
                 "get": _operation(info, "list", many, _LISTING),
                 "post": _operation(info, "post", one, _WRITING, body=(_JSON,), code="201"),
+                "delete": _operation(info, "deletecollection", many, ("dryRun", "labelSelector", "fieldSelector")),
             },
         ),
         (

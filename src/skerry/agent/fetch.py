@@ -1,8 +1,9 @@
 """Which way a model comes: made from a blob that is here by a delta, or whole.
 
 The shortest way is taken whose base is in the cache. One that turns out to be none (not there, damaged, not leading to
-the digest it promised) is not tried again, and the next best is asked for; what is then missing counts anew, so that on
-a metered link nobody is surprised by a whole download. What comes out bears its name only once its digest holds.
+the digest it promised) is not tried again; one that a registry that is there fails to send `MAX_TRIES` times in a row
+rests for a while. The next best is asked for, and what is then missing counts anew, so that on a metered link nobody is
+surprised by a whole download. What comes out bears its name only once its digest holds.
 Lives here: that choice, and carrying a delta out. Must not live here: the format (`core.delta`), when anything may be
 fetched (`policy`), how (`drivers.registry`).
 """
@@ -20,22 +21,32 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from skerry.agent.disk import Disk
-from skerry.api.errors import IntegrityError, SkerryError, StorageFullError, UnavailableError
+from skerry.api.errors import IntegrityError, SkerryError, StorageFullError, UnavailableError, UnreachableError
 from skerry.api.kinds.variants import Blob, Delta
 from skerry.core import delta
 from skerry.core.messages import WorkloadDesired
+from skerry.core.ports import Clock
 from skerry.kit import files
 
 log = logging.getLogger(__name__)
+
+MAX_TRIES = 3
+"""Of one delta, without a byte of it coming."""
+REST_SECONDS = 600.0
+"""After these; where nothing else may come (a metered link), it is tried again then."""
 
 
 class Ways:
     """The ways to the models of one workload."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, clock: Clock) -> None:
         self._disk = disk
+        self._clock = clock
         self._spoiled: set[str] = set()
         """Digests of deltas that were tried in vain."""
+        self._tries: dict[str, int] = {}
+        """Of those that do not come, in a row."""
+        self._rests_until: dict[str, float] = {}
         self._saved: dict[str, int] = {}
 
     def missing(self, desired: WorkloadDesired) -> int:
@@ -56,12 +67,17 @@ class Ways:
         way = self._best(desired) if blob == desired.blob else None
         if way is None:
             return await fetch(blob)
+        before = self._disk.partial_size(way.blob)
         try:
             if not await asyncio.to_thread(self._disk.has_blob, way.blob) and not await fetch(way.blob):
                 return False
             await _in_thread(self._disk, way, blob)
-        except UnavailableError:
+        except UnreachableError:
             raise
+        except UnavailableError as error:
+            if self._disk.partial_size(way.blob) > before or not self._is_hopeless(way, desired.name, error):
+                raise
+            return False
         except SkerryError as error:
             log.warning("workload.delta_failed workload=%s error=%s", desired.name, error)
             self._spoiled.add(way.blob.digest)
@@ -72,19 +88,31 @@ class Ways:
         log.info("workload.delta_applied workload=%s bytes=%d of=%d", desired.name, way.blob.size, blob.size)
         return True
 
+    def _is_hopeless(self, way: Delta, workload: str, error: UnavailableError) -> bool:
+        """Count a try in vain; whether to go another way for a while."""
+        digest = way.blob.digest
+        tries = self._tries[digest] = self._tries.get(digest, 0) + 1
+        if tries < MAX_TRIES:
+            return False
+        log.warning("workload.delta_rests workload=%s seconds=%d error=%s", workload, REST_SECONDS, error)
+        del self._tries[digest]
+        self._rests_until[digest] = self._clock.monotonic() + REST_SECONDS
+        return True
+
     def _drop(self, blob: Blob) -> None:
         """Remove what is needed no more; on a disk that became read-only it stays, and is pruned later."""
         with contextlib.suppress(OSError):
             self._disk.blob(blob).unlink(missing_ok=True)
 
     def _best(self, desired: WorkloadDesired) -> Delta | None:
-        whole = self._disk.missing_bytes([desired.blob])
+        whole, now = self._disk.missing_bytes([desired.blob]), self._clock.monotonic()
         possible = [
             (self._disk.missing_bytes([one.blob]), index)
             for index, one in enumerate(desired.deltas)
             if one.encoding == delta.ENCODING
             and one.target == desired.blob.digest
             and one.blob.digest not in self._spoiled
+            and now >= self._rests_until.get(one.blob.digest, now)
             and self._disk.blob(Blob(digest=one.base, size=0)).is_file()
         ]
         missing, index = min(possible, default=(whole, -1))

@@ -101,7 +101,7 @@ class Work:
     def __init__(self, tools: Tools, state: Callable[[], State]) -> None:
         self._tools = tools
         self._state = state
-        self._ways = Ways(tools.disk)
+        self._ways = Ways(tools.disk, tools.clock)
         self.servers: dict[int, Server] = {}
         """The servers that were launched or adopted, by their slot's serial."""
 

@@ -37,6 +37,7 @@ from skerry.api.errors import (
     StorageFullError,
     UnauthorizedError,
     UnavailableError,
+    UnreachableError,
     UnsupportedError,
 )
 from skerry.api.kinds.variants import Blob
@@ -84,7 +85,8 @@ class OciArtifactSource:
         """Bring a blob into `target`; nothing is fetched when it is there already. `progress` gets counts of bytes.
 
         Raises NotFoundError, UnauthorizedError, ForbiddenError, BadRequestError, UnsupportedError: final;
-        UnavailableError: try again, what came is kept; IntegrityError: the registry has something else, nothing is
+        UnavailableError: try again, what came is kept (UnreachableError: nobody is there, which says nothing of this
+        blob); IntegrityError: the registry has something else, nothing is
         kept; StorageFullError: nothing is kept.
         """
         manifests.check_repository(repository)
@@ -133,6 +135,7 @@ class _Transfer:
         self._bandwidth = bandwidth
         self._aborted = threading.Event()
         self._line: socket.socket | None = None
+        self._reached = False
         self._file = -1
         self._size = 0  # of what is in the file and in the hash
         self._synced = 0  # of it, what a power cut leaves
@@ -272,7 +275,9 @@ class _Transfer:
         url = urlsplit(self._url)
         for _ in range(_REDIRECTS + 1):
             with closing(self._connect(url)) as connection:
+                self._reached = False
                 connection.connect()
+                self._reached = True
                 self._line = connection.sock
                 self._check_wanted()
                 headers = {"Accept-Encoding": "identity", "User-Agent": "skerry"}
@@ -338,9 +343,8 @@ class _Transfer:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             self._partial.unlink(missing_ok=True)
             return StorageFullError(element=self._blob.digest, hint="free some space on the device")
-        return UnavailableError(
-            f"cannot be fetched: {str(error)[:300] or type(error).__name__}", element=self._blob.digest
-        )
+        kind = UnavailableError if self._reached else UnreachableError
+        return kind(f"cannot be fetched: {str(error)[:300] or type(error).__name__}", element=self._blob.digest)
 
 
 def _checked_url(text: str, tls: ssl.SSLContext | None) -> SplitResult:

@@ -76,6 +76,13 @@ class Assignment(Struct, frozen=True, kw_only=True):
     one does not speak of this workload yet."""
 
 
+class Content(Struct, frozen=True, kw_only=True):
+    """The blobs that one workload needs from the registry."""
+
+    repository: str
+    digests: list[str] = []
+
+
 class DesiredRecord(Struct, frozen=True, kw_only=True):
     """Everything assigned to one device (store key `desired/<uid>`)."""
 
@@ -88,6 +95,9 @@ class DesiredRecord(Struct, frozen=True, kw_only=True):
     benchmarks: list[BenchmarkRequest] = []
     link: LinkPolicy = LinkPolicy()
     hold: UpdateHold | None = None
+    former: dict[str, Content] = {}
+    """By deployment, what its workload needed before it became what it is: the device may be on its way there still, or
+    be sent back."""
 
     def find(self, deployment: str) -> Assignment | None:
         """Return the deployment's assignment on this device."""
@@ -100,16 +110,40 @@ def assign(record: DesiredRecord, assignment: Assignment) -> DesiredRecord:
     unchanged = old is not None and old.workload == assignment.workload
     since = old.manifest_version if old is not None and unchanged else record.manifest_version + 1
     others = [a for a in record.assignments if a.workload.name != assignment.workload.name]
+    if old is not None and content_of(old.workload) != content_of(assignment.workload):
+        record = msgspec.structs.replace(
+            record, former={**record.former, assignment.workload.name: content_of(old.workload)}
+        )
     return _changed(record, [*others, msgspec.structs.replace(assignment, manifest_version=since)], record.benchmarks)
 
 
 def withdraw(record: DesiredRecord, deployment: str) -> DesiredRecord:
     """Take a deployment off the device, and what is measured for it."""
     return _changed(
-        record,
+        msgspec.structs.replace(record, former={n: c for n, c in record.former.items() if n != deployment}),
         [a for a in record.assignments if a.workload.name != deployment],
         [b for b in record.benchmarks if b.deployment != deployment],
     )
+
+
+def content_of(workload: WorkloadDesired) -> Content:
+    """Return what a device fetches from the registry for a workload."""
+    blobs = [workload.blob, *([workload.golden] if workload.golden else [])]
+    digests = {blob.digest for blob in blobs} | {delta.blob.digest for delta in workload.deltas}
+    return Content(repository=workload.repository, digests=sorted(digests))
+
+
+def may_fetch(record: DesiredRecord, repository: str, digest: str) -> bool:
+    """Return whether a blob belongs to what is desired of a device, measured on it, or was desired just before."""
+    workloads = [*(a.workload for a in record.assignments), *(b.workload for b in record.benchmarks)]
+    contents = [*map(content_of, workloads), *record.former.values()]
+    return any(content.repository == repository and digest in content.digests for content in contents)
+
+
+def versions_in(record: DesiredRecord, repository: str) -> list[str]:
+    """Return the names of the ModelVersions that a device has from a repository, in order."""
+    workloads = [*(a.workload for a in record.assignments), *(b.workload for b in record.benchmarks)]
+    return sorted({workload.model_version for workload in workloads if workload.repository == repository})
 
 
 def request_benchmarks(record: DesiredRecord, requests: Sequence[BenchmarkRequest]) -> DesiredRecord:

@@ -147,9 +147,14 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def is_repository(name: str) -> bool:
+    """Return whether this may name a repository."""
+    return len(name) <= MAX_REPOSITORY_LENGTH and _REPOSITORY.fullmatch(name) is not None
+
+
 def check_repository(name: str) -> None:
     """Refuse what is no repository's name. Raises InvalidError."""
-    if len(name) > MAX_REPOSITORY_LENGTH or not _REPOSITORY.fullmatch(name):
+    if not is_repository(name):
         raise InvalidError(
             "is not a repository name",
             element=f"repository {name[:80]!a}",
@@ -254,6 +259,24 @@ def build_delta(variant: Manifest, blob: Blob, *, base: str, target: str, encodi
         DELTA_SIZE_ANNOTATION: str(blob.size),
     }
     return _build_referrer(variant, DELTA_TYPE, blob, "model.delta", annotations)
+
+
+def build_referrers(entries: Sequence[Descriptor]) -> Manifest:
+    """Return the index of what refers to a manifest, for registries that keep none; in the order of digests."""
+    listed = sorted({one.digest: one for one in entries}.values(), key=lambda one: one.digest)
+    return _manifest(ImageIndex(schema_version=2, media_type=INDEX_TYPE, manifests=listed), INDEX_TYPE)
+
+
+def describe(manifest: Manifest) -> Descriptor:
+    """Return the descriptor of a manifest as a list of referrers has it. Raises InvalidError."""
+    document = parse(manifest.raw, manifest.media_type)
+    return Descriptor(
+        media_type=manifest.media_type,
+        digest=manifest.digest,
+        size=len(manifest.raw),
+        artifact_type=document.type,
+        annotations=document.annotations,
+    )
 
 
 def parse(raw: bytes, media_type: str) -> ImageManifest | ImageIndex:

@@ -330,7 +330,7 @@ def test_names_by_kind(info: Any) -> None:
     told = {problem.element for problem in _all(raw)}
     assert ("metadata.name" in told) == (info.kind == "Device")
     nameless = {problem.element for problem in _all({**raw, "metadata": {}})}
-    assert ("metadata.name" in nameless) == (info.kind not in ("Enrollment", "JoinToken"))
+    assert ("metadata.name" in nameless) == (info.kind not in ("Enrollment", "JoinToken", "RegistryToken"))
 
 
 def _all(raw: dict[str, Any]) -> tuple[InvalidError, ...]:

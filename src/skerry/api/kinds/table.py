@@ -10,9 +10,12 @@ from skerry.api.kinds.device_class import DeviceClass
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.kinds.rollout import Rollout
 
-Resource: TypeAlias = Device | DeviceClass | Enrollment | JoinToken | ModelVersion | ModelDeployment | Rollout
+Resource: TypeAlias = (
+    Device | DeviceClass | Enrollment | JoinToken | ModelVersion | ModelDeployment | RegistryToken | Rollout
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,20 @@ KINDS: tuple[KindInfo, ...] = (
         columns=(
             Column(name="USED", path="status.used"),
             Column(name="USES", path="spec.uses"),
+            Column(name="EXPIRES", path="status.expiresAt"),
+            _AGE,
+        ),
+    ),
+    KindInfo(
+        kind="RegistryToken",
+        type=RegistryToken,
+        plural="registrytokens",
+        singular="registrytoken",
+        short_names=("rt",),
+        immutable_spec=True,
+        columns=(
+            Column(name="ACTIONS", path="spec.actions[]"),
+            Column(name="REPOSITORIES", path="spec.repositories[]", wide=True),
             Column(name="EXPIRES", path="status.expiresAt"),
             _AGE,
         ),

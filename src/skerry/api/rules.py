@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from skerry.api import amount, cron, duration, quantity, selector
+from skerry.api import amount, cron, duration, quantity, selector, trust_rules
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import LinkPolicy
 from skerry.api.kinds.enrollment import JoinTokenSpec
@@ -19,6 +19,7 @@ from skerry.api.kinds.model_deployment import PlacementPolicy, Resources, Strate
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.pacing import Disruption, Rate, Window
 from skerry.api.kinds.registry_token import RegistryToken
+from skerry.api.kinds.trust_policy import TrustedIdentity, TrustPolicy, TrustRule
 from skerry.api.meta import LABEL_PATTERN, NAME_PATTERN, LabelSelector, LabelSelectorRequirement, ObjectMeta
 
 MAX_ANNOTATION_BYTES = 256 * 1024
@@ -335,5 +336,8 @@ RULES: Mapping[type, Rule] = {
     JoinTokenSpec: check_join_token,
     RegistryToken: check_registry_token,
     ModelVersion: check_model_version,
+    TrustPolicy: trust_rules.check_policy,
+    TrustRule: trust_rules.check_rule,
+    TrustedIdentity: trust_rules.check_identity,
 }
 """The rule of each struct type that has one."""

@@ -14,7 +14,7 @@ import msgspec
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import LinkPolicy, Refusal, UpdateHold
 from skerry.api.meta import Struct
-from skerry.core.messages import MAX_BENCHMARKS, DesiredState, WorkloadDesired
+from skerry.core.messages import MAX_BENCHMARKS, DesiredState, TrustDesired, WorkloadDesired
 
 MAX_VERSION = 2**53 - 1
 """Of a manifest: what every JSON parser reads exactly."""
@@ -168,6 +168,13 @@ def tell_device(record: DesiredRecord, *, link: LinkPolicy, hold: UpdateHold | N
     return msgspec.structs.replace(record, link=link, hold=hold, manifest_version=record.manifest_version + 1)
 
 
+def tell_trust(record: DesiredRecord, trust: TrustDesired | None) -> DesiredRecord:
+    """Put the namespace's anchor and signed policy into a device's record; the version rises if they are others."""
+    if record.trust == trust:
+        return record
+    return msgspec.structs.replace(record, trust=trust, manifest_version=record.manifest_version + 1)
+
+
 def reissue(record: DesiredRecord, *, above: int) -> DesiredRecord:
     """Give everything that is desired a version that the device has not accepted yet, whatever it accepted before.
 
@@ -191,6 +198,7 @@ def render(record: DesiredRecord, *, issued_at: datetime) -> DesiredState:
         benchmarks=_benchmarks(record.benchmarks),
         link=record.link,
         hold=record.hold,
+        trust=record.trust,
     )
 
 

@@ -17,6 +17,7 @@ import msgspec
 from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
 from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, HoldStatus, LinkPolicy, UpdateHold, WorkloadStatus
 from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.trust_policy import MAX_ENVELOPE_CHARACTERS, MAX_ROOT_CHARACTERS, MAX_ROOTS
 from skerry.api.kinds.variants import Blob, Delta, Requirements
 from skerry.api.meta import NAME_PATTERN, Struct
 
@@ -130,6 +131,17 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     """Tells a deployment from an earlier one of its name, whose rollouts had its names; empty from an older hub."""
 
 
+class TrustDesired(Struct, frozen=True, kw_only=True):
+    """What a hub hands its devices of trust anchor and policy; both prove themselves, see `core.anchor`."""
+
+    roots: Annotated[
+        list[Annotated[str, msgspec.Meta(max_length=MAX_ROOT_CHARACTERS)]], msgspec.Meta(max_length=MAX_ROOTS)
+    ] = []
+    """The anchor's versions, in their order."""
+    policy: Annotated[str, msgspec.Meta(max_length=MAX_ENVELOPE_CHARACTERS)] = ""
+    """The namespace's policy; empty: none that is signed."""
+
+
 class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
     """Everything that is to run on one device; replaces what was desired before."""
 
@@ -146,6 +158,8 @@ class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
     """The Device's `spec.link`."""
     hold: UpdateHold | None = None
     """The Device's `spec.hold`."""
+    trust: TrustDesired | None = None
+    """None: nothing new; a device goes on with what it has."""
 
 
 class Command(Struct, frozen=True, kw_only=True, tag="Command"):

@@ -35,7 +35,7 @@ WaitReason = Literal["", "Hold", "Window", "Link"]
 """What a workload waits for by policy, not by failure: such a wait never counts against a device."""
 
 
-Refusal = Literal["", "Policy", "Thermal", "Memory", "Disk"]
+Refusal = Literal["", "Policy", "Thermal", "Memory", "Disk", "Trust"]
 """Why a device would not take a variant: its owner's policy, its temperature, its memory, its disk."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.trust_policy import TrustVerdict
 from skerry.api.kinds.variants import Delta, Evaluation, Golden, Rejected, Variant
 from skerry.api.meta import API_VERSION, Condition, Digest, Name, ObjectMeta, Struct
 
@@ -37,6 +38,8 @@ class ModelVersionStatus(Struct, frozen=True, kw_only=True):
     variants: list[Variant] = []
     deltas: list[Delta] = []
     """From variants of versions that were deployed when this one was pushed."""
+    trust: TrustVerdict | None = None
+    """What the namespace's trust policy says of it; None where there is none, or it was not asked yet."""
     conditions: list[Condition] = []
 
 

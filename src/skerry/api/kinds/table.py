@@ -12,9 +12,18 @@ from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.kinds.rollout import Rollout
+from skerry.api.kinds.trust_policy import TrustPolicy
 
 Resource: TypeAlias = (
-    Device | DeviceClass | Enrollment | JoinToken | ModelVersion | ModelDeployment | RegistryToken | Rollout
+    Device
+    | DeviceClass
+    | Enrollment
+    | JoinToken
+    | ModelVersion
+    | ModelDeployment
+    | RegistryToken
+    | Rollout
+    | TrustPolicy
 )
 
 
@@ -192,6 +201,23 @@ KINDS: tuple[KindInfo, ...] = (
             Column(name="STATUS", path="status.phase"),
             _AGE,
             Column(name="MESSAGE", path="status.message"),
+        ),
+    ),
+    KindInfo(
+        kind="TrustPolicy",
+        type=TrustPolicy,
+        plural="trustpolicies",
+        singular="trustpolicy",
+        short_names=("tp",),
+        columns=(
+            Column(name="MODE", path="spec.mode"),
+            Column(name="VERSION", path="spec.version"),
+            Column(name="RULES", path="spec.rules[].name"),
+            Column(name="COVERED", path="status.covered"),
+            Column(name="REFUSED", path="status.refused"),
+            Column(name="STATUS", path="status.conditions[type=Accepted].reason"),
+            _AGE,
+            Column(name="EXPIRES", path="spec.expiresAt", wide=True),
         ),
     ),
 )

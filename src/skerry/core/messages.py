@@ -33,6 +33,8 @@ MAX_BENCHMARKS = 32
 """Variants that one device may be asked to measure at a time."""
 MAX_DELTAS = 8
 """Ways to one blob that a device is told of."""
+MAX_SIGNATURES = 8
+"""Of one model version, that a device is told of."""
 BENCHMARK_PREFIX = "benchmark."
 """Begins the names of what is to be measured; they are longer than a deployment's name can be."""
 
@@ -112,6 +114,9 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     golden: Blob | None = None
     deltas: Annotated[list[Delta], msgspec.Meta(max_length=MAX_DELTAS)] = []
     """Shorter ways to `blob`, from blobs that the device may have; any of them may be ignored."""
+    signatures: Annotated[list[Blob], msgspec.Meta(max_length=MAX_SIGNATURES)] = []
+    """Sigstore bundles that sign the model version's files, in the same repository; see docs/signing.md. The hub vouches
+    for none of them."""
     serving: ServingDesired = ServingDesired()
     memory_limit_bytes: int = 0
     """0 means none."""

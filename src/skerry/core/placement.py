@@ -28,7 +28,7 @@ from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.kinds.variants import Variant
 from skerry.core.desired import Assignment, Candidate, DesiredRecord, Refused
-from skerry.core.messages import MAX_DELTAS, MAX_WORKLOADS, ServingDesired, WorkloadDesired
+from skerry.core.messages import MAX_DELTAS, MAX_SIGNATURES, MAX_WORKLOADS, ServingDesired, WorkloadDesired
 
 LATENCY_TOLERANCE = 0.10
 """Latencies up to this share above the fastest count as equally fast."""
@@ -216,6 +216,7 @@ def build_workload(rollout: Rollout, model: ModelVersion, variant: Variant) -> W
         blob=variant.blob,
         golden=model.spec.golden.blob,
         deltas=[one for one in model.status.deltas if one.target == variant.blob.digest][:MAX_DELTAS],
+        signatures=model.status.signatures[:MAX_SIGNATURES],
         serving=ServingDesired(port=template.serving.port, threads=template.serving.threads),
         memory_limit_bytes=quantity.to_bytes(limits.memory) if limits.memory else 0,
         cpu_limit_millis=quantity.to_millis(limits.cpu) if limits.cpu else 0,

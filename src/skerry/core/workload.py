@@ -184,6 +184,7 @@ def same_content(one: WorkloadDesired, other: WorkloadDesired) -> bool:
         "require_unmetered": False,
         "windows": None,
         "deltas": [],
+        "signatures": [],
     }
     return bool(slots.replace(trial.plain(one), **how) == slots.replace(trial.plain(other), **how))
 

@@ -37,6 +37,8 @@ MODEL_WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 GOLDEN_TYPE = "application/vnd.skerry.golden.v1+npz"
 CARD_TYPE = "application/vnd.skerry.card.v1+json"
 DELTA_TYPE = "application/vnd.skerry.delta.v1"
+SIGNATURE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+MAX_SIGNATURE_BYTES = 1024 * 1024
 DELTA_BASE_ANNOTATION = "dev.skerry.delta.from"
 DELTA_TARGET_ANNOTATION = "dev.skerry.delta.to"
 DELTA_ENCODING_ANNOTATION = "dev.skerry.delta.encoding"
@@ -46,6 +48,10 @@ MODEL_ANNOTATION = "dev.skerry.model"
 VERSION_ANNOTATION = "dev.skerry.model.version"
 VARIANT_NAME_ANNOTATION = "dev.skerry.variant"
 VARIANT_ANNOTATION = "dev.skerry.variant+json"
+_BUNDLE_ANNOTATIONS = {
+    "dev.sigstore.bundle.content": "dsse-envelope",
+    "dev.sigstore.bundle.predicateType": "https://model_signing/signature/v1.0",
+}
 _FILE_ANNOTATION = "org.cncf.model.filepath"
 _TITLE_ANNOTATION = "org.opencontainers.image.title"
 
@@ -277,6 +283,30 @@ def describe(manifest: Manifest) -> Descriptor:
         artifact_type=document.type,
         annotations=document.annotations,
     )
+
+
+def build_signature(index: Manifest, blob: Blob) -> Manifest:
+    """Return the manifest that attaches a signature (a Sigstore bundle) to a model version, as cosign attaches them.
+
+    Without the time at which it was made, so that the same signature attached again is the same manifest. Source:
+    Cosign Bundle Specification.
+    """
+    title = f"{blob.digest.replace(':', '-')}.sigstore.json"
+    return _build_referrer(index, SIGNATURE_TYPE, blob, title, dict(_BUNDLE_ANNOTATIONS))
+
+
+def read_signature(referrer: Manifest) -> Blob | None:
+    """Return the bundle that a referrer attaches; None where it attaches something else, or one that is too large."""
+    try:
+        document = parse(referrer.raw, referrer.media_type)
+    except InvalidError:
+        return None
+    if not isinstance(document, ImageManifest) or document.type != SIGNATURE_TYPE or len(document.layers) != 1:
+        return None
+    layer = document.layers[0]
+    if layer.media_type != SIGNATURE_TYPE or not 0 < layer.size <= MAX_SIGNATURE_BYTES:
+        return None
+    return Blob(digest=layer.digest, size=layer.size, media_type=SIGNATURE_TYPE)
 
 
 def parse(raw: bytes, media_type: str) -> ImageManifest | ImageIndex:

@@ -115,8 +115,8 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     deltas: Annotated[list[Delta], msgspec.Meta(max_length=MAX_DELTAS)] = []
     """Shorter ways to `blob`, from blobs that the device may have; any of them may be ignored."""
     signatures: Annotated[list[Blob], msgspec.Meta(max_length=MAX_SIGNATURES)] = []
-    """Sigstore bundles that sign the model version's files, in the same repository; see docs/signing.md. The hub vouches
-    for none of them."""
+    """Sigstore bundles that sign the model version's files, in the same repository; see docs/signing.md. The hub does
+    not vouch for them."""
     serving: ServingDesired = ServingDesired()
     memory_limit_bytes: int = 0
     """0 means none."""

@@ -1,7 +1,7 @@
 """A signature's bytes, read: strict, bounded, and nothing believed before the signature holds. No I/O.
 
-A signature is a Sigstore bundle (JSON) that holds a DSSE envelope that holds an in-toto statement, which lists the files
-of a model with their SHA-256 digests. `read_bundle` reads the outside, `read_statement` the signed inside. Refused:
+A signature is a Sigstore bundle (JSON) that holds a DSSE envelope that holds an in-toto statement, which lists files of
+a model with their SHA-256 digests. `read_bundle` reads the outside, `read_statement` the signed inside. Refused:
 duplicate keys, base64 that is cut off or has a second spelling, several signatures, other media, payload and predicate
 types, digests of anything but whole files, paths that could mean another file. Must not live here: keys, trust.
 
@@ -22,18 +22,19 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 
 from skerry.api.errors import IntegrityError, InvalidError, TooLargeError, UnsupportedError
+from skerry.core.manifest import MAX_SIGNATURE_BYTES, SIGNATURE_TYPE
 
-BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+BUNDLE_TYPE = SIGNATURE_TYPE
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 
-MAX_BUNDLE_BYTES = 1024 * 1024
+MAX_BUNDLE_BYTES = MAX_SIGNATURE_BYTES
 MAX_FILES = 4096
 """Listed in one statement."""
 MAX_CERTIFICATES = 8
 MAX_CERTIFICATE_BYTES = 16 * 1024
-MAX_SIGNATURE_BYTES = 512
+_MAX_ECDSA_BYTES = 512
 MAX_PATH_LENGTH = 1024
 _ELEMENT = "signature"
 
@@ -162,7 +163,7 @@ def read_bundle(raw: bytes) -> Bundle:
     chain = [material.certificate] if material.certificate else chain
     return Bundle(
         payload=_decode(envelope.payload, "payload", MAX_BUNDLE_BYTES),
-        signature=_decode(envelope.signatures[0].sig, "sig", MAX_SIGNATURE_BYTES),
+        signature=_decode(envelope.signatures[0].sig, "sig", _MAX_ECDSA_BYTES),
         certificates=tuple(_decode(one.raw_bytes, "rawBytes", MAX_CERTIFICATE_BYTES) for one in chain),
         hint=(material.public_key.hint or "") if material.public_key else "",
     )

@@ -2,6 +2,7 @@
 
     lock                                  held by the one agent that runs here
     identity.json, device.pem             who this device is; 0600
+    trust.json                            its trust anchor and signed policy; see `trust`
     desired.json                          the accepted desired state, as it was signed
     commands.json                         ids of commands that were taken and could come again
     blobs/sha256/<hex>                    cache of verified artifacts
@@ -325,6 +326,20 @@ class Disk:
             self.blob(blob).unlink(missing_ok=True)
             return False
         return True
+
+    def read_blob(self, blob: Blob, *, most: int) -> bytes:
+        """Return a small cached blob, verified. Raises NotFoundError, IntegrityError (damaged, or larger than `most`)."""
+        path = self.blob(blob)
+        try:
+            with path.open("rb") as file:
+                raw = file.read(min(blob.size, most) + 1)
+        except FileNotFoundError:
+            raise NotFoundError(element=str(path)) from None
+        except OSError as error:  # a dying SD card
+            raise IntegrityError(f"cannot be read: {error.strerror}", element=str(path)) from None
+        if len(raw) != blob.size or f"sha256:{hashlib.sha256(raw).hexdigest()}" != blob.digest:
+            raise IntegrityError(f"is not {blob.digest} of {blob.size} bytes any more", element=str(path))
+        return raw
 
     def prune_blobs(self, *, keep: Iterable[str]) -> int:
         """Remove every blob, whole or partial, whose digest is not named; return how many."""

@@ -45,9 +45,10 @@ class Room:
 
     def needed(self, desired: WorkloadDesired) -> int:
         """Return the bytes that installing it would take now; 0 when everything is there."""
+        signatures = self._disk.missing_bytes(desired.signatures)
         blobs = [blob for blob in (desired.blob, desired.golden) if blob is not None]
         copies = 0 if self._disk.links() else sum(blob.size for blob in blobs)
-        return self._disk.missing_bytes(blobs) + copies
+        return self._disk.missing_bytes(blobs) + copies + signatures
 
     @contextlib.contextmanager
     def kept(self, size: int, element: str, *, freed: Freed | None = None) -> Iterator[Promise]:
@@ -88,7 +89,8 @@ def prune(disk: Disk, slots: Mapping[str, Sequence[Slot]], *, others: Iterable[s
     named = [slot for listed in slots.values() for slot in listed]
     blobs = [blob for slot in named for blob in (slot.desired.blob, slot.desired.golden) if blob is not None]
     deltas = [one.blob for slot in named for one in slot.desired.deltas]  # also when they have only begun to come
-    keep = {*others, *(blob.digest for blob in [*blobs, *deltas])}
+    signatures = [one for slot in named for one in slot.desired.signatures]
+    keep = {*others, *(blob.digest for blob in [*blobs, *deltas, *signatures])}
     return disk.free_slots(
         {name: [slot.serial for slot in listed] for name, listed in slots.items()}
     ) + disk.free_blobs(keep=keep)

@@ -41,7 +41,12 @@ class Signer(Protocol):
 
     @property
     def issuer(self) -> str | None:
-        """Who vouches for it."""
+        """The subject of the CA that issued it."""
+        ...
+
+    @property
+    def oidc_issuer(self) -> str | None:
+        """Who vouched for a keyless signer."""
         ...
 
     @property
@@ -136,6 +141,7 @@ def meets(wanted: TrustedIdentity, signer: Signer) -> bool:
         (wanted.subject, signer.subject),
         (wanted.identity, signer.identity),
         (wanted.issuer, signer.issuer),
+        (wanted.oidc_issuer, signer.oidc_issuer),
     )
     named = bool(wanted.subject or wanted.identity)
     return named and all(text == found for text, found in pairs if text)
@@ -160,18 +166,13 @@ def der_of(pem: str) -> bytes:
         raise InvalidError("is no public key in PEM: its base64 is damaged") from None
 
 
-def public_keys(terms: TrustTerms) -> list[bytes]:
-    """Return all keys that a policy names in full, as DER, each once: what bare signatures are verified with."""
-    texts = [text for rule in terms.rules for text in rule.keys if not text.strip().startswith("sha256:")]
-    return list(dict.fromkeys(der_of(text) for text in texts))
-
-
 def describe(signer: Signer) -> str:
     """Return a signer as people read it."""
     name = signer.identity or signer.subject
     if not name:
         return f"key {_short(signer.key)}"
-    return f"{name[:100]} (by {signer.issuer[:100]})" if signer.issuer else name[:100]
+    voucher = signer.oidc_issuer or signer.issuer
+    return f"{name[:100]} (by {voucher[:100]})" if voucher else name[:100]
 
 
 def _wanted(rule: TrustRule) -> str:

@@ -101,6 +101,7 @@ def _facts(facts: DeviceFacts, boot_id: str) -> dict[str, Any]:
         "runtimes": facts.runtimes,
         "network": facts.network,
         "limits": facts.limits,
+        "trust": facts.trust,
         "agent_version": facts.agent_version,
         "boot_id": facts.boot_id or boot_id,
     }

@@ -135,6 +135,19 @@ class HoldStatus(Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class TrustFacts(Struct, frozen=True, kw_only=True):
+    """The trust anchor and policy that a device obeys."""
+
+    anchor: int = 0
+    """Version of the trust anchor; 0: it waits for its first."""
+    policy: int = 0
+    """Version of the signed policy; 0: none that counts, and nothing is taken."""
+    anchor_expires_at: datetime | None = None
+    policy_expires_at: datetime | None = None
+    message: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+    """What is wrong with what the hub offers, or with what the device has; empty when all is well."""
+
+
 class DeviceFacts(Struct, frozen=True, kw_only=True):
     """Everything a device says about itself; sent when it changes."""
 
@@ -147,6 +160,8 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     runtimes: Annotated[list[Word], msgspec.Meta(max_length=32)] = []
     network: Network = Network()
     limits: LimitFacts = LimitFacts()
+    trust: TrustFacts | None = None
+    """None: the device has no trust anchor, and asks for no signatures."""
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
@@ -301,6 +316,8 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
     runtimes: list[str] = []
     network: Network = Network()
     limits: LimitFacts = LimitFacts()
+    trust: TrustFacts | None = None
+    """The trust anchor and policy that it obeys; None: it has no anchor, and asks for no signatures."""
     holds: list[HoldStatus] = []
     """Update holds in force on the device."""
     agent_version: str = ""

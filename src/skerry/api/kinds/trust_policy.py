@@ -35,7 +35,9 @@ class TrustedIdentity(Struct, frozen=True, kw_only=True):
     identity: _Text = ""
     """Its subject alternative name, as a keyless signer's e-mail address or workflow."""
     issuer: _Text = ""
-    """Who vouches: the keyless identity's issuer, or the subject of the CA that issued the certificate."""
+    """The subject of the CA that issued the certificate."""
+    oidc_issuer: _Text = ""
+    """Who vouched for a keyless signer, as `https://accounts.example.com`."""
 
 
 class TrustRule(Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from skerry.agent.engine import Engine, Parts
 from skerry.agent.identity import Identity
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
+from skerry.agent.trust import Trust
 from skerry.api import duration, quantity
 from skerry.api.errors import SkerryError
 from skerry.core import messages, trust
@@ -177,15 +178,19 @@ def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLCon
         accepted=accepted,
         commands=disk.read_commands(),
     )
-    bandwidth = Bandwidth()
+    bandwidth, clock = Bandwidth(), SystemClock()
+    trust = Trust(disk, clock)
     parts = Parts(
         disk=disk,
         link=MqttDeviceLink(known.uid, MqttSettings(host=where.mqtt_host, port=where.mqtt_port, tls=tls)),
         source=OciArtifactSource(where.hub_url, tls, OciSettings(reserve_bytes=reserve), bandwidth),
         limit_bandwidth=bandwidth.limit,
-        servers=Servers(ProcessRuntime(disk.root / "runtime"), disk, settings.servers),
+        servers=Servers(
+            ProcessRuntime(disk.root / "runtime"), disk, settings.servers, check_trust=trust.check_slot
+        ),
+        trust=trust,
         session=session,
-        clock=SystemClock(),
+        clock=clock,
         settings=settings,
         facts=functools.partial(facts.collect, settings, disk.root),
     )

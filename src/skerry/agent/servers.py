@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -55,9 +55,18 @@ class Server:
 class Servers:
     """All inference servers of this agent."""
 
-    def __init__(self, runtime: Runtime, disk: Disk, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        disk: Disk,
+        settings: ServerSettings,
+        *,
+        check_trust: Callable[[Slot], None] = lambda _: None,
+    ) -> None:
+        """`check_trust` raises RefusedError for a slot that this device does not start; it blocks."""
         self._runtime = runtime
         self._disk = disk
+        self._check_trust = check_trust
         self._listeners = Listeners()
         self._python = settings.python or sys.executable
         self._start_seconds = duration.to_seconds(settings.start_timeout)
@@ -80,6 +89,7 @@ class Servers:
             return
         for stale in same:
             await self._runtime.stop(stale, grace_seconds=self._grace_seconds)
+        await asyncio.to_thread(self._check_trust, slot)  # before anything opens the files
         await asyncio.to_thread(self._disk.check_slot, slot)
         with reserve([slot.port] if slot.port else [], avoid=slot.desired.serving.port) as reserved:
             port = reserved.getsockname()[1]

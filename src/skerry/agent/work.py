@@ -26,6 +26,7 @@ from skerry.agent.fetch import Ways
 from skerry.agent.policy import POLL_SECONDS, Policy, Wait
 from skerry.agent.room import Promise, Room
 from skerry.agent.servers import Server, Servers
+from skerry.agent.trust import Trust
 from skerry.api.errors import InvalidError, SkerryError, TimedOutError, UnavailableError, UnsupportedError
 from skerry.api.kinds.device import Comparison
 from skerry.api.kinds.variants import Blob
@@ -93,6 +94,8 @@ class Tools:
     """What has to wait for now."""
     admit: Callable[[WorkloadDesired], None] = lambda _: None
     """Raises RefusedError for what this device does not take."""
+    trust: Trust | None = None
+    """None: this device asks for no signatures."""
 
 
 class Work:
@@ -155,7 +158,9 @@ class Work:
             if not tools.room.fits(needed):
                 freed = await tools.free()
             with tools.room.kept(needed, element_of(slot), freed=freed) as promise:
-                for blob in (desired.blob, desired.golden):
+                for blob in (*self._signatures(desired), desired.blob, desired.golden):
+                    if blob is desired.blob:
+                        await self._check_trust(desired)
                     if blob is not None:
                         await self._fetch_blob(slot, say, blob, progress)
         except SkerryError as error:
@@ -199,6 +204,15 @@ class Work:
             if self._may_fetch(slot) is not None:
                 log.info("workload.fetch_broken_off workload=%s", slot.desired.name)
                 return False
+
+    def _signatures(self, desired: WorkloadDesired) -> list[Blob]:
+        """What is fetched before all else, on a device that asks for it."""
+        trust = self._tools.trust
+        return desired.signatures if trust is not None and trust.asks else []
+
+    async def _check_trust(self, desired: WorkloadDesired) -> None:
+        if self._tools.trust is not None:
+            await asyncio.to_thread(self._tools.trust.check, desired)
 
     async def install(self, slot: Slot, say: Say) -> None:
         """Lay the files: `Laid`."""

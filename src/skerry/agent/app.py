@@ -21,13 +21,13 @@ from typing import Any
 
 from skerry.agent import facts, identity, local, renewal
 from skerry.agent import settings as configured
+from skerry.agent import trust as trusted
 from skerry.agent.disk import Disk
 from skerry.agent.ending import Ending
 from skerry.agent.engine import Engine, Parts
 from skerry.agent.identity import Identity
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
-from skerry.agent.trust import Trust
 from skerry.api import duration, quantity
 from skerry.api.errors import SkerryError
 from skerry.core import messages, trust
@@ -45,6 +45,10 @@ STATE_VARIABLE = "SKERRY_AGENT_STATE_DIR"
 TOKEN_VARIABLE = "SKERRY_JOIN_TOKEN"  # noqa: S105 - its name, not its value
 """Other users of the machine can read a command line, but not this."""
 STOP_SECONDS = 30.0
+_ANCHOR_HELP = (
+    "a file made by `skerry trust init`, the sha256:... that `skerry trust show` prints of it, or first-use: "
+    "whatever the hub offers first"
+)
 
 
 def main(argv: Sequence[str], ending: Ending | None = None) -> int:
@@ -74,6 +78,8 @@ def _enroll(disk: Disk, settings: AgentSettings, options: argparse.Namespace) ->
     from skerry.agent import enroll  # noqa: PLC0415 - X.509 is for this moment only; the agent stays small
 
     with disk.lock():
+        if options.trust:  # first: a device that is cut off here must not come up without it
+            trusted.begin(disk, options.trust)
         found = enroll.enroll(
             disk, settings, hub_url=options.hub, token=options.token, name=options.name, again=options.again
         )
@@ -87,6 +93,13 @@ def _renew(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> 
 
     found = enroll.renew(disk, settings)
     print(f"certificate renewed until {found.not_after.isoformat()}")
+    return 0
+
+
+def _trust(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> int:  # noqa: ARG001 - a verb's shape
+    with disk.lock():
+        trusted.begin(disk, options.anchor)
+    print("the trust anchor is set; the agent obeys it from its next start on")
     return 0
 
 
@@ -179,7 +192,7 @@ def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLCon
         commands=disk.read_commands(),
     )
     bandwidth, clock = Bandwidth(), SystemClock()
-    trust = Trust(disk, clock)
+    trust = trusted.Trust(disk, clock)
     parts = Parts(
         disk=disk,
         link=MqttDeviceLink(known.uid, MqttSettings(host=where.mqtt_host, port=where.mqtt_port, tls=tls)),
@@ -251,6 +264,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     enroll.add_argument("--name", default="", help="name asked for (default: its present one, else the host's)")
     enroll.add_argument("--again", action="store_true", help="also where this device is enrolled already")
+    enroll.add_argument("--trust", default="", metavar="ANCHOR", help=_ANCHOR_HELP)
+    trust = add("trust", _trust, "Set this device's trust anchor, in place of the one it has.")
+    trust.add_argument("anchor", metavar="ANCHOR", help=_ANCHOR_HELP)
     add("run", _run, "Run the agent in the foreground.")
     add("stop", _stop, "Stop the inference servers that an agent left running.")
     add("renew", _renew, "Renew this device's certificate now.")

@@ -14,9 +14,10 @@ Lives here: that file, and the verdict over one workload with the bundles in the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import msgspec
 
@@ -25,6 +26,7 @@ from skerry.agent.disk import Disk
 from skerry.agent.identity import PEM_FILE
 from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, SkerryError
 from skerry.api.kinds.device import TrustFacts
+from skerry.api.kinds.trust_policy import MAX_ROOT_CHARACTERS
 from skerry.core import anchor, trust_policy
 from skerry.core.anchor import Anchored, Root, SignedPolicy
 from skerry.core.journal import Slot
@@ -117,7 +119,7 @@ class Trust:
     def check(self, desired: WorkloadDesired) -> None:
         """Refuse to take something new that the policy does not cover, or that it covered until it expired.
 
-        Its bundles must be in the cache; blocks. Raises RefusedError("Trust"), IntegrityError for a bundle that is lost.
+        Its bundles must be in the cache; blocks. Raises RefusedError("Trust"), IntegrityError for one that is lost.
         """
         standing = self._new(desired)
         if standing is not None:
@@ -225,7 +227,7 @@ def write(disk: Disk, state: Anchored) -> None:
     disk.write(FILE, msgspec.json.encode(state))
 
 
-def begin(disk: Disk, word: str, read_file: Callable[[str], str]) -> Anchored:
+def begin(disk: Disk, word: str) -> None:
     """Set a device's anchor as a person on the device wants it, in place of an earlier one.
 
     `word` is a file with a root, `sha256:<hex>` of what is signed of one, or `first-use` for the first that the hub
@@ -240,11 +242,18 @@ def begin(disk: Disk, word: str, read_file: Callable[[str], str]) -> Anchored:
     else:
         from skerry.drivers import owner_keys  # noqa: PLC0415 - as in `accept`
 
-        sealed = anchor.read(read_file(word), word)
+        sealed = anchor.read(_read_file(word), word)
         anchor.check_first(sealed, owner_keys.verify)
         state = Anchored(namespace="", root=anchor.write(sealed))
     write(disk, state)
-    return state
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return file.read(MAX_ROOT_CHARACTERS + 1)
+    except OSError as error:
+        raise NotFoundError(f"cannot be read: {error.strerror}", element=path) from None
 
 
 def _namespace(disk: Disk) -> str:

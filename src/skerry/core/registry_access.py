@@ -87,7 +87,7 @@ def seal(claims: Claims, key: bytes) -> str:
 
 
 def open_bearer(token: str, key: bytes, *, now: float) -> Claims:
-    """Return what a Bearer token says, its MAC compared in constant time. Raises UnauthorizedError, whatever the text."""
+    """Return what a Bearer token says; its MAC is compared in constant time. Raises UnauthorizedError."""
     parts = token.split(".") if len(token) <= MAX_BEARER_LENGTH else []
     wrong = UnauthorizedError("is not a token of this hub", element="Bearer token", hint="log in again")
     if len(parts) != 3 or parts[0] != _VERSION or not all(_BASE64.fullmatch(part) for part in parts[1:]):

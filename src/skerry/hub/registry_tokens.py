@@ -1,7 +1,7 @@
 """Registry tokens: making them, and telling real ones from others.
 
-Lives here: the token's text (`skr1.<namespace>/<name>.<secret>`), its hash and expiry. Must not live here: what a client
-gets for one (`hub.server.registry.tokens`), scopes (`core.registry_access`).
+Lives here: the token's text (`skr1.<namespace>/<name>.<secret>`), its hash and expiry. Must not live here: what a
+client gets for one (`hub.server.registry.tokens`), scopes (`core.registry_access`).
 """
 
 from __future__ import annotations

@@ -328,6 +328,7 @@ def test_a_device_fetches_what_was_pushed(
     with serving_hub(tmp_path / "artifacts", role="device", ssl_certfile=certificate, ssl_keyfile=key) as hub:
         with httpx.Client(base_url=hub.url, headers={"x-role": "admin"}, verify=trusting) as client:
             push(client, package, card)
+        hub.deploy(blob)  # type: ignore[attr-defined]
         source = OciArtifactSource(hub.url, trusting)
         # As a cut connection leaves it: the source asks our registry for the rest.
         target.with_name("model.onnx.partial").write_bytes(FILES["onnx-fp32"][:6_000_000])

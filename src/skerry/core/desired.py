@@ -128,16 +128,20 @@ def withdraw(record: DesiredRecord, deployment: str) -> DesiredRecord:
 
 def content_of(workload: WorkloadDesired) -> Content:
     """Return what a device fetches from the registry for a workload."""
-    blobs = [workload.blob, *([workload.golden] if workload.golden else [])]
+    blobs = [workload.blob, *([workload.golden] if workload.golden else []), *workload.signatures]
     digests = {blob.digest for blob in blobs} | {delta.blob.digest for delta in workload.deltas}
     return Content(repository=workload.repository, digests=sorted(digests))
 
 
+def contents_of(record: DesiredRecord) -> list[Content]:
+    """Return all that is desired of a device, measured on it, or was desired just before."""
+    workloads = [*(a.workload for a in record.assignments), *(b.workload for b in record.benchmarks)]
+    return [*map(content_of, workloads), *record.former.values()]
+
+
 def may_fetch(record: DesiredRecord, repository: str, digest: str) -> bool:
     """Return whether a blob belongs to what is desired of a device, measured on it, or was desired just before."""
-    workloads = [*(a.workload for a in record.assignments), *(b.workload for b in record.benchmarks)]
-    contents = [*map(content_of, workloads), *record.former.values()]
-    return any(content.repository == repository and digest in content.digests for content in contents)
+    return any(one.repository == repository and digest in one.digests for one in contents_of(record))
 
 
 def versions_in(record: DesiredRecord, repository: str) -> list[str]:

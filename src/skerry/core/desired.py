@@ -95,6 +95,7 @@ class DesiredRecord(Struct, frozen=True, kw_only=True):
     benchmarks: list[BenchmarkRequest] = []
     link: LinkPolicy = LinkPolicy()
     hold: UpdateHold | None = None
+    trust: TrustDesired | None = None
     former: dict[str, Content] = {}
     """By deployment, what its workload needed before it became what it is: the device may be on its way there still, or
     be sent back."""

@@ -19,13 +19,14 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skerry.agent import facts, identity, local, renewal
+from skerry.agent import facts, identity, local, neighbourhood, renewal
 from skerry.agent import settings as configured
 from skerry.agent import trust as trusted
 from skerry.agent.disk import Disk
 from skerry.agent.ending import Ending
 from skerry.agent.engine import Engine, Parts
 from skerry.agent.identity import Identity
+from skerry.agent.peers import Neighbourhood
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
 from skerry.api import duration, quantity
@@ -135,11 +136,14 @@ def _ask(state_dir: Path, options: argparse.Namespace) -> int:
 async def run(disk: Disk, settings: AgentSettings, known: Identity, ending: Ending) -> None:
     """Run the agent until SIGTERM (servers go on, unless the settings say otherwise) or SIGINT (servers end too)."""
     tls = identity.client_context(disk, known)
-    engine = _build(disk, settings, known, tls)
+    hood = neighbourhood.open_neighbourhood(disk, settings, known)
+    engine = _build(disk, settings, known, tls, hood)
     clock = SystemClock()
 
     def renewed(found: Identity) -> None:
         identity.load_certificate(disk, tls)
+        if hood is not None:
+            neighbourhood.renewed(disk, hood)
         engine.replace_keys(identity.verifying_keys(found))
 
     log.info("agent.started uid=%s name=%s state_dir=%s", known.uid, known.name, disk.root)
@@ -176,7 +180,9 @@ async def _until_told(ending: Ending, *work: Coroutine[Any, Any, None]) -> None:
         task.uncancel()
 
 
-def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLContext) -> Engine:
+def _build(
+    disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLContext, hood: Neighbourhood | None
+) -> Engine:
     """Choose the drivers."""
     where = identity.endpoints(known, settings.hub)
     keys = identity.verifying_keys(known)
@@ -206,6 +212,7 @@ def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLCon
         clock=clock,
         settings=settings,
         facts=functools.partial(facts.collect, settings, disk.root),
+        neighbourhood=hood,
     )
     return Engine(parts)
 

@@ -25,6 +25,7 @@ from skerry.agent.disk import AcceptedDesired, Disk, Freed
 from skerry.agent.hold import Holds
 from skerry.agent.installer import JOURNAL_RETRY_SECONDS, Installer
 from skerry.agent.local import LocalSocket
+from skerry.agent.peers import Neighbourhood, Peers
 from skerry.agent.policy import Policy
 from skerry.agent.room import Room
 from skerry.agent.servers import Servers
@@ -73,6 +74,8 @@ class Parts:
     """Takes the bound of all downloads together, in bytes per second."""
     trust: Trust | None = None
     """None: this device asks for no signatures."""
+    neighbourhood: Neighbourhood | None = None
+    """None: this device has no neighbours."""
 
 
 class Engine:
@@ -110,9 +113,11 @@ class Engine:
             limit_bandwidth=parts.limit_bandwidth,
         )
         self._local = LocalSocket(self._holds, parts.settings.hold, parts.disk.root)
+        self._peers = Peers(parts.disk, parts.clock, parts.settings.peers, parts.neighbourhood, named=self._named)
         self._admission = Admission(parts.settings.policy, self._memory_bytes, self._taken_bytes)
         self._tools = Tools(
             policy=self._policy,
+            peers=self._peers,
             room=Room(parts.disk),
             disk=parts.disk,
             source=parts.source,
@@ -147,6 +152,7 @@ class Engine:
                 self._holds.load()
                 self._tasks.create_task(self._holds.run(), name="holds")
                 self._tasks.create_task(self._local.run(), name="local socket")
+                self._tasks.create_task(self._peers.run(), name="peers")
                 await self._bring_back()
                 self._tasks.create_task(self._telemetry.run(), name="telemetry")
                 self._tasks.create_task(self._benchmarks.run(), name="benchmarks")

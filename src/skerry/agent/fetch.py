@@ -17,7 +17,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from skerry.agent.disk import Disk
@@ -49,11 +49,12 @@ class Ways:
         self._rests_until: dict[str, float] = {}
         self._saved: dict[str, int] = {}
 
-    def missing(self, desired: WorkloadDesired) -> int:
-        """Return the bytes that have still to come over the network."""
+    def missing(self, desired: WorkloadDesired, *, elsewhere: Collection[str] = ()) -> int:
+        """Return the bytes that have still to come over the network, without blobs that are to be had elsewhere."""
         way = self._best(desired)
-        model = desired.blob if way is None else way.blob
-        return self._disk.missing_bytes(blob for blob in (model, desired.golden) if blob is not None)
+        model = desired.blob if way is None or desired.blob.digest in elsewhere else way.blob
+        wanted = [blob for blob in (model, desired.golden) if blob is not None and blob.digest not in elsewhere]
+        return self._disk.missing_bytes(wanted)
 
     def take_saved(self, blob: Blob) -> int:
         """Return how much less than the whole came for a blob, once."""

@@ -43,6 +43,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     not_before: datetime
     not_after: datetime
     """Of the certificate."""
+    namespace: str = ""
+    """Of this device; empty where it was enrolled by an agent that did not keep it, until the next renewal."""
 
 
 def load(disk: Disk) -> Identity:

@@ -160,6 +160,25 @@ class LinkSettings(Section, frozen=True, kw_only=True):
     """Longest pause between two attempts to connect (full jitter below it)."""
 
 
+class PeerSettings(Section, frozen=True, kw_only=True):
+    """Neighbours of the same site, from which models come without using the line to the hub; none by default."""
+
+    listen: Word = ""
+    """`<address>:<port>` where neighbours may fetch what this device has; empty: it serves nobody."""
+    neighbours: Annotated[list[Word], msgspec.Meta(max_length=64)] = []
+    """`<address>:<port>` of those that are asked before the hub is; this device's own may be among them."""
+    discover: bool = False
+    """Find neighbours, and be found, by multicast DNS; needs `skerry[peers]`."""
+    site: Word = ""
+    """Only devices of the same word find each other so, where one network has several thin lines."""
+    max_transfers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    """To neighbours at a time; the others wait."""
+    max_bandwidth: Quantity = "8Mi"
+    """Most bytes per second to all neighbours together: what a small device can spare beside its own serving."""
+    patience: Duration = "2m"
+    """How long a neighbour that brings a blob for all may make no progress before this device fetches it itself."""
+
+
 class TelemetrySettings(Section, frozen=True, kw_only=True):
     """What the device uses, told the hub now and then."""
 
@@ -187,6 +206,7 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     hub: HubSettings = HubSettings()
     link: LinkSettings = LinkSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    peers: PeerSettings = PeerSettings()
 
 
 def load(path: Path) -> AgentSettings:
@@ -249,6 +269,19 @@ def _hold_max(settings: HoldSettings) -> None:
         raise InvalidError(f"{settings.max} is not between 0s and 720h", hint="an application may renew its hold")
 
 
+def address(text: str) -> tuple[str, int]:
+    """Return the parts of `<address>:<port>`. Raises InvalidError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidError(f'"{text[:100]}" is not <address>:<port>', hint="as in 192.168.1.7:7445, or [fe80::1]:7445")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _peer_bandwidth(settings: PeerSettings) -> None:
+    if quantity.to_bytes(settings.max_bandwidth) < 1:
+        raise InvalidError("must be at least 1 byte per second", hint="leave `listen` empty to serve nobody")
+
+
 _CHECKS: dict[str, Any] = {
     "hardware.memory": lambda s: s.hardware.memory and quantity.to_bytes(s.hardware.memory),
     "hardware.storage": lambda s: s.hardware.storage and quantity.to_bytes(s.hardware.storage),
@@ -267,6 +300,10 @@ _CHECKS: dict[str, Any] = {
         s.network.allow_metered_downloads and quantity.to_bytes(s.network.allow_metered_downloads)
     ),
     "hold.max": lambda s: _hold_max(s.hold),
+    "peers.listen": lambda s: s.peers.listen and address(s.peers.listen),
+    "peers.neighbours": lambda s: [address(one) for one in s.peers.neighbours],
+    "peers.max_bandwidth": lambda s: _peer_bandwidth(s.peers),
+    "peers.patience": lambda s: duration.to_seconds(s.peers.patience),
 }
 
 

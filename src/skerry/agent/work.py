@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from skerry.agent import compare, inference, observe, probes
 from skerry.agent.disk import GOLDEN_FILE, Disk, Freed
 from skerry.agent.faults import element_of, fault_of
 from skerry.agent.fetch import Ways
+from skerry.agent.peers import Peers
 from skerry.agent.policy import POLL_SECONDS, Policy, Wait
 from skerry.agent.room import Promise, Room
 from skerry.agent.servers import Server, Servers
@@ -92,6 +93,8 @@ class Tools:
     """Something that is reported has changed."""
     policy: Policy
     """What has to wait for now."""
+    peers: Peers
+    """Neighbours, who are asked first."""
     admit: Callable[[WorkloadDesired], None] = lambda _: None
     """Raises RefusedError for what this device does not take."""
     trust: Trust | None = None
@@ -108,9 +111,16 @@ class Work:
         self.servers: dict[int, Server] = {}
         """The servers that were launched or adopted, by their slot's serial."""
 
-    async def _cleared(self, slot: Slot, say: Say, verdict: Callable[[], Wait | None]) -> None:
-        """Wait until a policy lets the slot's work go on, and say so as long as it does not."""
-        while (wait := verdict()) is not None:
+    async def _cleared(
+        self,
+        slot: Slot,
+        say: Say,
+        verdict: Callable[[], Wait | None],
+        *,
+        unless: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """Wait until a policy lets the slot's work go on, or it need not; say so as long as it does not."""
+        while (wait := verdict()) is not None and not (unless is not None and await unless()):
             known = self._state()
             if (known.waiting_for, known.message) != (wait.reason, wait.message):
                 say(Waits(serial=slot.serial, waiting_for=wait.reason, message=wait.message))
@@ -145,15 +155,20 @@ class Work:
                 hint="install it, or deploy a variant for another engine",
             )
         await self._cleared(slot, say, lambda: tools.policy.may_begin_to_fetch(self._newest(slot)))
-        came, promise = 0, Promise(0)
+        came, from_peers, promise = 0, 0, Promise(0)
 
         def progress(count: int) -> None:
             nonlocal came
             came += count
             promise.came(count)
 
+        def near(count: int) -> None:
+            nonlocal from_peers
+            from_peers += count
+            promise.came(count)
+
         try:
-            await self._cleared(slot, say, lambda: self._may_fetch(slot))
+            await self._link_cleared(slot, say)
             needed, freed = await asyncio.to_thread(tools.room.needed, desired), None
             if not tools.room.fits(needed):
                 freed = await tools.free()
@@ -162,24 +177,50 @@ class Work:
                     if blob is desired.blob:
                         await self._check_trust(desired)
                     if blob is not None:
-                        await self._fetch_blob(slot, say, blob, progress)
+                        await self._fetch_blob(slot, say, blob, progress, near)
         except SkerryError as error:
-            say(replace(fault_of(slot, "the registry", error), network_bytes=came))
+            say(replace(fault_of(slot, "the registry", error), network_bytes=came, peer_bytes=from_peers))
             return
-        say(Fetched(serial=slot.serial, network_bytes=came, saved_bytes=self._ways.take_saved(desired.blob)))
+        saved = self._ways.take_saved(desired.blob)
+        say(Fetched(serial=slot.serial, network_bytes=came, saved_bytes=saved, peer_bytes=from_peers))
 
-    async def _fetch_blob(self, slot: Slot, say: Say, blob: Blob, progress: Callable[[int], None]) -> None:
-        """Fetch when it is allowed and somebody's turn; whoever has to wait for the link keeps nobody else waiting."""
+    async def _fetch_blob(
+        self, slot: Slot, say: Say, blob: Blob, progress: Callable[[int], None], near: Callable[[int], None]
+    ) -> None:
+        """Fetch from a neighbour, or when it is allowed and this device's turn; who waits for the link keeps no others.
+
+        `progress` gets counts of bytes that came over the line to the hub, `near` of those from neighbours.
+        """
         tools, done = self._tools, False
         lock = tools.blob_locks.setdefault(blob.digest, asyncio.Lock())
         while not done:
-            await self._cleared(slot, say, lambda: self._may_fetch(slot))
-            async with lock, tools.fetching:
+            await self._link_cleared(slot, say)
+            async with lock:
                 if await asyncio.to_thread(tools.disk.has_blob, blob):
                     return
-                if self._may_fetch(slot) is not None:
-                    continue
-                done = await self._ways.bring(self._newest(slot), blob, partial(self._bring, slot, progress))
+                with tools.peers.seeking(slot.desired, blob) as seeking:
+
+                    def noted(count: int, note: Callable[[int], None] = seeking.note) -> None:
+                        note(count)
+                        progress(count)
+
+                    if await seeking.brought(tools.disk.blob(blob), near, lambda: self._may_fetch(slot) is None):
+                        return
+                    async with tools.fetching:
+                        if self._may_fetch(slot) is None:
+                            done = await self._ways.bring(self._newest(slot), blob, partial(self._bring, slot, noted))
+
+    async def _link_cleared(self, slot: Slot, say: Say) -> None:
+        """Wait until the link may carry what is missing and no neighbour has."""
+        await self._cleared(slot, say, lambda: self._may_fetch(slot), unless=partial(self._is_near, slot))
+
+    async def _is_near(self, slot: Slot) -> bool:
+        """Whether neighbours have so much of it that the link may carry the rest."""
+        tools, desired = self._tools, self._newest(slot)
+        blobs = [blob for blob in (desired.blob, desired.golden) if blob is not None]
+        found = await tools.peers.offered(desired, [one for one in blobs if tools.disk.missing_bytes([one])])
+        left = self._ways.missing(desired, elsewhere=found)
+        return bool(found) and tools.policy.may_fetch(desired, left) is None
 
     async def _bring(self, slot: Slot, progress: Callable[[int], None], blob: Blob) -> bool:
         """Fetch into the cache; False when it must wait for the link."""

@@ -13,6 +13,8 @@ from typing import Literal
 ADMINS = "skerry:admins"
 DEVICES = "skerry:devices"
 HUBS = "skerry:hubs"
+PEERS = "skerry:peers"
+"""Devices as servers of their neighbours; nobody to the hub."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -117,7 +117,7 @@ class Authority:
         return certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue_peer(self, csr_pem: str | bytes, uid: str, namespace: str) -> bytes:
-        """Return what a device shows to neighbours that it serves, in PEM: for server use only, under a name nobody has.
+        """Return what a device shows to neighbours that it serves, in PEM: for server use only, a name nobody has.
 
         To the hub, its broker and everybody who checks a server's name it is worth nothing. Raises InvalidError.
         """

@@ -281,9 +281,11 @@ class WorkloadStatus(Struct, frozen=True, kw_only=True):
     """`rollout` has served here since it was assigned, whether or not it does now."""
     restarts: int = 0
     fetched_bytes: int = 0
-    """Bytes that came over the network for this revision; 0 when everything was cached."""
+    """Bytes that came over the line to the hub for this revision; 0 when everything was cached."""
     saved_bytes: int = 0
     """Bytes that did not have to come for this revision, thanks to deltas."""
+    peer_bytes: int = 0
+    """Bytes that came for this revision from neighbours of the same site instead of the hub."""
     install_seconds: float | None = None
     """From accepting the desired state to Running, on the device's monotonic clock."""
 

@@ -74,12 +74,18 @@ class OciArtifactSource:
         tls: ssl.SSLContext | None,
         settings: OciSettings | None = None,
         bandwidth: Bandwidth | None = None,
+        *,
+        accept: Callable[[socket.socket], None] = lambda _: None,
     ) -> None:
-        """All fetches together keep to `bandwidth`, which may be changed at any time."""
+        """All fetches together keep to `bandwidth`, which may be changed at any time.
+
+        `accept` looks at each connection before anything is asked, and raises SkerryError where it is none to ask.
+        """
         self._base = _checked_url(base_url, tls)
         self._tls = tls
         self._settings = settings or OciSettings()
         self._bandwidth = bandwidth or Bandwidth()
+        self._accept = accept
 
     async def fetch(self, repository: str, blob: Blob, target: Path, *, progress: Callable[[int], None]) -> None:
         """Bring a blob into `target`; nothing is fetched when it is there already. `progress` gets counts of bytes.
@@ -98,7 +104,14 @@ class OciArtifactSource:
 
         url = f"{self._base.geturl().rstrip('/')}/v2/{repository}/blobs/{blob.digest}"
         transfer = _Transfer(
-            url, blob, target, tls=self._tls, settings=self._settings, bandwidth=self._bandwidth, report=report
+            url,
+            blob,
+            target,
+            tls=self._tls,
+            settings=self._settings,
+            bandwidth=self._bandwidth,
+            report=report,
+            accept=self._accept,
         )
         running = asyncio.ensure_future(asyncio.to_thread(transfer.run))
         try:
@@ -124,6 +137,7 @@ class _Transfer:
         settings: OciSettings,
         bandwidth: Bandwidth,
         report: Callable[[int], None],
+        accept: Callable[[socket.socket], None],
     ) -> None:
         self._url = url
         self._tls = tls
@@ -132,6 +146,7 @@ class _Transfer:
         self._target = target
         self._partial = target.with_name(f"{target.name}.partial")
         self._report = report
+        self._accept = accept
         self._bandwidth = bandwidth
         self._aborted = threading.Event()
         self._line: socket.socket | None = None
@@ -279,6 +294,7 @@ class _Transfer:
                 connection.connect()
                 self._reached = True
                 self._line = connection.sock
+                self._accept(connection.sock)
                 self._check_wanted()
                 headers = {"Accept-Encoding": "identity", "User-Agent": "skerry"}
                 if self._size:

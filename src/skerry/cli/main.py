@@ -25,6 +25,7 @@ from skerry.cli import (
     model,
     output,
     predict,
+    registry,
     rollout,
     sim,
     wait,
@@ -41,6 +42,7 @@ for group, name in (
     (hub.app, "hub"),
     (agent.app, "agent"),
     (model.app, "model"),
+    (registry.app, "registry"),
     (rollout.app, "rollout"),
     (device.app, "device"),
 ):

@@ -92,6 +92,25 @@ class Manifest:
     raw: bytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredLink:
+    """A repository's link to content. `touched` is when it was last looked at or referred to, by the store's clock."""
+
+    size: int  # bytes
+    touched: int  # nanoseconds since the epoch
+    manifest: Manifest | None = None  # where it is one, as it lies there: perhaps damaged
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredRepository:
+    """All that one repository has, by digest; tags name digests."""
+
+    name: str
+    tags: Mapping[str, str]
+    manifests: Mapping[str, StoredLink]
+    blobs: Mapping[str, StoredLink]
+
+
 class ArtifactStore(Protocol):
     """The hub's side of a registry: blobs and manifests by digest, per repository; nothing is visible half-written."""
 
@@ -116,6 +135,11 @@ class ArtifactStore(Protocol):
     async def delete_manifest(self, repository: str, reference: str) -> None: ...  # NotFoundError; a tag: only the tag
     async def list_tags(self, repository: str) -> Sequence[str]: ...  # NotFoundError
     async def list_referrers(self, repository: str, digest: str) -> Sequence[Manifest]: ...
+    async def survey(self) -> Sequence[StoredRepository]: ...  # UnsupportedError: the registry's own business
+    async def discard(
+        self, repository: str, kind: Literal["manifest", "blob"], digest: str, *, touched: int
+    ) -> bool: ...  # False: it was looked at since
+    async def free_unlinked(self) -> int: ...  # bytes
 
 
 class ArtifactSource(Protocol):

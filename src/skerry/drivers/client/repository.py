@@ -92,7 +92,7 @@ class Repository:
         self.name = name
         self.sent = 0
         self.skipped = 0
-        self._client = client
+        self.client = client
         self._progress = progress
         self._hint = hint
 
@@ -103,7 +103,7 @@ class Repository:
         manifests.check_reference(reference)
         element = f"{self.name}{'@' if manifests.is_digest(reference) else ':'}{reference}"
         url = self._url(f"manifests/{reference}")
-        with self._translated(element), self._client.stream("GET", url, headers={"Accept": _ACCEPT}) as answer:
+        with self._translated(element), self.client.stream("GET", url, headers={"Accept": _ACCEPT}) as answer:
             if not answer.is_success:
                 raise refused(answer, element)
             raw = b"".join(_bounded(answer, manifests.MAX_MANIFEST_BYTES, element))
@@ -281,7 +281,7 @@ class Repository:
         url = self._url(f"blobs/{blob.digest}")
         with (
             self._translated(element),
-            self._client.stream("GET", url, headers=headers, follow_redirects=self._follows) as answer,
+            self.client.stream("GET", url, headers=headers, follow_redirects=self._follows) as answer,
         ):
             if not answer.is_success:
                 raise refused(answer, element)
@@ -359,7 +359,7 @@ class Repository:
     @property
     def _follows(self) -> bool:
         """Registries elsewhere send readers of blobs on to their storage; the hub's own never does."""
-        return isinstance(self._client.auth, RegistryAuth)
+        return isinstance(self.client.auth, RegistryAuth)
 
     def _url(self, path: str) -> str:
         return f"/v2/{self.name}/{path}"
@@ -392,7 +392,7 @@ class Repository:
         if params:
             url = url.copy_merge_params(params)
         with self._translated(element):
-            answer = self._client.request(
+            answer = self.client.request(
                 method, url, content=content, headers=headers, follow_redirects=redirects and self._follows
             )
         if not answer.is_success and answer.status_code != accept:

@@ -8,6 +8,7 @@
     uploads/<id>/                                  see `uploads`
 
 Content is complete, verified and fsynced before a link to it exists, so a reader or a power cut never meets a part.
+A link's time is when it was last looked at or referred to: what a push or a reader counts on is no garbage for a while.
 No component of a repository's name begins with `_`. Must not live here: HTTP, what manifests mean.
 """
 
@@ -16,14 +17,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from skerry.api.errors import ConflictError, IntegrityError, NotFoundError, StorageFullError, TooLargeError
 from skerry.core import manifest as manifests
-from skerry.core.ports import Manifest
+from skerry.core.ports import Manifest, StoredRepository
+from skerry.drivers.registry import collection
 from skerry.drivers.registry.uploads import Upload, Uploads, UploadSettings
 from skerry.kit.files import private_directory, sync_directory, write_atomic
 
@@ -38,11 +42,15 @@ _R = TypeVar("_R")
 class DirectoryStore:
     """Implements `core.ports.ArtifactStore`. One process owns the directory, which is made if it is not there."""
 
-    def __init__(self, root: Path, settings: UploadSettings | None = None) -> None:
+    def __init__(
+        self, root: Path, settings: UploadSettings | None = None, *, time_ns: Callable[[], int] = time.time_ns
+    ) -> None:
         self._blobs = private_directory(root / "blobs" / "sha256")
         self._repositories = private_directory(root / "repositories")
         self._uploads = Uploads(root / "uploads", settings or UploadSettings())
         self._links = asyncio.Lock()  # held by whoever adds or removes links
+        self._touching = threading.Lock()  # so that a link's time is never taken for old while it is renewed
+        self._time_ns = time_ns
 
     # --- uploads ---------------------------------------------------------------------------------------------------
 
@@ -182,6 +190,27 @@ class DirectoryStore:
         manifests.check_digest(digest)
         return await _in_thread(self._list_referrers, repository, digest)
 
+    # --- garbage ---------------------------------------------------------------------------------------------------
+
+    async def survey(self) -> Sequence[StoredRepository]:
+        """Return what all repositories hold, without touching it."""
+        return await _in_thread(collection.survey, self._repositories, self._content)
+
+    async def discard(self, repository: str, kind: Literal["manifest", "blob"], digest: str, *, touched: int) -> bool:
+        """Take something from its repository unless it was looked at since `touched`; whether it is gone.
+
+        Its bytes go with `free_unlinked`.
+        """
+        manifests.check_repository(repository)
+        manifests.check_digest(digest)
+        async with self._links:
+            return await _in_thread(self._discard, self._home(repository), kind, _hex(digest), touched)
+
+    async def free_unlinked(self) -> int:
+        """Remove content that no repository has any more, also what a crash left behind; returns its bytes."""
+        async with self._links:
+            return await _in_thread(collection.free_unlinked, self._repositories, self._blobs)
+
     # --- on the disk; all that follows blocks ----------------------------------------------------------------------
 
     def _home(self, repository: str) -> Path:
@@ -204,7 +233,7 @@ class DirectoryStore:
 
     def _stat(self, repository: str, digest: str) -> int:
         try:
-            (self._home(repository) / "_blobs" / _hex(digest)).stat()
+            self._touch(self._home(repository) / "_blobs" / _hex(digest))
             return self._content(_hex(digest)).stat().st_size
         except FileNotFoundError:
             raise _missing("blob", digest, repository) from None
@@ -219,8 +248,10 @@ class DirectoryStore:
         home, name = self._home(repository), _hex(stored.digest)
         needed = "_manifests" if isinstance(document, manifests.ImageIndex) else "_blobs"
         for part in document.content:
-            if not (home / needed / _hex(part.digest)).exists():
-                raise _missing(needed[1:-1], part.digest, repository)
+            try:
+                self._touch(home / needed / _hex(part.digest))
+            except FileNotFoundError:
+                raise _missing(needed[1:-1], part.digest, repository) from None
         subject = None
         if document.subject is not None:
             subject = home / "_referrers" / _hex(document.subject.digest)
@@ -246,6 +277,7 @@ class DirectoryStore:
             digest = reference
             if manifests.is_tag(reference):
                 digest = (home / "_tags" / reference).read_text(encoding="ascii")
+            self._touch(home / "_manifests" / _hex(digest))
             media_type = (home / "_manifests" / _hex(digest)).read_text(encoding="utf-8")
             raw = self._content(_hex(digest)).read_bytes()
         except FileNotFoundError:
@@ -288,6 +320,21 @@ class DirectoryStore:
                     continue  # a push that did not come to its end, or a removal under way
         return referrers
 
+    def _discard(self, home: Path, kind: str, name: str, touched: int) -> bool:
+        link = home / f"_{kind}s" / name
+        subject = collection.subject_of(self._content(name)) if kind == "manifest" else None
+        try:
+            with self._touching:
+                if link.stat().st_mtime_ns != touched:
+                    return False
+                if subject is not None:
+                    (home / "_referrers" / _hex(subject) / name).unlink(missing_ok=True)
+                link.unlink()
+        except FileNotFoundError:
+            return True  # somebody else removed it
+        sync_directory(link.parent)
+        return True
+
     def _drop_unused(self, name: str) -> None:
         """Remove content that no repository links to any more."""
         for directory, _, files in os.walk(self._repositories):
@@ -305,6 +352,13 @@ class DirectoryStore:
     def _link(self, path: Path, content: bytes) -> None:
         self._directory(path.parent)
         write_atomic(path, content, mode=0o600)
+        self._touch(path)
+
+    def _touch(self, link: Path) -> None:
+        """Note that somebody counts on a link. Raises FileNotFoundError."""
+        with self._touching:
+            now = self._time_ns()
+            os.utime(link, ns=(now, now))
 
     def _unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from skerry.agent.disk import Disk
 from skerry.agent.identity import PEM_FILE
 from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, SkerryError
 from skerry.api.kinds.device import TrustFacts
-from skerry.api.kinds.trust_policy import MAX_ROOT_CHARACTERS
+from skerry.api.kinds.trust_policy import MAX_ROOT_CHARACTERS, TrustTerms
 from skerry.core import anchor, trust_policy
 from skerry.core.anchor import Anchored, Root, SignedPolicy
 from skerry.core.journal import Slot
@@ -165,7 +165,7 @@ class Trust:
         raise self._refused(desired, verdict.message)
 
     def _verified(
-        self, terms: anchor.TrustTerms, desired: WorkloadDesired, moment: datetime
+        self, terms: TrustTerms, desired: WorkloadDesired, moment: datetime
     ) -> tuple[list[trust_policy.Signed], list[str], list[str]]:
         """Return what holds, why the rest does not, and what of it is not in the cache (any more)."""
         from skerry.drivers.signing import policy  # noqa: PLC0415 - as in `accept`

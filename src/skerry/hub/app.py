@@ -26,7 +26,7 @@ from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation
 from skerry.hub.context import HubContext
-from skerry.hub.controllers import device, device_class, model_version, rollout
+from skerry.hub.controllers import device, device_class, model_version, rollout, trust
 from skerry.hub.gateway import Gateway
 from skerry.hub.objects import Objects
 from skerry.hub.server.app import build_app
@@ -88,6 +88,7 @@ async def run_hub(
                     group.create_task(rollout.run(context), name="rollouts"),
                     group.create_task(device.run(context), name="devices"),
                     group.create_task(device_class.run(context), name="device-classes"),
+                    group.create_task(trust.run(context), name="trust"),
                     group.create_task(revocation.run(context, broker.disconnect), name="revocation"),
                     group.create_task(housekeeping.run(context, state, names), name="housekeeping"),
                 ]

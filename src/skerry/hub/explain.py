@@ -19,7 +19,7 @@ from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentSp
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.meta import Struct
-from skerry.core import classes, placement
+from skerry.core import classes, placement, trusted
 from skerry.core.desired import Assignment, Candidate, DesiredRecord, Refused
 from skerry.hub.context import HubContext
 
@@ -159,6 +159,8 @@ async def _unassigned(
         reason = "the device is cordoned: it gets no new placements"
     elif model.status.phase != "Ready":
         reason = f'model version "{model.metadata.name}" is {model.status.phase}'
+    elif trusted.is_refused(model) and model.status.trust is not None:
+        reason = trusted.sentence(model.metadata.name, model.status.trust)
     elif found.variant is not None:
         reason = f"not yet assigned{await _waiting(context, told.namespace, wish)}; {found.reason}"
     return msgspec.structs.replace(told, reason=reason, candidates=list(found.candidates))

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from skerry.api.errors import UnsupportedError
-from skerry.cli import factory, model_registry, output, package, toolchain
+from skerry.cli import factory, model_registry, output, package, signing, toolchain, verifying
 
 app = typer.Typer(
     help="Trained models: optimise them into variants, move them between registries.", no_args_is_help=True
@@ -85,6 +85,9 @@ for _name, _verb in (
     ("tag", model_registry.tag),
     ("copy", model_registry.copy),
     ("rm", model_registry.remove),
+    ("keygen", signing.keygen),
+    ("sign", signing.sign),
+    ("verify", verifying.verify),
 ):
     app.command(_name)(_verb)
 

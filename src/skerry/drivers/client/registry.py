@@ -24,6 +24,8 @@ from skerry.drivers.client.repository import (
     ignore_progress,
     text_content,
 )
+from skerry.drivers.client.signatures import attach
+from skerry.drivers.signing.package import read_signatures
 
 __all__ = ["CHUNK_BYTES", "Progress", "PushedModel", "check_tag", "push_package"]
 
@@ -51,7 +53,7 @@ def push_package(
     *,
     tag: str = "",
 ) -> PushedModel:
-    """Push every variant of a package, its golden samples and its card; tag the index, by default with the version.
+    """Push every variant of a package, its golden samples, card and signatures; tag the index, by default by version.
 
     `client` has the registry's address as its base URL, and credentials. Nothing is sent before every file has been
     compared with the card. Raises IntegrityError (a file is not what the card says), InvalidError, ConflictError (that
@@ -71,6 +73,7 @@ def push_package(
     files = [file_content(p.file, package / p.file, p.variant.blob) for p in card.variants]
     golden = file_content(cards.GOLDEN_FILE, package / cards.GOLDEN_FILE, card.golden.blob)
     card_text = text_content(cards.CARD_FILE, cards.encode(card))
+    signatures = read_signatures(package, card)
     built = [manifests.build_variant(card.model, card.version, p.variant, file=p.file) for p in card.variants]
     index = manifests.build_index(card.model, card.version, built)
     check_tag(place, tag, index)
@@ -79,6 +82,8 @@ def push_package(
     attached = [manifests.build_golden(index, golden.blob), manifests.build_card(index, card_text.blob)]
     for manifest in (*(b.manifest for b in built), index, *attached):
         place.put_manifest(manifest.digest, manifest)
+    for signature in signatures:
+        attach(place, index, signature)
     check_tag(place, tag, index)
     place.put_manifest(tag, index)
     return PushedModel(

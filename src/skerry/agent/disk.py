@@ -328,7 +328,7 @@ class Disk:
         return True
 
     def read_blob(self, blob: Blob, *, most: int) -> bytes:
-        """Return a small cached blob, verified. Raises NotFoundError, IntegrityError (damaged, or larger than `most`)."""
+        """Return a small cached blob, verified. Raises NotFoundError, IntegrityError (damaged, or above `most`)."""
         path = self.blob(blob)
         try:
             with path.open("rb") as file:

@@ -28,6 +28,7 @@ from skerry.cli import (
     registry,
     rollout,
     sim,
+    trust,
     wait,
 )
 
@@ -45,6 +46,7 @@ for group, name in (
     (registry.app, "registry"),
     (rollout.app, "rollout"),
     (device.app, "device"),
+    (trust.app, "trust"),
 ):
     app.add_typer(group, name=name)
 for verb in (

@@ -53,7 +53,7 @@ def terms_of(item: TrustPolicy) -> TrustTerms:
 def check_signed(item: TrustPolicy) -> str:
     """Return what a policy is to devices, in one sentence.
 
-    Raises InvalidError, IntegrityError when it is signed and not what it says it is: such a one is not handed to devices.
+    Raises InvalidError, IntegrityError when it is signed and not what it says it is; devices are not handed such a one.
     """
     spec = item.spec
     if not spec.envelope:

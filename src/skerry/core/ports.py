@@ -142,10 +142,32 @@ class ArtifactStore(Protocol):
     async def free_unlinked(self) -> int: ...  # bytes
 
 
+class Part(Protocol):
+    """What is there of a blob, in a file that a fetch holds open; whoever keeps it decides in which form."""
+
+    @property
+    def size(self) -> int: ...  # bytes of the blob
+    def pread(self, length: int, offset: int) -> bytes: ...  # fewer only at the end, or where it became unreadable
+    def append(self, plain: bytes | memoryview) -> None: ...
+    def clear(self) -> None: ...  # begin again
+
+
+OpenPart = Callable[[int, Blob], Part]
+"""Takes a descriptor, open for reading and writing, that stays the caller's."""
+
+
 class ArtifactSource(Protocol):
     """The device's side: bring one blob into a file, resuming what is there; verified before the final name exists."""
 
-    async def fetch(self, repository: str, blob: Blob, target: Path, *, progress: Callable[[int], None]) -> None:
+    async def fetch(
+        self,
+        repository: str,
+        blob: Blob,
+        target: Path,
+        *,
+        progress: Callable[[int], None],
+        part: OpenPart | None = None,  # in another form than its plain bytes; who asks has looked whether it is there
+    ) -> None:
         """`progress` gets the bytes that came over the network. IntegrityError, NotFoundError, UnavailableError."""
         ...
 
@@ -201,6 +223,7 @@ class Launch:
     cpu_limit_millis: int = 0
     memory_request_bytes: int = 0
     cpu_request_millis: int = 0
+    descriptors: Sequence[int] = ()  # that it inherits, under the same numbers
 
     @property
     def is_limited(self) -> bool:

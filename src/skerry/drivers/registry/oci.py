@@ -42,6 +42,7 @@ from skerry.api.errors import (
 )
 from skerry.api.kinds.variants import Blob
 from skerry.core import manifest as manifests
+from skerry.core.ports import OpenPart, Part
 from skerry.drivers.registry.bandwidth import Bandwidth
 from skerry.kit.files import sync_directory
 
@@ -87,8 +88,18 @@ class OciArtifactSource:
         self._bandwidth = bandwidth or Bandwidth()
         self._accept = accept
 
-    async def fetch(self, repository: str, blob: Blob, target: Path, *, progress: Callable[[int], None]) -> None:
+    async def fetch(
+        self,
+        repository: str,
+        blob: Blob,
+        target: Path,
+        *,
+        progress: Callable[[int], None],
+        part: OpenPart | None = None,
+    ) -> None:
         """Bring a blob into `target`; nothing is fetched when it is there already. `progress` gets counts of bytes.
+
+        With `part` the file has another form than the blob's bytes, and whether it is there is the caller's to know.
 
         Raises NotFoundError, UnauthorizedError, ForbiddenError, BadRequestError, UnsupportedError: final;
         UnavailableError: try again, what came is kept (UnreachableError: nobody is there, which says nothing of this
@@ -112,6 +123,7 @@ class OciArtifactSource:
             bandwidth=self._bandwidth,
             report=report,
             accept=self._accept,
+            part=part,
         )
         running = asyncio.ensure_future(asyncio.to_thread(transfer.run))
         try:
@@ -122,6 +134,29 @@ class OciArtifactSource:
             if not running.cancelled():
                 running.exception()  # seen, though nobody is left to be told
             raise
+
+
+class _PlainPart:
+    """The blob's first bytes, as they are."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def pread(self, length: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
+
+    def append(self, plain: bytes | memoryview) -> None:
+        view, offset = memoryview(plain), self.size
+        while view:
+            written = os.pwrite(self._descriptor, view, offset)
+            offset, view = offset + written, view[written:]
+
+    def clear(self) -> None:
+        os.ftruncate(self._descriptor, 0)
 
 
 class _Transfer:
@@ -138,6 +173,7 @@ class _Transfer:
         bandwidth: Bandwidth,
         report: Callable[[int], None],
         accept: Callable[[socket.socket], None],
+        part: OpenPart | None,
     ) -> None:
         self._url = url
         self._tls = tls
@@ -152,6 +188,8 @@ class _Transfer:
         self._line: socket.socket | None = None
         self._reached = False
         self._file = -1
+        self._open_part = part
+        self._part: Part = _PlainPart(-1)
         self._size = 0  # of what is in the file and in the hash
         self._synced = 0  # of it, what a power cut leaves
         self._hash = hashlib.sha256()
@@ -190,6 +228,8 @@ class _Transfer:
     # --- the file --------------------------------------------------------------------------------------------------
 
     def _is_there(self) -> bool:
+        if self._open_part is not None:
+            return False
         try:
             if self._target.stat().st_size != self._blob.size:
                 return False
@@ -215,24 +255,23 @@ class _Transfer:
             os.close(self._file)
 
     def _read_partial(self) -> None:
-        if os.fstat(self._file).st_size > self._blob.size:
+        opened = self._open_part
+        self._part = _PlainPart(self._file) if opened is None else opened(self._file, self._blob)
+        if self._part.size > self._blob.size:
             self._start_over()
-        while chunk := os.pread(self._file, _CHUNK_BYTES, self._size):
+        while chunk := self._part.pread(_CHUNK_BYTES, self._size):
             self._hash.update(chunk)
             self._size += len(chunk)
 
     def _start_over(self) -> None:
-        os.ftruncate(self._file, 0)
+        self._part.clear()
         self._size = self._synced = 0
         self._hash = hashlib.sha256()
 
     def _append(self, chunk: bytes) -> None:
-        view = memoryview(chunk)
-        while view:
-            written = os.pwrite(self._file, view, self._size)
-            self._hash.update(view[:written])
-            self._size += written
-            view = view[written:]
+        self._part.append(chunk)
+        self._hash.update(chunk)
+        self._size += len(chunk)
         if self._size - self._synced >= self._settings.sync_bytes:
             os.fdatasync(self._file)
             self._synced = self._size

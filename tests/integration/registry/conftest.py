@@ -20,15 +20,17 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from skerry.api.kinds.registry_token import RegistryToken, RegistryTokenSpec
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Requirements
+from skerry.api.meta import ObjectMeta
 from skerry.core.access import ANONYMOUS, Identity
 from skerry.core.desired import Assignment, DesiredRecord, assign
 from skerry.core.messages import WorkloadDesired
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.registry.uploads import UploadSettings
 from skerry.drivers.store.sqlite import open_store
-from skerry.hub import pki
+from skerry.hub import pki, registry_tokens
 from skerry.hub.context import HubContext
 from skerry.hub.identity import IDENTITY
 from skerry.hub.objects import Objects
@@ -59,6 +61,14 @@ class Hub:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something in the hub's own loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def make_token(self, *actions: str, namespace: str = "default", **spec: Any) -> str:
+        """Make a registry token, as `skerry registry token` does."""
+        item = RegistryToken(
+            metadata=ObjectMeta(namespace=namespace),
+            spec=RegistryTokenSpec(actions=list(actions) or ["pull"], **spec),
+        )
+        return self.run(registry_tokens.create_token(self.context, item)).status.token
 
     def deploy(self, blob: Blob, *, uid: str = "till-7", repository: str = "default/digits", **more: Any) -> None:
         """Desire a blob of a device, as a rollout does."""
@@ -198,4 +208,13 @@ def full_hub(tmp_path: Path) -> Iterator[Hub]:
 def open_hub(tmp_path: Path) -> Iterator[Hub]:
     """A hub that takes everybody for an admin, for clients that cannot send our header."""
     with serving(tmp_path / "artifacts", role="admin") as hub:
+        yield hub
+
+
+@pytest.fixture
+def tls_hub(tmp_path: Path) -> Iterator[Hub]:
+    """A hub behind TLS with its own certificate, where clients without a certificate have to log in."""
+    authority = make_context(tmp_path / "artifacts", None, cast(Any, None)).authority
+    files = {"ssl_certfile": authority.server_certificate_file, "ssl_keyfile": authority.server_key_file}
+    with serving(tmp_path / "artifacts", **files) as hub:
         yield hub

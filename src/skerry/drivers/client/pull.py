@@ -32,6 +32,8 @@ class FoundModel:
     """Of the index, and of the variants' manifests."""
     card: cards.EvaluationCard | None
     """None where none is attached that describes exactly these variants."""
+    card_text: bytes = b""
+    """The card byte for byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def find_model(place: Repository, reference: str) -> FoundModel:
     read = manifests.read_index(index)
     variants = [manifests.read_variant(place.get_manifest(entry.digest)) for entry in read.manifests]
     referrers = list(place.list_referrers(index.digest))
-    found = [card for one in referrers if (card := _read_card(place, one, index)) is not None]
+    found = [text for one in referrers if (text := _read_card(place, one, index)) is not None]
     if len(found) > 1:
         raise IntegrityError(
             f"{len(found)} evaluation cards are attached to it",
@@ -69,7 +71,8 @@ def find_model(place: Repository, reference: str) -> FoundModel:
         version=read.version,
         variants=sorted(variants, key=lambda variant: variant.name),
         referrers=referrers,
-        card=found[0] if found else None,
+        card=cards.decode(found[0]) if found else None,
+        card_text=found[0] if found else b"",
     )
 
 
@@ -92,14 +95,13 @@ def pull_package(place: Repository, reference: str, directory: Path) -> PulledMo
     present = 0
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        raw = cards.encode(card)
-        _check_other(directory / cards.CARD_FILE, raw)
+        _check_other(directory / cards.CARD_FILE, found.card_text)
         for name, blob in wanted:
             if _is_there(name, directory / name, blob):
                 present += blob.size
             else:
                 place.pull_blob(name, blob, directory / name)
-        write_atomic(directory / cards.CARD_FILE, raw)
+        write_atomic(directory / cards.CARD_FILE, found.card_text)
     except OSError as error:
         kind = StorageFullError if error.errno == 28 else InvalidError
         raise kind(f"cannot be written: {error.strerror}", element=str(directory)) from error
@@ -119,7 +121,7 @@ def rebuild_index(card: cards.EvaluationCard) -> Manifest:
     return manifests.build_index(card.model, card.version, built)
 
 
-def _read_card(place: Repository, referrer: manifests.Descriptor, index: Manifest) -> cards.EvaluationCard | None:
+def _read_card(place: Repository, referrer: manifests.Descriptor, index: Manifest) -> bytes | None:
     """Return the card that a referrer holds, if it is of exactly this index; what else is attached does not matter."""
     if referrer.artifact_type != manifests.CARD_TYPE:
         return None
@@ -135,11 +137,7 @@ def _read_card(place: Repository, referrer: manifests.Descriptor, index: Manifes
         card = cards.decode(raw)
     except InvalidError:
         return None
-    return (
-        card
-        if _is_packable(card) and cards.encode(card) == raw and rebuild_index(card).digest == index.digest
-        else None
-    )
+    return raw if _is_packable(card) and rebuild_index(card).digest == index.digest else None
 
 
 def _is_packable(card: cards.EvaluationCard) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from skerry.api.errors import ConflictError, InvalidError
+from skerry.api.errors import ConflictError, IntegrityError, InvalidError
 from skerry.core import card as cards
 from skerry.core import manifest as manifests
 from skerry.core.ports import Manifest
@@ -72,7 +72,7 @@ def push_package(
     place = Repository(client, repository, progress, hint="is the hub running?")
     files = [file_content(p.file, package / p.file, p.variant.blob) for p in card.variants]
     golden = file_content(cards.GOLDEN_FILE, package / cards.GOLDEN_FILE, card.golden.blob)
-    card_text = text_content(cards.CARD_FILE, cards.encode(card))
+    card_text = text_content(cards.CARD_FILE, _card_text(package, card))
     signatures = read_signatures(package, card)
     built = [manifests.build_variant(card.model, card.version, p.variant, file=p.file) for p in card.variants]
     index = manifests.build_index(card.model, card.version, built)
@@ -92,6 +92,21 @@ def push_package(
         sent=place.sent,
         skipped=place.skipped,
     )
+
+
+def _card_text(package: Path, card: cards.EvaluationCard) -> bytes:
+    """Return the card's own bytes, which may be signed, where the package has it; else as we write it."""
+    path = package / cards.CARD_FILE
+    if not path.exists():
+        return cards.encode(card)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(cards.MAX_CARD_BYTES + 1)
+    except OSError as error:
+        raise InvalidError(f"cannot be read: {error.strerror}", element=str(path)) from error
+    if cards.decode(raw) != card:
+        raise IntegrityError("was changed meanwhile", element=str(path), hint="push it again")
+    return raw
 
 
 def check_tag(place: Repository, tag: str, index: Manifest) -> None:

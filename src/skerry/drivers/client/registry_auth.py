@@ -100,7 +100,8 @@ class RegistryAuth(httpx.Auth):
 def parse_challenge(text: str) -> tuple[str, dict[str, str]]:
     """Return the first challenge's scheme in lower case and its parameters; empty ones for what cannot be read."""
     scheme, _, rest = text[:8192].strip().partition(" ")
-    parameters, at = {}, 0
+    parameters: dict[str, str] = {}
+    at = 0
     rest = rest.strip()
     while match := _PARAMETER.match(rest, at):
         quoted, plain = match.group(2), match.group(3)

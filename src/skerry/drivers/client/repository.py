@@ -295,7 +295,7 @@ class Repository:
                 at = start
             yield from _part(answer.iter_raw(_READ_BYTES), at, range(start, end), blob)
 
-    def _pull(self, name: str, blob: Blob, file: BinaryIO) -> bool:
+    def _pull(self, name: str, blob: Blob, file: io.BufferedRandom) -> bool:
         """Complete a file from where it ends; whether it is the right one then."""
         if file.seek(0, os.SEEK_END) > blob.size:
             file.truncate(0)
@@ -315,7 +315,7 @@ class Repository:
         file.seek(0)
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == blob.digest
 
-    def _pull_anew(self, name: str, blob: Blob, file: BinaryIO) -> bool:
+    def _pull_anew(self, name: str, blob: Blob, file: io.BufferedRandom) -> bool:
         """Fetch it from its first byte, once: what an earlier try left behind may have been damaged."""
         file.truncate(0)
         return self._pull(name, blob, file)

@@ -52,7 +52,7 @@ class Signer:
     key: str
     """`sha256:<hex>` of the key's SubjectPublicKeyInfo."""
     subject: str | None = None
-    """Of the certificate (RFC 4514); None where the bare key is trusted."""
+    """Of the certificate (RFC 4514); None where it is empty, or the bare key is trusted."""
     issuer: str | None = None
     """The authority's own subject, as the certificate names it (RFC 4514)."""
     identity: str | None = None
@@ -115,7 +115,7 @@ def _by_certificate(
         return pinned, Signer(key=digest_of(key))
     return key, Signer(
         key=digest_of(key),
-        subject=names.subject,
+        subject=names.subject or None,
         issuer=names.issuer,
         identity=names.identity,
         oidc_issuer=names.oidc_issuer,

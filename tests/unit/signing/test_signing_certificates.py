@@ -242,3 +242,13 @@ def test_bytes_of_anybody_s_making_are_no_certificate(raw):
     made["verificationMaterial"]["x509CertificateChain"]["certificates"][0]["rawBytes"] = bundles.b64(raw)
     with pytest.raises(SkerryError):
         check(json.dumps(made).encode())
+
+
+def test_a_certificate_of_another_version_is_refused():
+    der = SIGNER.certificate.public_bytes(bundles.serialization.Encoding.DER)
+    assert der.count(b"\xa0\x03\x02\x01\x02") == 1  # [0] INTEGER 2: version 3
+    made = json.loads(sign(SIGNER, MIDDLE))
+    raw = bundles.b64(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07"))
+    made["verificationMaterial"]["x509CertificateChain"]["certificates"][0]["rawBytes"] = raw
+    with pytest.raises(InvalidError, match="cannot be read"):
+        check(json.dumps(made).encode())

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -44,7 +43,7 @@ def load(chain: Sequence[bytes]) -> list[x509.Certificate]:
     """Parse DER certificates. Raises InvalidError, whatever the bytes."""
     try:
         return [x509.load_der_x509_certificate(raw) for raw in chain]
-    except ValueError as error:
+    except keys.UNREADABLE as error:
         raise InvalidError(f"a certificate in it cannot be read: {str(error)[:200]}", element=_ELEMENT) from None
 
 
@@ -52,7 +51,7 @@ def key_of(certificate: x509.Certificate) -> keys.PublicKey:
     """Return the key that it certifies. Raises UnsupportedError, InvalidError."""
     try:
         return keys.checked(certificate.public_key(), _ELEMENT)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except keys.UNREADABLE as error:
         raise InvalidError(f"the key of its certificate cannot be read: {str(error)[:200]}", element=_ELEMENT) from None
 
 
@@ -75,7 +74,7 @@ def check_chain(chain: Sequence[x509.Certificate], authorities: Sequence[x509.Ce
         )
         verifier.verify(chain[0], list(chain[1:]))
         return _names(chain[0])
-    except (verification.VerificationError, ValueError, UnsupportedAlgorithm) as error:
+    except (verification.VerificationError, *keys.UNREADABLE) as error:
         raise _refused(str(error)[:300]) from None
 
 

@@ -22,6 +22,14 @@ PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey
 Certificate: TypeAlias = x509.Certificate
 
 MAX_PEM_BYTES = 256 * 1024
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises for keys and certificates that it cannot read."""
 _HASHES: dict[str, type[hashes.HashAlgorithm]] = {
     "secp256r1": hashes.SHA256,
     "secp384r1": hashes.SHA384,
@@ -36,7 +44,7 @@ def read_public_key(pem: bytes, element: str) -> PublicKey:
         if b"-----BEGIN CERTIFICATE-----" in pem[:MAX_PEM_BYTES]:
             return checked(x509.load_pem_x509_certificate(pem[:MAX_PEM_BYTES]).public_key(), element)
         return checked(serialization.load_pem_public_key(pem[:MAX_PEM_BYTES]), element)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise InvalidError("is not a public key in PEM", element=element, hint=_CURVES) from error
 
 
@@ -64,7 +72,7 @@ def read_certificates(pem: bytes, element: str) -> list[Certificate]:
     """Return the certificates of a PEM text, at least one. Raises InvalidError."""
     try:
         return x509.load_pem_x509_certificates(pem[:MAX_PEM_BYTES])
-    except ValueError as error:
+    except UNREADABLE as error:
         raise InvalidError("holds no certificate in PEM", element=element) from error
 
 

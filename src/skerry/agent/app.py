@@ -27,6 +27,7 @@ from skerry.agent.ending import Ending
 from skerry.agent.engine import Engine, Parts
 from skerry.agent.identity import Identity
 from skerry.agent.peers import Neighbourhood
+from skerry.agent.sealed import Vault
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
 from skerry.api import duration, quantity
@@ -204,9 +205,7 @@ def _build(
         link=MqttDeviceLink(known.uid, MqttSettings(host=where.mqtt_host, port=where.mqtt_port, tls=tls)),
         source=OciArtifactSource(where.hub_url, tls, OciSettings(reserve_bytes=reserve), bandwidth),
         limit_bandwidth=bandwidth.limit,
-        servers=Servers(
-            ProcessRuntime(disk.root / "runtime"), disk, settings.servers, check_trust=trust.check_slot
-        ),
+        servers=Servers(ProcessRuntime(disk.root / "runtime"), disk, settings.servers, check_trust=trust.check_slot),
         trust=trust,
         session=session,
         clock=clock,
@@ -244,6 +243,7 @@ def _open(state_dir: Path, settings: AgentSettings) -> Disk:
         state_dir,
         reserve_bytes=quantity.to_bytes(settings.storage.reserve),
         limit_bytes=None if limit is None else quantity.to_bytes(limit),
+        vault=Vault(state_dir, settings.protection),
     )
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import msgspec
 
-from skerry.agent.disk import Disk
+from skerry.agent.disk import Disk, kept_name
 from skerry.agent.installer import Installer
 from skerry.agent.settings import BenchmarkSettings
 from skerry.agent.work import Tools
@@ -74,13 +74,15 @@ class Benchmarks:
         return [done.get(name) or self._pending(one) for name, one in sorted(self._known().items())]
 
     def digests(self) -> set[str]:
-        """Return the blobs to keep: those of the one that runs; the others' too, while there is plenty of room."""
+        """Return the names of blobs to keep: of the one that runs; the others' too, while there is plenty of room."""
         running = [one for name, one in self._known().items() if name == self._running]
-        blobs = {blob.digest: blob for one in self._known().values() for blob in (one.blob, one.golden) if blob}
+        blobs = {
+            kept_name(one, blob): blob for one in self._known().values() for blob in (one.blob, one.golden) if blob
+        }
         try:
             self._disk.check_room(sum(blob.size for blob in blobs.values()), "benchmarks")
         except StorageFullError:
-            return {blob.digest for one in running for blob in (one.blob, one.golden) if blob is not None}
+            return {kept_name(one, blob) for one in running for blob in (one.blob, one.golden) if blob is not None}
         return set(blobs)
 
     def _known(self) -> dict[str, WorkloadDesired]:

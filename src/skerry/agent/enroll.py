@@ -125,6 +125,7 @@ def _known(disk: Disk, *, again: bool) -> Identity | None:
 def _keep(disk: Disk, found: Identity, key: ec.EllipticCurvePrivateKey, status: EnrollmentStatus) -> None:
     if status.peer_certificate:
         disk.write(peers_tls.PEER_PEM_FILE, _private_pem(key) + status.peer_certificate.strip().encode() + b"\n")
+    disk.vault.rewrap(key)  # while the present one opens it
     identity.save(disk, found, pem=_private_pem(key) + status.certificate.strip().encode() + b"\n")
     disk.delete(PENDING_KEY)
 

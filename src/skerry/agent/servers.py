@@ -15,7 +15,9 @@ import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from skerry.agent import revealing
 from skerry.agent.disk import SIGNATURE_FILE, Disk
 from skerry.agent.endpoint import ServerControl
 from skerry.agent.listeners import HOST, Listeners, reserve
@@ -90,10 +92,12 @@ class Servers:
         for stale in same:
             await self._runtime.stop(stale, grace_seconds=self._grace_seconds)
         await asyncio.to_thread(self._check_trust, slot)  # before anything opens the files
-        await asyncio.to_thread(self._disk.check_slot, slot)
         with reserve([slot.port] if slot.port else [], avoid=slot.desired.serving.port) as reserved:
             port = reserved.getsockname()[1]
-            yield Server(await self._runtime.start(self._launch(name, slot, port)), port, way)
+            async with revealing.model(self._disk, slot) as (file, descriptors):
+                launch = self._launch(name, slot, port, file, descriptors)
+                instance = await self._runtime.start(launch)
+            yield Server(instance, port, way)
 
     def control(self, workload: str, serial: int) -> ServerControl:
         """Return the way to ask a slot's server for its counters, or to mirror; it need not run."""
@@ -270,8 +274,8 @@ class Servers:
                 await asyncio.sleep(pause)
                 pause = min(longest, pause * 1.2)
 
-    def _launch(self, name: str, slot: Slot, port: int) -> Launch:
-        desired, model = slot.desired, self._disk.model(slot)
+    def _launch(self, name: str, slot: Slot, port: int, file: Path, descriptors: Sequence[int]) -> Launch:
+        desired, directory = slot.desired, self._disk.slot(slot.desired.name, slot.serial)
         return Launch(
             name=name,
             argv=[
@@ -280,8 +284,8 @@ class Servers:
                 "skerry.serve",
                 f"--model={desired.model}",
                 f"--version={desired.version}",
-                f"--file={model}",
-                f"--signature={model.with_name(SIGNATURE_FILE)}",
+                f"--file={file}",
+                f"--signature={directory / SIGNATURE_FILE}",
                 f"--engine={desired.needs.engine}",
                 f"--host={HOST}",
                 f"--port={port}",
@@ -289,7 +293,8 @@ class Servers:
                 f"--threads={desired.serving.threads}",
                 f"--grace-seconds={self._grace_seconds * 0.8:g}",
             ],
-            directory=model.parent,
+            directory=directory,
+            descriptors=descriptors,
             environment=_environment(),
             log=self._disk.log(desired.name),
             memory_limit_bytes=desired.memory_limit_bytes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -123,6 +123,16 @@ class PolicySettings(Section, frozen=True, kw_only=True):
     hot differs from machine to machine."""
 
 
+class ProtectionSettings(Section, frozen=True, kw_only=True):
+    """Models that deployments want to be kept encrypted on this device; see docs/encryption.md."""
+
+    key: str = ""
+    """Path of an EC key on P-256 in PEM, best on a volume of its own, that opens them; empty: the identity key does,
+    which lies beside them and is no help where the whole disk is stolen."""
+    swap: Literal["allow", "refuse"] = "allow"
+    """Refuse such models where memory may be swapped to a disk."""
+
+
 class BenchmarkSettings(Section, frozen=True, kw_only=True):
     """Measuring variants for the hub, beside what serves."""
 
@@ -201,6 +211,7 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     servers: ServerSettings = ServerSettings()
     storage: StorageSettings = StorageSettings()
     policy: PolicySettings = PolicySettings()
+    protection: ProtectionSettings = ProtectionSettings()
     benchmarks: BenchmarkSettings = BenchmarkSettings()
     hold: HoldSettings = HoldSettings()
     hub: HubSettings = HubSettings()
@@ -282,7 +293,13 @@ def _peer_bandwidth(settings: PeerSettings) -> None:
         raise InvalidError("must be at least 1 byte per second", hint="leave `listen` empty to serve nobody")
 
 
+def _protection_key(settings: ProtectionSettings) -> None:
+    if settings.key and not (Path(settings.key).is_absolute() and "\0" not in settings.key):
+        raise InvalidError(f'"{settings.key[:200]}" is no absolute path', hint="as in /run/keys/models.pem")
+
+
 _CHECKS: dict[str, Any] = {
+    "protection.key": lambda s: _protection_key(s.protection),
     "hardware.memory": lambda s: s.hardware.memory and quantity.to_bytes(s.hardware.memory),
     "hardware.storage": lambda s: s.hardware.storage and quantity.to_bytes(s.hardware.storage),
     "storage.reserve": lambda s: quantity.to_bytes(s.storage.reserve),

@@ -20,12 +20,14 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from skerry.agent import compare, inference, observe, probes
-from skerry.agent.disk import GOLDEN_FILE, Disk, Freed
+from skerry.agent.disk import Disk, Freed
 from skerry.agent.faults import element_of, fault_of
 from skerry.agent.fetch import Ways
 from skerry.agent.peers import Peers
 from skerry.agent.policy import POLL_SECONDS, Policy, Wait
+from skerry.agent.revealing import revealed
 from skerry.agent.room import Promise, Room
+from skerry.agent.sealed import ENCRYPTED, SealedBlobs
 from skerry.agent.servers import Server, Servers
 from skerry.agent.trust import Trust
 from skerry.api.errors import InvalidError, SkerryError, TimedOutError, UnavailableError, UnsupportedError
@@ -168,6 +170,8 @@ class Work:
             promise.came(count)
 
         try:
+            if desired.protection == ENCRYPTED:
+                await asyncio.to_thread(tools.disk.vault.check)
             await self._link_cleared(slot, say)
             needed, freed = await asyncio.to_thread(tools.room.needed, desired), None
             if not tools.room.fits(needed):
@@ -191,12 +195,12 @@ class Work:
 
         `progress` gets counts of bytes that came over the line to the hub, `near` of those from neighbours.
         """
-        tools, done = self._tools, False
+        tools, cache, done = self._tools, self._cache(slot.desired, blob), False
         lock = tools.blob_locks.setdefault(blob.digest, asyncio.Lock())
         while not done:
             await self._link_cleared(slot, say)
             async with lock:
-                if await asyncio.to_thread(tools.disk.has_blob, blob):
+                if await asyncio.to_thread(cache.has_blob, blob) or await asyncio.to_thread(cache.adopt, blob):
                     return
                 with tools.peers.seeking(slot.desired, blob) as seeking:
 
@@ -204,11 +208,20 @@ class Work:
                         note(count)
                         progress(count)
 
-                    if await seeking.brought(tools.disk.blob(blob), near, lambda: self._may_fetch(slot) is None):
+                    allowed = partial(self._is_allowed, slot)
+                    if cache is tools.disk and await seeking.brought(cache.blob(blob), near, allowed):
                         return
                     async with tools.fetching:
-                        if self._may_fetch(slot) is None:
+                        if allowed():
                             done = await self._ways.bring(self._newest(slot), blob, partial(self._bring, slot, noted))
+
+    def _cache(self, desired: WorkloadDesired, blob: Blob) -> Disk | SealedBlobs:
+        """What keeps a blob: signatures are no secret, and read where there is no key."""
+        disk = self._tools.disk
+        return disk if blob in desired.signatures else disk.cache(desired)
+
+    def _is_allowed(self, slot: Slot) -> bool:
+        return self._may_fetch(slot) is None
 
     async def _link_cleared(self, slot: Slot, say: Say) -> None:
         """Wait until the link may carry what is missing and no neighbour has."""
@@ -217,6 +230,8 @@ class Work:
     async def _is_near(self, slot: Slot) -> bool:
         """Whether neighbours have so much of it that the link may carry the rest."""
         tools, desired = self._tools, self._newest(slot)
+        if desired.protection == ENCRYPTED:  # it comes from the hub alone, and is given to nobody
+            return False
         blobs = [blob for blob in (desired.blob, desired.golden) if blob is not None]
         found = await tools.peers.offered(desired, [one for one in blobs if tools.disk.missing_bytes([one])])
         left = self._ways.missing(desired, elsewhere=found)
@@ -224,9 +239,9 @@ class Work:
 
     async def _bring(self, slot: Slot, progress: Callable[[int], None], blob: Blob) -> bool:
         """Fetch into the cache; False when it must wait for the link."""
-        tools = self._tools
+        tools, cache = self._tools, self._cache(slot.desired, blob)
         fetching = asyncio.ensure_future(
-            tools.source.fetch(slot.desired.repository, blob, tools.disk.blob(blob), progress=progress)
+            tools.source.fetch(slot.desired.repository, blob, cache.blob(blob), progress=progress, part=cache.part)
         )
         try:
             return await self._ends_while_allowed(fetching, slot)
@@ -306,12 +321,15 @@ class Work:
 
     async def probe(self, action: Probe, say: Say) -> None:
         """Run the golden samples through the server: `Probed`."""
+        if action.slot.desired.golden is None:
+            say(Probed(serial=action.slot.serial, measurement=None))
+            return
+        async with revealed(self._tools.disk, action.slot, action.slot.desired.golden) as golden:
+            await self._probe(action, golden, say)
+
+    async def _probe(self, action: Probe, golden: Path, say: Say) -> None:
         slot, tools = action.slot, self._tools
         desired, server = slot.desired, self.servers[slot.serial]
-        if desired.golden is None:
-            say(Probed(serial=slot.serial, measurement=None))
-            return
-        golden = tools.disk.slot(desired.name, slot.serial) / GOLDEN_FILE
         client = LoopbackClient(
             server.port, max_body_bytes=inference.MAX_ANSWER_BYTES, timeout_seconds=tools.probe_timeout_seconds
         )

@@ -144,7 +144,7 @@ def promoted(state: State, event: Switched, now: Moment) -> Outcome:
         state,
         current=slot,
         candidate=None,
-        previous=state.current,
+        previous=None if state.current is None else slots.protected_as(state.current, slot),
         endpoint=event.endpoint,
         attempts=0,
         crashes=0,

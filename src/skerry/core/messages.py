@@ -16,6 +16,7 @@ import msgspec
 
 from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
 from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, HoldStatus, LinkPolicy, UpdateHold, WorkloadStatus
+from skerry.api.kinds.model_deployment import Protection
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.trust_policy import MAX_ENVELOPE_CHARACTERS, MAX_ROOT_CHARACTERS, MAX_ROOTS
 from skerry.api.kinds.variants import Blob, Delta, Requirements
@@ -132,6 +133,8 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     """Fetch nothing of it over a metered link."""
     windows: WindowsDesired | None = None
     """None: nothing waits for a window."""
+    protection: Protection = "none"
+    """How its files lie on the disk; see `ModelDeploymentSpec.protection`."""
     deployment_uid: ShortText = ""
     """Tells a deployment from an earlier one of its name, whose rollouts had its names; empty from an older hub."""
 

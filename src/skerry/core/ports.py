@@ -152,6 +152,15 @@ class Part(Protocol):
     def clear(self) -> None: ...  # begin again
 
 
+class Content(Protocol):
+    """What is in a blob, whatever the form of its file."""
+
+    @property
+    def size(self) -> int: ...  # bytes
+    def read(self, length: int) -> bytes: ...  # the next ones; none at the end
+    def pread(self, length: int, offset: int) -> bytes: ...  # fewer only at the end
+
+
 OpenPart = Callable[[int, Blob], Part]
 """Takes a descriptor, open for reading and writing, that stays the caller's."""
 

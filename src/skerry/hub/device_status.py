@@ -99,6 +99,7 @@ def _facts(facts: DeviceFacts, boot_id: str) -> dict[str, Any]:
         "os": facts.os,
         "engines": facts.engines,
         "runtimes": facts.runtimes,
+        "protection": facts.protection,
         "network": facts.network,
         "limits": facts.limits,
         "trust": facts.trust,

@@ -158,6 +158,9 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     os: OperatingSystem = OperatingSystem()
     engines: Annotated[list[EngineFacts], msgspec.Meta(max_length=32)] = []
     runtimes: Annotated[list[Word], msgspec.Meta(max_length=32)] = []
+    protection: Word = ""
+    """What opens models that are kept encrypted: `identity` (the device's own key), `file` (a key file that its owner
+    named); empty: it cannot keep any, for want of a key or of a newer agent."""
     network: Network = Network()
     limits: LimitFacts = LimitFacts()
     trust: TrustFacts | None = None
@@ -316,6 +319,8 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
     os: OperatingSystem = OperatingSystem()
     engines: list[EngineFacts] = []
     runtimes: list[str] = []
+    protection: str = ""
+    """What opens models that are kept encrypted, see docs/encryption.md; empty: it cannot keep any."""
     network: Network = Network()
     limits: LimitFacts = LimitFacts()
     trust: TrustFacts | None = None

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
@@ -225,7 +226,7 @@ def test_there_is_a_bound_to_the_chain():
 @settings(max_examples=150)
 @given(st.data())
 def test_mutated_certificates_are_refused_or_say_the_same(data):
-    signer = SIGNER.certificate.public_bytes(bundles.serialization.Encoding.DER)
+    signer = SIGNER.certificate.public_bytes(serialization.Encoding.DER)
     raw = bytearray(signer)
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
@@ -245,7 +246,7 @@ def test_bytes_of_anybody_s_making_are_no_certificate(raw):
 
 
 def test_a_certificate_of_another_version_is_refused():
-    der = SIGNER.certificate.public_bytes(bundles.serialization.Encoding.DER)
+    der = SIGNER.certificate.public_bytes(serialization.Encoding.DER)
     assert der.count(b"\xa0\x03\x02\x01\x02") == 1  # [0] INTEGER 2: version 3
     made = json.loads(sign(SIGNER, MIDDLE))
     raw = bundles.b64(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07"))

@@ -22,6 +22,8 @@ MAX_TAGS = 1000
 """Tags in one answer; more follow by the `Link` header."""
 MAX_REFERRERS_BYTES = 1024 * 1024
 """Of one page of referrers; more follow by the `Link` header."""
+MAX_REFERRER_BYTES = 256 * 1024
+"""Of a manifest with a subject: all that refer to one subject are read to list them."""
 
 
 class Manifests:
@@ -61,9 +63,11 @@ class Manifests:
             if len(raw) > most:
                 raise too_large
         media_type = call.header("content-type").partition(";")[0].strip()
+        subject = manifests.parse(bytes(raw), media_type).subject
+        if subject is not None and len(raw) > MAX_REFERRER_BYTES:
+            raise TooLargeError(f"with a subject is larger than {MAX_REFERRER_BYTES} bytes", element="manifest")
         stored = await self._artifacts.put_manifest(call.name, call.part("reference"), media_type, bytes(raw))
         response = created(f"/v2/{call.name}/manifests/{stored.digest}", stored.digest)
-        subject = manifests.parse(stored.raw, stored.media_type).subject
         if subject is not None:
             response.headers["OCI-Subject"] = subject.digest
         return response

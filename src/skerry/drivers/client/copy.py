@@ -77,7 +77,9 @@ class _Copying:
         self._target.put_manifest(manifest.digest, manifest)
         self.done.manifests += 1
         for referrer in self._source.list_referrers(manifest.digest):
-            self.copy(self._source.get_manifest(referrer.digest), depth + 1)
+            attached = self._source.find_manifest(referrer.digest)
+            if attached is not None:  # a list may still have what was removed
+                self.copy(attached, depth + 1)
 
     def _copy_blob(self, blob: Blob) -> None:
         if blob.digest in self._seen:

@@ -135,7 +135,7 @@ def _read_card(place: Repository, referrer: manifests.Descriptor, index: Manifes
         if manifests.digest_of(raw) != layer.digest:
             raise IntegrityError("the registry sent something else", element=f"card {layer.digest}")
         card = cards.decode(raw)
-    except InvalidError:
+    except (InvalidError, NotFoundError):  # or it was removed, and only a list still has it
         return None
     return raw if _is_packable(card) and rebuild_index(card).digest == index.digest else None
 

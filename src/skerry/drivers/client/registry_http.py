@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -27,6 +28,7 @@ from skerry.api.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from skerry.core import manifest as manifests
 from skerry.core import reference as references
 from skerry.drivers.client.credentials import Credentials
 from skerry.drivers.client.registry_auth import LOGIN_HINT, RegistryAuth
@@ -35,6 +37,7 @@ CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 65.0
 """Longest silence of a registry in an answer; some make a whole upload durable before they say anything."""
 _MAX_ERROR_BYTES = 64 * 1024
+_MISSING = frozenset({"BLOB_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "NAME_UNKNOWN"})
 _CERTIFICATES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
 
 
@@ -63,6 +66,13 @@ def open_registry(
 class _Problem(msgspec.Struct):
     code: str = ""
     message: str = ""
+    detail: Any = None
+
+    def __str__(self) -> str:
+        """Say it in the registry's words, and of what it spoke where that is a digest."""
+        about = self.detail.get("digest") if isinstance(self.detail, dict) else self.detail
+        known = f" ({about})" if isinstance(about, str) and manifests.is_digest(about) else ""
+        return f"{self.message or self.code}"[:500] + known
 
 
 class _Problems(msgspec.Struct):
@@ -88,8 +98,11 @@ def refused(answer: httpx.Response, element: str) -> SkerryError:
         problems = msgspec.json.decode(answer.content[:_MAX_ERROR_BYTES], type=_Problems).errors
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         problems = []
-    said = "; ".join(f"{p.message or p.code}"[:500] for p in problems[:3]) or answer.reason_phrase
-    if any(p.code == "DIGEST_INVALID" for p in problems):
+    said = "; ".join(map(str, problems[:3])) or answer.reason_phrase
+    codes = {problem.code for problem in problems}
+    if codes & _MISSING:
+        kind = NotFoundError
+    elif "DIGEST_INVALID" in codes:
         kind = IntegrityError
     return kind(
         f"the registry answers {answer.status_code}: {said}",

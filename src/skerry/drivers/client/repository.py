@@ -138,7 +138,14 @@ class Repository:
 
     def delete_manifest(self, reference: str) -> None:
         """Remove a tag, or a manifest by digest. Raises NotFoundError, UnsupportedError."""
-        self._ask("DELETE", f"manifests/{reference}", f"{self.name}, {reference}")
+        try:
+            self._ask("DELETE", f"manifests/{reference}", f"{self.name}, {reference}")
+        except (InvalidError, IntegrityError) as error:  # what registries say that remove by digest only
+            raise UnsupportedError(
+                f"the registry removes no tags ({error.cause})"[:500],
+                element=f"{self.name}, {reference}",
+                hint="remove it by its digest, with all its tags",
+            ) from None
 
     def list_tags(self) -> list[str]:
         """Return all tags that people gave, in order. Raises NotFoundError."""
@@ -236,16 +243,15 @@ class Repository:
             self.skipped += blob.size
             return
         begun = self._ask("POST", "blobs/uploads/", content.name)
-        location, rest = self._location(begun), b""
+        location, digest = self._location(begun), {"digest": blob.digest}
         with content.open() as file:
             if blob.size <= CHUNK_BYTES:
-                rest = file.read(CHUNK_BYTES)
+                self._ask("PUT", location, content.name, content=_Part(file, 0, blob.size), params=digest)
+                self._count(content, blob.size)
             else:
                 chunk = max(CHUNK_BYTES, number(begun.headers.get("OCI-Chunk-Min-Length", "")))
                 location = self._send_chunks(content, file, location, chunk)
-        self._ask("PUT", location, content.name, content=rest, params={"digest": blob.digest})
-        if rest:
-            self._count(content, len(rest))
+                self._ask("PUT", location, content.name, params=digest)
 
     def pull_blob(self, name: str, blob: Blob, target: Path) -> None:
         """Bring a blob into a file: resumed where an earlier try stopped, verified before the name exists.
@@ -324,10 +330,7 @@ class Repository:
         """Send a large blob; when a request fails, ask how far it got and go on from there."""
         offset, failures = 0, 0
         while offset < content.blob.size:
-            file.seek(offset)
-            piece = file.read(chunk)
-            if not piece:
-                raise IntegrityError("became shorter while it was sent", element=content.name)
+            piece = _Part(file, offset, min(chunk, content.blob.size - offset))
             try:
                 answer = self._send_chunk(content, location, piece, offset)
             except UnavailableError:
@@ -343,9 +346,9 @@ class Repository:
             location, offset = self._location(answer), reached
         return location
 
-    def _send_chunk(self, content: Content, location: str, piece: bytes, offset: int) -> httpx.Response:
+    def _send_chunk(self, content: Content, location: str, piece: _Part, offset: int) -> httpx.Response:
         headers = {
-            "Content-Range": f"{offset}-{offset + len(piece) - 1}",
+            "Content-Range": f"{offset}-{offset + piece.length - 1}",
             "Content-Type": "application/octet-stream",
         }
         return self._ask("PATCH", location, content.name, accept=416, content=piece, headers=headers)
@@ -383,7 +386,7 @@ class Repository:
         element: str,
         *,
         accept: int = 200,
-        content: bytes = b"",
+        content: bytes | _Part = b"",
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         redirects: bool = False,
@@ -391,9 +394,14 @@ class Repository:
         url = httpx.URL(path) if "://" in path or path.startswith("/v2/") else httpx.URL(self._url(path))
         if params:
             url = url.copy_merge_params(params)
+        length = {"Content-Length": str(content.length)} if isinstance(content, _Part) else {}
         with self._translated(element):
             answer = self.client.request(
-                method, url, content=content, headers=headers, follow_redirects=redirects and self._follows
+                method,
+                url,
+                content=content,
+                headers={**(headers or {}), **length},
+                follow_redirects=redirects and self._follows,
             )
         if not answer.is_success and answer.status_code != accept:
             raise refused(answer, element)
@@ -432,6 +440,28 @@ def file_content(name: str, path: Path, blob: Blob) -> Content:
 def text_content(name: str, raw: bytes) -> Content:
     """Return a few bytes to push."""
     return Content(name=name, blob=Blob(digest=manifests.digest_of(raw), size=len(raw)), raw=raw)
+
+
+class _Part:
+    """A part of a file as a request's body, read when it is sent, and again when it is sent again.
+
+    As bytes it would stay in memory for as long as the HTTP library's requests and responses hold each other.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file = file
+        self._start = start
+        self.length = length
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(self._start)
+        left = self.length
+        while left:
+            piece = self._file.read(min(left, _READ_BYTES))
+            if not piece:
+                raise IntegrityError("became shorter while it was sent", element=getattr(self._file, "name", "blob"))
+            left -= len(piece)
+            yield piece
 
 
 class _Tags(msgspec.Struct):

@@ -199,11 +199,12 @@ def _build(
         commands=disk.read_commands(),
     )
     bandwidth, clock = Bandwidth(), SystemClock()
+    oci = OciSettings(reserve_bytes=reserve, connections=settings.network.connections)
     trust = trusted.Trust(disk, clock)
     parts = Parts(
         disk=disk,
         link=MqttDeviceLink(known.uid, MqttSettings(host=where.mqtt_host, port=where.mqtt_port, tls=tls)),
-        source=OciArtifactSource(where.hub_url, tls, OciSettings(reserve_bytes=reserve), bandwidth),
+        source=OciArtifactSource(where.hub_url, tls, oci, bandwidth),
         limit_bandwidth=bandwidth.limit,
         servers=Servers(ProcessRuntime(disk.root / "runtime"), disk, settings.servers, check_trust=trust.check_slot),
         trust=trust,

@@ -49,6 +49,8 @@ class NetworkSettings(Section, frozen=True, kw_only=True):
     """Whether bytes cost money; unset: a cellular network is metered, others are not."""
     max_bandwidth: Quantity | None = None
     """Most bytes per second that downloads may take together; the hub's bound counts too, the stricter wins."""
+    connections: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    """Most connections that one download may use, where trying shows that more are faster; 1 tries nothing."""
     allow_metered_downloads: Quantity | None = None
     """Most bytes that one revision may still have to fetch over a metered link; 0: nothing at all. As above."""
 

@@ -43,7 +43,9 @@ from skerry.api.errors import (
 from skerry.api.kinds.variants import Blob
 from skerry.core import manifest as manifests
 from skerry.core.ports import OpenPart, Part
+from skerry.drivers.registry import ahead
 from skerry.drivers.registry.bandwidth import Bandwidth
+from skerry.drivers.registry.lanes import Lanes, NoPartsError
 from skerry.kit.files import sync_directory
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
@@ -61,6 +63,8 @@ class OciSettings:
     """Space a fetch leaves free on the device, for everybody else."""
     sync_bytes: int = 8 * 1024 * 1024
     """Of what has come, at most so much is lost to a power cut."""
+    connections: int = 1
+    """At most so many for one blob, where that is found to be faster; see `ahead`."""
 
 
 class OciArtifactSource:
@@ -186,6 +190,8 @@ class _Transfer:
         self._bandwidth = bandwidth
         self._aborted = threading.Event()
         self._line: socket.socket | None = None
+        self._lanes: Lanes | None = None
+        self._tried_parts = False
         self._reached = False
         self._file = -1
         self._open_part = part
@@ -197,6 +203,8 @@ class _Transfer:
     def abort(self) -> None:
         """Make `run` end soon, with an error nobody is interested in."""
         self._aborted.set()
+        if self._lanes is not None:
+            self._lanes.shut()
         if self._line is not None:
             with suppress(OSError):
                 socket.socket.shutdown(self._line, socket.SHUT_RDWR)  # not TLS's own: it is not for other threads
@@ -295,7 +303,10 @@ class _Transfer:
         """Fetch what is missing; return when all bytes are there."""
         while self._size < self._blob.size:
             self._check_space()
-            self._fetch_rest()
+            if self._may_split():
+                self._fetch_by_parts()
+            if self._size < self._blob.size:
+                self._fetch_rest()
 
     def _fetch_rest(self) -> None:
         """Ask once and take it all; or nothing if the registry has no such part, to be asked from the start then."""
@@ -319,6 +330,44 @@ class _Transfer:
             raise UnavailableError(
                 f"the connection ended after {self._size} of {self._blob.size} bytes", element=self._blob.digest
             )
+
+    def _may_split(self) -> bool:
+        split, left = not self._tried_parts, self._blob.size - self._size
+        wide = self._settings.connections > 1 and not self._bandwidth.is_bound
+        return split and wide and left >= ahead.LEAST_BYTES
+
+    def _fetch_by_parts(self) -> None:
+        """Fetch by several connections as long as that is faster; what is missing then is asked for at once."""
+        self._tried_parts = True
+        lanes = Lanes(
+            self._url,
+            self._blob.digest,
+            connect=self._connect,
+            accept=self._accept,
+            wanted=self._check_wanted,
+            took=self._took,
+            refused=self._refused,
+        )
+        self._lanes = lanes
+        parts = ahead.widest(lanes.ask, self._size, self._blob.size, self._settings.connections)
+        try:
+            for _, part in parts:
+                self._check_wanted()
+                self._append(part)
+        except NoPartsError:
+            return
+        finally:
+            lanes.shut()
+            parts.close()
+            lanes.close()
+
+    def _took(self, count: int) -> None:
+        """Note what a part brought, and pay for it."""
+        self._bandwidth.take(count)
+        self._report(count)
+        while (pause := self._bandwidth.wait()) > 0:
+            self._aborted.wait(pause)
+            self._check_wanted()
 
     def _check_wanted(self) -> None:
         if self._aborted.is_set():

@@ -25,6 +25,7 @@ from skerry.api.errors import (
     TooLargeError,
     UnauthorizedError,
     UnavailableError,
+    UnsupportedError,
 )
 from skerry.core import manifest as manifests
 
@@ -66,6 +67,7 @@ def refusal(error: SkerryError, codes: Codes, headers: Mapping[str, str] | None 
         TooLargeError: (413, "SIZE_INVALID"),
         StorageFullError: (507, "STORAGE_FULL"),
         UnavailableError: (503, "UNAVAILABLE"),
+        UnsupportedError: (405, "UNSUPPORTED"),
     }
     status, code = next((kinds[kind] for kind in type(error).__mro__ if kind in kinds), (500, "UNKNOWN"))
     if status >= 500:

@@ -105,7 +105,7 @@ def _opened(model: str, given: places.Access, signature: Path | None) -> Iterato
         if version.card is None:
             raise NotFoundError("has no evaluation card, and only with it a model is signed", element=model)
         listed = chosen or [(manifests.digest_of(raw), raw) for raw in fetch(place, version.referrers)]
-        yield _Subject(element=model, files=package.carried(version.card), signatures=listed)
+        yield _Subject(element=model, files=package.carried(version.card, version.card_text), signatures=listed)
 
 
 def _judge(subject: _Subject, name: str, raw: bytes, trust: _Trust) -> _Result:

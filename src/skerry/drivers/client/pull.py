@@ -16,6 +16,8 @@ from skerry.core import card as cards
 from skerry.core import manifest as manifests
 from skerry.core.ports import Manifest
 from skerry.drivers.client.repository import Repository, file_content
+from skerry.drivers.client.signatures import fetch
+from skerry.drivers.signing.package import carried, keep_signatures
 from skerry.kit.files import write_atomic
 
 
@@ -77,7 +79,7 @@ def find_model(place: Repository, reference: str) -> FoundModel:
 
 
 def pull_package(place: Repository, reference: str, directory: Path) -> PulledModel:
-    """Bring a model version into a directory as a package; an interrupted pull goes on where it stopped.
+    """Bring a model version, with its signatures, into a directory as a package; goes on where it was interrupted.
 
     The card comes last, so a directory with one is complete. Raises IntegrityError, NotFoundError (no card, so it is no
     package), ConflictError (the directory holds another file of that name), UnavailableError, StorageFullError.
@@ -101,6 +103,7 @@ def pull_package(place: Repository, reference: str, directory: Path) -> PulledMo
                 present += blob.size
             else:
                 place.pull_blob(name, blob, directory / name)
+        keep_signatures(directory, fetch(place, found.referrers), carried(card, found.card_text))
         write_atomic(directory / cards.CARD_FILE, found.card_text)
     except OSError as error:
         kind = StorageFullError if error.errno == 28 else InvalidError

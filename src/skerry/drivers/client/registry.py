@@ -25,7 +25,7 @@ from skerry.drivers.client.repository import (
     text_content,
 )
 from skerry.drivers.client.signatures import attach
-from skerry.drivers.signing.package import read_signatures
+from skerry.drivers.signing.package import carried, read_signatures
 
 __all__ = ["CHUNK_BYTES", "Progress", "PushedModel", "check_tag", "push_package"]
 
@@ -73,7 +73,7 @@ def push_package(
     files = [file_content(p.file, package / p.file, p.variant.blob) for p in card.variants]
     golden = file_content(cards.GOLDEN_FILE, package / cards.GOLDEN_FILE, card.golden.blob)
     card_text = text_content(cards.CARD_FILE, _card_text(package, card))
-    signatures = read_signatures(package, card)
+    signatures = read_signatures(package, carried(card, card_text.raw))
     built = [manifests.build_variant(card.model, card.version, p.variant, file=p.file) for p in card.variants]
     index = manifests.build_index(card.model, card.version, built)
     check_tag(place, tag, index)

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from skerry.api.errors import IntegrityError, InvalidError, TooLargeError
+from skerry.api.errors import IntegrityError, InvalidError, SkerryError, TooLargeError
 from skerry.core import card as cards
 from skerry.core import manifest
 from skerry.core.messages import MAX_SIGNATURES
@@ -28,6 +28,7 @@ SUFFIX = ".sig"
 UNSIGNED = ("pareto.png", "provenance.json")
 """What the factory leaves in a package and no registry carries; signed only by who signs all files."""
 _MAX_NAMED = 5
+_NAME_DIGITS = 12
 
 
 def digests(package: Path) -> Mapping[str, str]:
@@ -49,19 +50,22 @@ def digests(package: Path) -> Mapping[str, str]:
     return found
 
 
-def carried(card: cards.EvaluationCard) -> Mapping[str, str]:
-    """Return what a registry carries of a model version: path in the package -> digest of its blob."""
+def carried(card: cards.EvaluationCard, card_text: bytes) -> Mapping[str, str]:
+    """Return what a registry carries of a model version: path in the package -> digest of its blob.
+
+    `card_text` is the card byte for byte, as it lies in the package.
+    """
     variants = {packaged.file: packaged.variant.blob.digest for packaged in card.variants}
     return {
-        cards.CARD_FILE: manifest.digest_of(cards.encode(card)),
+        cards.CARD_FILE: manifest.digest_of(card_text),
         cards.GOLDEN_FILE: card.golden.blob.digest,
         **variants,
     }
 
 
 def check_complete(found: Mapping[str, str], card: cards.EvaluationCard, package: Path) -> None:
-    """Raise InvalidError unless a package holds what its card says, and nothing that would not be carried."""
-    wanted = carried(card)
+    """Raise IntegrityError unless a package holds what its card says, and nothing that would not be carried."""
+    wanted = {**carried(card, b""), cards.CARD_FILE: found.get(cards.CARD_FILE, "")}
     _compare(found, wanted, str(package), "what its card says; make the package again, or take other files out of it")
 
 
@@ -100,13 +104,13 @@ def read_signature(path: Path) -> bytes:
     return raw
 
 
-def read_signatures(package: Path, card: cards.EvaluationCard) -> Sequence[bytes]:
-    """Return the signatures to send with a package, each once.
+def read_signatures(package: Path, wanted: Mapping[str, str]) -> Sequence[bytes]:
+    """Return the signatures to send with a package that holds `wanted` (`carried`), each once.
 
     They are not verified: whoever trusts does that. Raises InvalidError or IntegrityError for one that is none, or
     signs something else than this package, so that it is noticed before a device does.
     """
-    wanted, found = carried(card), []
+    found = []
     for path in signatures(package):
         raw = read_signature(path)
         listed = statement.read_statement(statement.read_bundle(raw).payload)
@@ -118,8 +122,34 @@ def read_signatures(package: Path, card: cards.EvaluationCard) -> Sequence[bytes
 def add_signature(package: Path, raw: bytes) -> Path:
     """Put a signature into a package, in one step; an older one by the same key or certificate is replaced."""
     found = statement.read_bundle(raw)
-    name = hashlib.sha256(found.certificates[0] if found.certificates else found.hint.encode()).hexdigest()[:12]
-    path = package / SIGNATURES / f"{name}{SUFFIX}"
+    signer = found.certificates[0] if found.certificates else found.hint.encode()
+    return _write(package, hashlib.sha256(signer).hexdigest(), raw)
+
+
+def keep_signatures(package: Path, signed: Sequence[bytes], wanted: Mapping[str, str]) -> None:
+    """Put signatures that came from a registry into a package that holds `wanted`; those of something else stay out.
+
+    Each has the name of its own digest, so that none takes the place of one that is there.
+    """
+    there = [read_signature(path) for path in signatures(package)]
+    for raw in signed:
+        if raw in there or len(there) == MAX_SIGNATURES:
+            continue
+        try:
+            _compare(wanted, statement.read_statement(statement.read_bundle(raw).payload), "", "")
+        except SkerryError:
+            continue
+        _write(package, hashlib.sha256(raw).hexdigest(), raw)
+        there.append(raw)
+
+
+def count(raw: bytes) -> int:
+    """Return how many files a signature that was just made is over."""
+    return len(statement.read_statement(statement.read_bundle(raw).payload))
+
+
+def _write(package: Path, name: str, raw: bytes) -> Path:
+    path = package / SIGNATURES / f"{name[:_NAME_DIGITS]}{SUFFIX}"
     if path.parent.is_symlink():
         raise IntegrityError("is a symbolic link", element=str(path.parent))
     try:
@@ -128,11 +158,6 @@ def add_signature(package: Path, raw: bytes) -> Path:
     except OSError as error:
         raise InvalidError(f"cannot be written: {error.strerror}", element=str(path)) from error
     return path
-
-
-def count(raw: bytes) -> int:
-    """Return how many files a signature that was just made is over."""
-    return len(statement.read_statement(statement.read_bundle(raw).payload))
 
 
 def _walk(package: Path, directory: Path) -> Iterator[Path]:

@@ -20,7 +20,15 @@ from weakref import WeakValueDictionary
 
 import httpx
 
-from skerry.api.errors import IntegrityError, NotFoundError, UnsupportedError
+from skerry.api.errors import (
+    ForbiddenError,
+    IntegrityError,
+    NotFoundError,
+    SkerryError,
+    UnauthorizedError,
+    UnavailableError,
+    UnsupportedError,
+)
 from skerry.api.kinds.variants import Blob
 from skerry.core import manifest as manifests
 from skerry.core.ports import Manifest, StoredRepository
@@ -38,6 +46,7 @@ THREADS = 32
 IDLE_SECONDS = 20.0
 """Devices and users wait behind the hub, and try again."""
 MAX_SIZES = 4096
+_LOGIN_HINT = "check the credentials that the hub's user has for it"
 _HINT = "is the hub's registry running, and reachable from the hub?"
 
 log = logging.getLogger(__name__)
@@ -64,9 +73,11 @@ class ElsewhereStore(Receiver):
     async def check(self) -> None:
         """Ask whether the registry is there and lets us in, and log it if not: it may come back."""
         try:
-            await self._run(self._client.get, "/v2/")
-        except httpx.HTTPError as error:
-            log.warning("registry.unreachable registry=%s cause=%s", self._place.host, error)
+            await self._run(self._at("check").list_tags)
+        except NotFoundError:
+            return  # there is no such repository, and it has said so
+        except SkerryError as error:
+            log.warning("registry.unreachable registry=%s cause=%s", self._place, error)
 
     # --- uploads ---------------------------------------------------------------------------------------------------
 
@@ -201,6 +212,11 @@ class ElsewhereStore(Receiver):
         running = asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
         try:
             return await asyncio.shield(running)
+        except (UnauthorizedError, ForbiddenError) as error:
+            # It is the hub that may not, not whoever asks the hub; and it may well be mended.
+            raise UnavailableError(
+                f"does not let the hub in: {error.cause}", element=f"registry {self._place.host}", hint=_LOGIN_HINT
+            ) from error
         except asyncio.CancelledError:
             await asyncio.wait([running])
             if not running.cancelled():

@@ -373,7 +373,7 @@ async def _at_speed(
 
 def is_open(desired: WorkloadDesired) -> bool:
     """Whether a workload's model may lie about, and be given to neighbours: not where it is under protection."""
-    return getattr(desired, "protection", "none") in ("", "none")
+    return desired.protection == "none"
 
 
 @contextlib.asynccontextmanager

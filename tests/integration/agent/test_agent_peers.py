@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.integration.agent.neighbours import enrolled, open_authority
 
@@ -169,12 +170,13 @@ async def test_what_no_workload_names_is_not_given(make: Make) -> None:
     assert await seek(await make("db", seller)) == (False, 0)
 
 
-async def test_what_is_under_protection_is_neither_given_nor_sought(make: Make, monkeypatch: Any) -> None:
+async def test_what_is_under_protection_is_neither_given_nor_sought(make: Make) -> None:
     seller = await make("da")
     seller.have()
     buyer = await make("db", seller)
-    monkeypatch.setattr(peers, "is_open", lambda _: False)
-    assert seller.peers.find(BLOB.digest) is None
+    secret = msgspec.structs.replace(desired(), protection="encrypted")
+    assert await seek(buyer, want=secret) == (False, 0)
+    seller.named["digits"] = [Slot(serial=1, desired=secret)]
     assert await seek(buyer) == (False, 0)
 
 

@@ -31,7 +31,7 @@ Resource: TypeAlias = (
 class Column:
     """One printed column: `path` is a dotted path into the object, with three display rules in `kind`.
 
-    `string` prints as it is, `age` as the time since, `bytes` in KiB/MiB. `wide` columns show with `-o wide` only.
+    `string` prints as it is, `age` as the time since, `bytes` in KiB/MiB, summed up. `wide` columns show with `-o wide` only.
     """
 
     name: str
@@ -81,6 +81,8 @@ KINDS: tuple[KindInfo, ...] = (
             Column(name="OS", path="status.os.family", wide=True),
             Column(name="CORES", path="status.hardware.cores", wide=True),
             Column(name="NETWORK", path="status.network.kind", wide=True),
+            Column(name="FETCHED", path="status.workloads[].fetchedBytes", kind="bytes", wide=True),
+            Column(name="SAVED", path="status.workloads[].savedBytes", kind="bytes", wide=True),
             Column(name="UID", path="metadata.uid", wide=True),
         ),
     ),

@@ -30,7 +30,6 @@ from skerry.api.errors import (
     IntegrityError,
     InvalidError,
     NotFoundError,
-    SkerryError,
     UnavailableError,
     UnsupportedError,
 )
@@ -110,8 +109,15 @@ class Vault:
             return self._key
 
     def rewrap(self, following: ec.EllipticCurvePrivateKey) -> None:
-        """Have the identity key that is about to take the present one's place open it as well. Raises like `key`."""
-        ring = self._read()
+        """Have the identity key that is about to take the present one's place open it as well.
+
+        Raises StorageFullError, OSError: then the present one stays.
+        """
+        try:
+            ring = self._read()
+        except InvalidError as error:  # there is nothing that could be kept
+            log.error("protection.not_rewrapped error=%s", error)
+            return
         if ring is None or ring.source == "file":
             return
         found = self._unwrap(ring, self._identity_keys())
@@ -132,7 +138,8 @@ class Vault:
         if found is None:
             return self._renounce(ring, keys[0], source)
         opener, key = found
-        if source == "file" and (opener is not keys[0] or len(ring.wraps) > 1):
+        exchanging = source == "identity" and (self._root / _IDENTITY_FILES[1]).exists()
+        if not exchanging and (opener is not keys[0] or len(ring.wraps) > 1):  # no other key has to open it any more
             self._write(Ring(id=ring.id, source=source, wraps=[_wrap(keys[0], key)]))
         return key
 
@@ -419,10 +426,9 @@ class SealedBlobs:
     def _pieces(self, path: Path, blob: Blob) -> Iterator[bytes]:
         hasher = hashlib.sha256()
         with self._opened(path) as content:
-            if content.size == blob.size:
-                while piece := content.read(_PIECE_BYTES):
-                    hasher.update(piece)
-                    yield piece
+            while content.size == blob.size and (piece := _read(content, path)):
+                hasher.update(piece)
+                yield piece
         if f"sha256:{hasher.hexdigest()}" != blob.digest:
             raise IntegrityError(f"is not {blob.digest} of {blob.size} bytes any more", element=str(path))
 
@@ -438,20 +444,16 @@ class SealedBlobs:
         except OSError as error:  # a dying SD card
             raise IntegrityError(f"cannot be read: {error.strerror}", element=str(path)) from None
         try:
-            yield SealedReader(descriptor, key)
-        except OSError as error:
-            raise IntegrityError(f"cannot be read: {error.strerror}", element=str(path)) from None
-        except IntegrityError as error:
-            if error.element != "sealed file":
-                raise
-            raise IntegrityError(error.cause, element=str(path)) from None
+            yield SealedReader(descriptor, key, element=str(path))
         finally:
             os.close(descriptor)
 
 
-def is_key_error(error: SkerryError) -> bool:
-    """Return whether it is the key that is missing, and not the content."""
-    return isinstance(error, UnavailableError | UnsupportedError | InvalidError)
+def _read(content: Content, path: Path) -> bytes:
+    try:
+        return content.read(_PIECE_BYTES)
+    except OSError as error:  # a dying SD card
+        raise IntegrityError(f"cannot be read: {error.strerror}", element=str(path)) from None
 
 
 def _raw(blob: Blob) -> bytes:

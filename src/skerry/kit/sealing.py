@@ -84,15 +84,15 @@ class Header:
         return HEADER_BYTES + number * (self.chunk_bytes + OVERHEAD_BYTES)
 
 
-def parse(raw: bytes) -> Header:
+def parse(raw: bytes, element: str = "sealed file") -> Header:
     """Read a header. Raises IntegrityError for anything else, whatever the bytes."""
     if len(raw) != HEADER_BYTES:
-        raise IntegrityError(f"has {len(raw)} bytes where a header of {HEADER_BYTES} is due", element="sealed file")
+        raise IntegrityError(f"has {len(raw)} bytes where a header of {HEADER_BYTES} is due", element=element)
     magic, chunk_bytes, size, digest, key_id = _BOUND.unpack_from(raw)
     if magic != _MAGIC:
-        raise IntegrityError("is not sealed, or in a way of tomorrow", element="sealed file")
+        raise IntegrityError("is not sealed, or in a way of tomorrow", element=element)
     if not 0 < chunk_bytes <= MAX_CHUNK_BYTES or size > chunk_bytes * _MAX_CHUNKS:
-        raise IntegrityError("has bounds that cannot be", element="sealed file")
+        raise IntegrityError("has bounds that cannot be", element=element)
     return Header(chunk_bytes=chunk_bytes, size=size, digest=digest, key_id=key_id, raw=raw)
 
 
@@ -104,8 +104,9 @@ def sealed_size(size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
 class _Cipher:
     """One file's header with its key."""
 
-    def __init__(self, header: Header, key: bytes) -> None:
+    def __init__(self, header: Header, key: bytes, element: str) -> None:
         self.header = header
+        self._element = element
         self._cipher = AESGCM(key)
 
     def seal(self, number: int, prefix: bytes, plain: bytes | memoryview) -> bytes:
@@ -114,12 +115,12 @@ class _Cipher:
     def open(self, number: int, record: bytes) -> bytes:
         """Return what is in a chunk. Raises IntegrityError."""
         if len(record) != self.header.length(number) + OVERHEAD_BYTES:
-            raise IntegrityError(f"chunk {number} is cut off", element="sealed file")
+            raise IntegrityError(f"chunk {number} is cut off", element=self._element)
         prefix, sealed = record[:_PREFIX_BYTES], record[_PREFIX_BYTES:]
         try:
             return self._cipher.decrypt(self._nonce(number, prefix), sealed, self.header.raw)
         except InvalidTag:
-            raise IntegrityError(f"chunk {number} is not what was sealed", element="sealed file") from None
+            raise IntegrityError(f"chunk {number} is not what was sealed", element=self._element) from None
 
     def read(self, descriptor: int, number: int) -> bytes:
         """Read and open a chunk. Raises IntegrityError, OSError."""
@@ -137,13 +138,14 @@ class SealedReader:
     Raises IntegrityError for a file that is not whole, or for another key. In memory is one chunk.
     """
 
-    def __init__(self, descriptor: int, key: SealingKey) -> None:
+    def __init__(self, descriptor: int, key: SealingKey, *, element: str = "sealed file") -> None:
+        """`element` names the file in errors."""
         self._descriptor = descriptor
-        self._cipher = _open_header(descriptor, key)
+        self._cipher = _open_header(descriptor, key, element)
         self.header = self._cipher.header
         found = os.fstat(descriptor).st_size
         if found != self.header.file_size:
-            raise IntegrityError(f"has {found} bytes, not {self.header.file_size}", element="sealed file")
+            raise IntegrityError(f"has {found} bytes, not {self.header.file_size}", element=element)
         self._number, self._chunk = -1, b""
         self._position = 0
 
@@ -194,7 +196,7 @@ class SealedWriter:
         self._number = 0
         self._cipher: _Cipher | None = None
         try:
-            found = _open_header(descriptor, key)
+            found = _open_header(descriptor, key, "sealed file")
         except IntegrityError:
             return
         if (found.header.size, found.header.digest) == (size, digest):
@@ -245,7 +247,7 @@ class SealedWriter:
         bound = _BOUND.pack(_MAGIC, CHUNK_BYTES, self._total, self._digest, self._key.id)
         header = parse(bound + nonce + AESGCM(self._key.secret).encrypt(nonce, secret, bound))
         _pwrite(self._descriptor, header.raw, 0)
-        return _Cipher(header, secret)
+        return _Cipher(header, secret, "sealed file")
 
     def _count(self, cipher: _Cipher) -> int:
         """Return how many chunks are whole; what follows them is cut off."""
@@ -259,16 +261,16 @@ class SealedWriter:
         return number
 
 
-def _open_header(descriptor: int, key: SealingKey) -> _Cipher:
-    header = parse(_pread(descriptor, HEADER_BYTES, 0))
+def _open_header(descriptor: int, key: SealingKey, element: str) -> _Cipher:
+    header = parse(_pread(descriptor, HEADER_BYTES, 0), element)
     if header.key_id != key.id:
-        raise IntegrityError(f"is sealed for key {header.key_id.hex()}, not {key.id.hex()}", element="sealed file")
+        raise IntegrityError(f"is sealed for key {header.key_id.hex()}, not {key.id.hex()}", element=element)
     bound, wrapped = header.raw[: _BOUND.size], header.raw[_BOUND.size :]
     try:
         secret = AESGCM(key.secret).decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], bound)
     except InvalidTag:
-        raise IntegrityError("its header is not what was sealed", element="sealed file") from None
-    return _Cipher(header, secret)
+        raise IntegrityError("its header is not what was sealed", element=element) from None
+    return _Cipher(header, secret, element)
 
 
 def _pread(descriptor: int, length: int, offset: int) -> bytes:

@@ -25,6 +25,7 @@ from skerry.api.kinds.variants import Blob, Variant
 from skerry.api.meta import Digest, Struct
 from skerry.core.card import CARD_FILE, GOLDEN_FILE
 from skerry.core.ports import Manifest
+from skerry.core.sbom import SBOM_FILE
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -36,6 +37,7 @@ MODEL_CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
 MODEL_WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 GOLDEN_TYPE = "application/vnd.skerry.golden.v1+npz"
 CARD_TYPE = "application/vnd.skerry.card.v1+json"
+SBOM_TYPE = "application/vnd.cyclonedx+json"
 DELTA_TYPE = "application/vnd.skerry.delta.v1"
 SIGNATURE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 MAX_SIGNATURE_BYTES = 1024 * 1024
@@ -254,6 +256,11 @@ def build_golden(index: Manifest, blob: Blob) -> Manifest:
 def build_card(index: Manifest, blob: Blob) -> Manifest:
     """Return the manifest that attaches the evaluation card to a model version."""
     return _build_referrer(index, CARD_TYPE, blob, CARD_FILE)
+
+
+def build_sbom(index: Manifest, blob: Blob) -> Manifest:
+    """Return the manifest that attaches the bill of materials to a model version."""
+    return _build_referrer(index, SBOM_TYPE, blob, SBOM_FILE)
 
 
 def build_delta(variant: Manifest, blob: Blob, *, base: str, target: str, encoding: str) -> Manifest:

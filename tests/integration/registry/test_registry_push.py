@@ -130,7 +130,7 @@ def test_a_pushed_package_is_all_there(hub: Hub, package: Path, card: Evaluation
             assert client.get(f"/v2/{REPOSITORY}/blobs/{v.blob.digest}").content == FILES[v.name]
         referrers = client.get(f"/v2/{REPOSITORY}/referrers/{pushed.index}").json()["manifests"]
         attached = {entry["artifactType"]: entry["digest"] for entry in referrers}
-        assert set(attached) == {manifests.GOLDEN_TYPE, manifests.CARD_TYPE}
+        assert set(attached) == {manifests.GOLDEN_TYPE, manifests.CARD_TYPE, manifests.SBOM_TYPE}
         document = manifests.parse(manifest_at(client, attached[manifests.CARD_TYPE]).raw, manifests.MANIFEST_TYPE)
         *_, layer = document.content
         assert decode_card(client.get(f"/v2/{REPOSITORY}/blobs/{layer.digest}").content) == card

@@ -56,7 +56,7 @@ def test_a_content_range_is_one_or_is_refused(text: str) -> None:
         assert (start is None) == (length is None) == (text == "")
 
 
-@pytest.mark.parametrize("text", ["5-2", "-5", "5-", "a-b", "1-2-3", "bytes=1-2", "\uff11-\uff12", "9" * 19 + "-" + "9" * 20])
+@pytest.mark.parametrize("text", ["5-2", "-5", "5-", "a-b", "1-2-3", "bytes=1-2", "\uff11-\uff12", "9" * 19 + "-1"])
 def test_what_is_no_content_range(text: str) -> None:
     with pytest.raises(InvalidError):
         sent_part(text)

@@ -15,6 +15,7 @@ import httpx
 from skerry.api.errors import ConflictError, IntegrityError, InvalidError
 from skerry.core import card as cards
 from skerry.core import manifest as manifests
+from skerry.core import sbom
 from skerry.core.ports import Manifest
 from skerry.drivers.client.repository import (
     CHUNK_BYTES,
@@ -53,7 +54,7 @@ def push_package(
     *,
     tag: str = "",
 ) -> PushedModel:
-    """Push every variant of a package, its golden samples, card and signatures; tag the index, by default by version.
+    """Push every variant of a package, golden samples, card, SBOM and signatures; tag the index, by default by version.
 
     `client` has the registry's address as its base URL, and credentials. Nothing is sent before every file has been
     compared with the card. Raises IntegrityError (a file is not what the card says), InvalidError, ConflictError (that
@@ -73,13 +74,19 @@ def push_package(
     files = [file_content(p.file, package / p.file, p.variant.blob) for p in card.variants]
     golden = file_content(cards.GOLDEN_FILE, package / cards.GOLDEN_FILE, card.golden.blob)
     card_text = text_content(cards.CARD_FILE, _card_text(package, card))
+    bill = text_content(sbom.SBOM_FILE, sbom.build(card))
     signatures = read_signatures(package, carried(card, card_text.raw))
     built = [manifests.build_variant(card.model, card.version, p.variant, file=p.file) for p in card.variants]
     index = manifests.build_index(card.model, card.version, built)
     check_tag(place, tag, index)
     configs = [text_content(f"{b.variant.name} config", b.config) for b in built]
-    place.push_blobs([*configs, *files, text_content("empty config", manifests.EMPTY_CONFIG), golden, card_text])
-    attached = [manifests.build_golden(index, golden.blob), manifests.build_card(index, card_text.blob)]
+    empty = text_content("empty config", manifests.EMPTY_CONFIG)
+    place.push_blobs([*configs, *files, empty, golden, card_text, bill])
+    attached = [
+        manifests.build_golden(index, golden.blob),
+        manifests.build_card(index, card_text.blob),
+        manifests.build_sbom(index, bill.blob),
+    ]
     for manifest in (*(b.manifest for b in built), index, *attached):
         place.put_manifest(manifest.digest, manifest)
     for signature in signatures:

@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from skerry.api.kinds.trust_policy import TrustRule, TrustTerms
+from skerry.api.kinds.variants import Evaluation, Golden, NumericalError, Profile, Variant
 from skerry.core import anchor
+from skerry.core import card as cards
 from skerry.core.anchor import Role, Root, Seal, Sealed, SignedPolicy
 from skerry.core.messages import TrustDesired
 from skerry.drivers import owner_keys
@@ -103,6 +105,33 @@ def signer() -> ec.EllipticCurvePrivateKey:
 def pem(key: ec.EllipticCurvePrivateKey) -> str:
     encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     return key.public_key().public_bytes(encoding, form).decode()
+
+
+def card(model: Any, *, name: str = "digits") -> bytes:
+    """The card of one of the agents' tiny models."""
+    desired = model.desired()
+    variant = Variant(
+        name=desired.variant,
+        format=desired.format,
+        precision="fp32",
+        needs=desired.needs,
+        blob=desired.blob,
+        metric=1.0,
+        metric_drop=0.0,
+        error=NumericalError(max_abs=0, mean_abs=0, cosine=1),
+        profile=Profile(latency_p50_ms=1, latency_p95_ms=1, peak_memory_bytes=64 * 1024**2, runs=1),
+    )
+    return cards.encode(
+        cards.EvaluationCard(
+            model=name,
+            version=model.version,
+            signature=model.signature,
+            evaluation=Evaluation(metric="accuracy", baseline=1, samples=20, allowed_drop=0.01),
+            golden=Golden(blob=desired.golden, samples=20),
+            variants=[cards.PackagedVariant(variant=variant, file="model.onnx")],
+            provenance=cards.Provenance(source_kind="onnx"),
+        )
+    )
 
 
 def bundle(key: ec.EllipticCurvePrivateKey, files: dict[str, bytes]) -> bytes:

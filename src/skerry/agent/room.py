@@ -90,7 +90,8 @@ def prune(disk: Disk, slots: Mapping[str, Sequence[Slot]], *, others: Iterable[s
     keep = set(others)
     for desired in (slot.desired for slot in named):
         deltas = [one.blob for one in desired.deltas]  # also when they have only begun to come
-        blobs = [desired.blob, *([] if desired.golden is None else [desired.golden]), *deltas]
+        few = [blob for blob in (desired.golden, desired.card) if blob is not None]
+        blobs = [desired.blob, *few, *deltas]
         keep |= {kept_name(desired, blob) for blob in blobs} | {one.digest for one in desired.signatures}
     return disk.free_slots(
         {name: [slot.serial for slot in listed] for name, listed in slots.items()}

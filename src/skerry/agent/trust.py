@@ -29,6 +29,7 @@ from skerry.api.kinds.device import TrustFacts
 from skerry.api.kinds.trust_policy import MAX_ROOT_CHARACTERS, TrustTerms
 from skerry.core import anchor, trust_policy
 from skerry.core.anchor import Anchored, Root, SignedPolicy
+from skerry.core.card import CARD_FILE, MAX_CARD_BYTES
 from skerry.core.journal import Slot
 from skerry.core.messages import TrustDesired, WorkloadDesired
 from skerry.core.ports import Clock
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 FILE = "trust.json"
 MAX_BUNDLE_BYTES = 1024 * 1024
 """Of one signature; larger ones are not fetched."""
+_NO_CARD = "none"
 _HINT = "have it signed by those whom the namespace's trust policy names, or ask its owners"
 
 
@@ -113,6 +115,8 @@ class Trust:
         large = max((blob.size for blob in desired.signatures), default=0)
         if large > MAX_BUNDLE_BYTES:
             raise self._refused(desired, f"one of its signatures has {large} bytes")
+        if desired.card is None or desired.card.size > MAX_CARD_BYTES:
+            raise self._refused(desired, "found no card, which says of which model a signature is")
         if not desired.signatures or trust_policy.rule_of(terms, desired.model) is None:
             raise self._refused(desired, trust_policy.judge(terms, desired.model, [], needed=_needed(desired)).message)
 
@@ -154,11 +158,15 @@ class Trust:
         terms = standing.policy.terms
         moment = max([self._clock.now(), *([terms.issued_at] if terms.issued_at else [])])
         found, failures, lost = self._verified(terms, desired, moment)
-        verdict = trust_policy.judge(terms, desired.model, found, needed=_needed(desired), failures=failures)
+        card = desired.card.digest if desired.card is not None else _NO_CARD
+        needed = _needed(desired)
+        verdict = trust_policy.judge(terms, desired.model, found, needed=needed, card=card, failures=failures)
+        if verdict.covered:
+            verdict = self._read_card(desired, verdict, lost)
         if verdict.covered:
             return
         if lost and terms.mode == "enforce":  # it is fetched again; what is there may be enough meanwhile
-            raise IntegrityError(f"a signature of it is lost: {lost[0]}", element=_element(desired))
+            raise IntegrityError(f"what it was signed with is lost: {lost[0]}", element=_element(desired))
         if terms.mode == "warn":
             log.warning("trust.not_covered model_version=%s message=%s", desired.model_version, verdict.message)
             return
@@ -181,6 +189,30 @@ class Trust:
         except SkerryError as error:
             raise self._refused(desired, error.sentence) from None
         return found, failures, lost
+
+    def _read_card(
+        self, desired: WorkloadDesired, verdict: trust_policy.Verdict, lost: list[str]
+    ) -> trust_policy.Verdict:
+        """Return the verdict with what the card says; one that is not in the cache is added to what is lost."""
+        golden = desired.golden.digest if desired.golden is not None else ""
+        try:
+            if desired.card is None:
+                raise InvalidError("is missing", element=CARD_FILE)
+            raw = self._disk.read_blob(desired.card, most=MAX_CARD_BYTES)
+        except (NotFoundError, IntegrityError, InvalidError) as error:
+            lost.append(error.sentence)
+            return trust_policy.Verdict(covered=False, message=error.sentence)
+        try:
+            trust_policy.check_card(
+                raw,
+                model=desired.model,
+                version=desired.version,
+                variants={desired.variant: desired.blob.digest},
+                golden=golden,
+            )
+        except SkerryError as error:
+            return trust_policy.Verdict(covered=False, message=error.sentence)
+        return verdict
 
     def _refused(self, desired: WorkloadDesired, cause: str) -> RefusedError:
         told = f"{cause}; {self._problem}" if self._problem else cause

@@ -264,7 +264,9 @@ class Work:
     def _signatures(self, desired: WorkloadDesired) -> list[Blob]:
         """What is fetched before all else, on a device that asks for it."""
         trust = self._tools.trust
-        return desired.signatures if trust is not None and trust.asks else []
+        if trust is None or not trust.asks:
+            return []
+        return [*desired.signatures, *([] if desired.card is None else [desired.card])]
 
     async def _check_trust(self, desired: WorkloadDesired) -> None:
         if self._tools.trust is not None:

@@ -23,7 +23,7 @@ import msgspec
 from skerry.api.errors import IntegrityError, InvalidError
 from skerry.api.kinds.variants import Blob, Variant
 from skerry.api.meta import Digest, Struct
-from skerry.core.card import CARD_FILE, GOLDEN_FILE
+from skerry.core.card import CARD_FILE, GOLDEN_FILE, MAX_CARD_BYTES
 from skerry.core.ports import Manifest
 from skerry.core.sbom import SBOM_FILE
 
@@ -300,6 +300,20 @@ def build_signature(index: Manifest, blob: Blob) -> Manifest:
     """
     title = f"{blob.digest.replace(':', '-')}.sigstore.json"
     return _build_referrer(index, SIGNATURE_TYPE, blob, title, dict(_BUNDLE_ANNOTATIONS))
+
+
+def read_card(referrer: Manifest) -> Blob | None:
+    """Return the evaluation card that a referrer attaches; None where it attaches something else, or too much."""
+    try:
+        document = parse(referrer.raw, referrer.media_type)
+    except InvalidError:
+        return None
+    if not isinstance(document, ImageManifest) or document.type != CARD_TYPE or len(document.layers) != 1:
+        return None
+    layer = document.layers[0]
+    if not 0 < layer.size <= MAX_CARD_BYTES:
+        return None
+    return Blob(digest=layer.digest, size=layer.size, media_type=layer.media_type)
 
 
 def read_signature(referrer: Manifest) -> Blob | None:

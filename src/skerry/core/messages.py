@@ -118,6 +118,8 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     signatures: Annotated[list[Blob], msgspec.Meta(max_length=MAX_SIGNATURES)] = []
     """Sigstore bundles that sign the model version's files, in the same repository; see docs/signing.md. The hub does
     not vouch for them."""
+    card: Blob | None = None
+    """The evaluation card, which names the model that a signature is over; for devices that ask for signatures."""
     serving: ServingDesired = ServingDesired()
     memory_limit_bytes: int = 0
     """0 means none."""

@@ -220,6 +220,7 @@ def build_workload(rollout: Rollout, model: ModelVersion, variant: Variant) -> W
         golden=model.spec.golden.blob,
         deltas=[one for one in model.status.deltas if one.target == variant.blob.digest][:MAX_DELTAS],
         signatures=model.status.signatures[:MAX_SIGNATURES],
+        card=model.status.card,
         serving=ServingDesired(port=template.serving.port, threads=template.serving.threads),
         memory_limit_bytes=quantity.to_bytes(limits.memory) if limits.memory else 0,
         cpu_limit_millis=quantity.to_millis(limits.cpu) if limits.cpu else 0,

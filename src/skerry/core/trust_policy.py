@@ -1,7 +1,7 @@
 """What a trust policy says of a model: which of its signers count, and whether they are enough. Pure.
 
 The first rule whose patterns match the model's name decides; a model that no rule matches is not covered. A signature
-counts when it is over every file that matters. Of the rule's keys and identities, as many as its threshold must each be
+counts when it is over every file that matters, the card among them: it says which model that is (`check_card`). Of the rule's keys and identities, as many as its threshold must each be
 met by a signer of its own: one signer counts once, however many entries it meets.
 
 Lives here: verdicts, and their sentences. Must not live here: who made a signature (`drivers.signing`), who may make
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from skerry.api.errors import InvalidError
+from skerry.api.errors import IntegrityError, InvalidError
 from skerry.api.kinds.trust_policy import TrustedIdentity, TrustRule, TrustTerms
 from skerry.core.anchor import key_id
+from skerry.core.card import CARD_FILE, decode
 
 _SHOWN_DIGITS = 12
 _MAX_SHOWN = 8
@@ -88,22 +89,22 @@ def judge(
     found: Iterable[Signed],
     *,
     needed: Collection[str],
-    about: Collection[str] = (),
+    card: str = "",
     failures: Sequence[str] = (),
 ) -> Verdict:
     """Return what a policy says of a model, whatever its mode.
 
-    `needed` are the digests that a signature must be over to count, `about` the digests that may be denied (besides
-    the needed ones); `failures` say why other signatures do not hold, for people.
+    `needed` are the digests that a signature must be over to count, `card` that of the package's card, for the name is
+    in there; empty: it does not matter. `failures` say why other signatures do not hold, for people.
     """
-    denied = sorted({*needed, *about} & set(terms.denied))
+    denied = sorted(set(needed) & set(terms.denied))
     if denied:
         return Verdict(covered=False, message=f"{_short(denied[0])} is denied by the policy, whoever signed it")
     rule = rule_of(terms, model)
     if rule is None:
         return Verdict(covered=False, message=f'no rule of the policy is about the model "{model}"')
     everything = list(found)
-    covering = [one for one in everything if set(needed) <= set(one.files.values())]
+    covering = [one for one in everything if set(needed) <= set(one.files.values()) and is_over(one, card)]
     signers = {signer.key: signer for one in covering for signer in one.signers}
     met = matched(rule, list(signers.values()))
     if met >= rule.threshold:
@@ -114,6 +115,27 @@ def judge(
     if failures:
         why += f" ({'; '.join(failures[:2])})"
     return Verdict(covered=False, message=f"{why}; wanted {_wanted(rule)}{_by(terms, rule)}")
+
+
+def is_over(signed: Signed, card: str) -> bool:
+    """Return whether something signed is the package of that card."""
+    return not card or signed.files.get(CARD_FILE) == card
+
+
+def check_card(raw: bytes, *, model: str, version: str, variants: Mapping[str, str], golden: str) -> None:
+    """Refuse a card of another model than it is said to be of: `variants` are digests by name, `golden` may be empty.
+
+    Raises InvalidError, IntegrityError.
+    """
+    card = decode(raw)
+    if (card.model, card.version) != (model, version):
+        raise IntegrityError(f"is of {card.model} {card.version}, not of {model} {version}"[:300], element=CARD_FILE)
+    listed = {packaged.variant.name: packaged.variant.blob.digest for packaged in card.variants}
+    strange = sorted(name for name, digest in variants.items() if listed.get(name) != digest)
+    if strange:
+        raise IntegrityError(f'has no variant "{strange[0][:80]}" of that digest', element=CARD_FILE)
+    if golden and card.golden.blob.digest != golden:
+        raise IntegrityError("has other golden samples", element=CARD_FILE)
 
 
 def matched(rule: TrustRule, signers: Sequence[Signer]) -> int:

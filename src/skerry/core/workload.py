@@ -186,6 +186,7 @@ def same_content(one: WorkloadDesired, other: WorkloadDesired) -> bool:
         "windows": None,
         "deltas": [],
         "signatures": [],
+        "card": None,
     }
     return bool(slots.replace(trial.plain(one), **how) == slots.replace(trial.plain(other), **how))
 

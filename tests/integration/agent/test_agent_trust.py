@@ -93,15 +93,20 @@ class Guarded:
         self.world.engine = self.engine  # type: ignore[method-assign]
         return self.world.agent()
 
-    def sign(self, model: Model, *keys: Any, also: dict[str, bytes] | None = None) -> WorkloadDesired:
+    def sign(self, model: Model, *keys: Any) -> WorkloadDesired:
         """The workload with signatures that the registry holds."""
-        bundles = [
-            trusting.bundle(key, {"model.onnx": model.model, "golden.npz": model.golden, **(also or {})})
-            for key in (keys or (self.signer,))
-        ]
-        for one in bundles:
+        card = trusting.card(model)
+        files = {"model.onnx": model.model, "golden.npz": model.golden, "card.json": card}
+        bundles = [trusting.bundle(key, files) for key in (keys or (self.signer,))]
+        return self.attach(model, card, *bundles)
+
+    def attach(self, model: Model, card: bytes, *bundles: bytes) -> WorkloadDesired:
+        """The workload with whatever the registry holds."""
+        for one in (*bundles, card):
             self.world.registry.blobs[blob_of(one).digest] = one
-        return msgspec.structs.replace(model.desired(), signatures=[blob_of(one) for one in bundles])
+        return msgspec.structs.replace(
+            model.desired(), signatures=[blob_of(one) for one in bundles], card=blob_of(card)
+        )
 
     async def want(self, *wanted: WorkloadDesired, offer: TrustDesired | None = None) -> None:
         hub = self.world.hub
@@ -149,26 +154,32 @@ async def test_who_owns_hub_and_registry_has_nothing_run_that_nobody_signed(
     """Unsigned, signed by the attacker, another model's signature, a subset: nothing of it is even fetched."""
     offer = device.owners.desired(device.owners.policy(device.rule))
     attacker = trusting.signer()
-    foreign = device.sign(models["v1"]).signatures
-    partial = trusting.bundle(device.signer, {"model.onnx": models["v2"].model})
-    world.registry.blobs[blob_of(partial).digest] = partial
+    v1, v2 = models["v1"], models["v2"]
+    foreign = trusting.bundle(device.signer, {"model.onnx": v1.model, "golden.npz": v1.golden})
+    partial = trusting.bundle(device.signer, {"model.onnx": v2.model})
+    card = trusting.card(v2)
+    # Everything of it was signed by the right one, as another model and as another version.
+    renamed = trusting.card(dataclasses.replace(v2, version="v1"))
+    other = trusting.card(v2, name="toy")
+    files = {"model.onnx": v2.model, "golden.npz": v2.golden}
+    signed = {one: trusting.bundle(device.signer, {**files, "card.json": one}) for one in (renamed, other)}
     async with device.agent():
         await device.want(device.sign(models["v1"]), offer=offer)
         serving = (await world.hub.running("digits-v1")).running
         tries = {
-            "unsigned": (models["v2"].desired(), "found no signature that holds"),
-            "attacker": (device.sign(models["v2"], attacker), "is made with a key that is not trusted"),
-            "foreign": (msgspec.structs.replace(models["v2"].desired(), signatures=foreign), "(1 of other files)"),
-            "partial": (
-                msgspec.structs.replace(models["v2"].desired(), signatures=[blob_of(partial)]),
-                "(1 of other files)",
-            ),
+            "unsigned": (device.attach(v2, card), "found no signature that holds"),
+            "cardless": (msgspec.structs.replace(device.sign(v2), card=None), "found no card"),
+            "attacker": (device.sign(v2, attacker), "is made with a key that is not trusted"),
+            "foreign": (device.attach(v2, card, foreign), "(1 of other files)"),
+            "partial": (device.attach(v2, card, partial), "(1 of other files)"),
+            "other-card": (device.attach(v2, card, signed[other]), "(1 of other files)"),
+            "other-model": (device.attach(v2, other, signed[other]), "is of toy v2, not of digits v2"),
+            "other-version": (device.attach(v2, renamed, signed[renamed]), "is of digits v1, not of digits v2"),
         }
         for name, (bad, words) in tries.items():
             await device.want(msgspec.structs.replace(bad, rollout=name), offer=offer)
             status = await device.refused(name)
             assert words in status.message, status.message
-            assert "wanted 1 of key sha256:" in status.message
             assert "the device's own check (Trust) failed" in status.message
             assert status.running == serving, "what serves goes on"
     assert not fetched(world, models["v2"])
@@ -223,7 +234,7 @@ async def test_an_anchor_is_followed_and_old_keys_are_worth_nothing(device: Any,
             "owners": [*owners.roots, outdated],
             "fork": [owners.roots[0], fork],
         }.items():
-            bad = msgspec.structs.replace(models["v2"].desired(), rollout=name)
+            bad = msgspec.structs.replace(device.attach(models["v2"], trusting.card(models["v2"])), rollout=name)
             await device.want(bad, offer=owners.desired(lax, roots=roots))
             assert "found no signature" in (await device.refused(name)).message
         assert device.told().anchor == 3
@@ -289,7 +300,7 @@ async def test_in_warning_mode_it_takes_what_is_not_covered(
 ) -> None:
     async with device.agent():
         warn = device.owners.policy(device.rule, mode="warn")
-        await device.want(models["v1"].desired(), offer=device.owners.desired(warn))
+        await device.want(models["v1"].desired(), offer=device.owners.desired(warn))  # not even a card
         await world.hub.running("digits-v1")
     assert any(record.msg.startswith("trust.not_covered") for record in caplog.records)
 

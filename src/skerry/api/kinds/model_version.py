@@ -40,6 +40,8 @@ class ModelVersionStatus(Struct, frozen=True, kw_only=True):
     """From variants of versions that were deployed when this one was pushed."""
     signatures: list[Blob] = []
     """Sigstore bundles that were attached to it; who signed is judged by whoever trusts. See docs/signing.md."""
+    card: Blob | None = None
+    """The evaluation card as it was pushed: it names the model that a signature is over."""
     trust: TrustVerdict | None = None
     """What the namespace's trust policy says of it; None where there is none, or it was not asked yet."""
     conditions: list[Condition] = []

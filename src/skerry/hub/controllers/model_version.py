@@ -89,8 +89,8 @@ class ModelVersions:
         variants = await inspect(self._context.artifacts, item)
         sentence = f"{len(variants)} variants: {', '.join(variant.name for variant in variants)}"
         deltas = await self._deltas.make(item, variants)
-        signed = await self._signatures(item)
-        await self._write(item, "Ready", "Complete", sentence, (variants, deltas), signed=signed)
+        signed, card = await self._signatures(item), await self._card(item)
+        await self._write(item, "Ready", "Complete", sentence, (variants, deltas), signed=signed, card=card)
         log.info("model_version.ready namespace=%s name=%s variants=%d signatures=%d", *key, len(variants), len(signed))
         return SIGNATURES_SECONDS
 
@@ -98,19 +98,25 @@ class ModelVersions:
         artifact = item.spec.artifact
         return await signatures.find(self._context.artifacts, artifact.repository, artifact.digest)
 
+    async def _card(self, item: ModelVersion) -> Blob | None:
+        artifact = item.spec.artifact
+        return await signatures.find_card(self._context.artifacts, artifact.repository, artifact.digest)
+
     async def _look_for_signatures(self, item: ModelVersion) -> None:
         """Write down which signatures are attached now; a registry that does not answer changes nothing."""
         namespace, name = item.metadata.namespace, item.metadata.name
         try:
             found = await self._signatures(item)
+            card = item.status.card or await self._card(item)
         except (SkerryError, OSError) as error:
             log.warning("model_version.signatures_unknown namespace=%s name=%s error=%s", namespace, name, error)
             return
-        if found == item.status.signatures:
+        if (found, card) == (item.status.signatures, item.status.card):
             return
 
         def change(current: ModelVersion) -> ModelVersion:
-            return msgspec.structs.replace(current, status=msgspec.structs.replace(current.status, signatures=found))
+            status = msgspec.structs.replace(current.status, signatures=found, card=card)
+            return msgspec.structs.replace(current, status=status)
 
         await self._update(item, change)
         log.info("model_version.signatures namespace=%s name=%s signatures=%d", namespace, name, len(found))
@@ -133,6 +139,7 @@ class ModelVersions:
         found: tuple[Sequence[Variant], Sequence[Delta]] = ((), ()),
         *,
         signed: Sequence[Blob] = (),
+        card: Blob | None = None,
     ) -> None:
         condition = Condition(
             type="Ready",
@@ -148,6 +155,7 @@ class ModelVersions:
             variants=list(found[0]),
             deltas=list(found[1]),
             signatures=list(signed),
+            card=card or item.status.card,
             conditions=set_condition(item.status.conditions, condition),
         )
 

@@ -22,7 +22,8 @@ from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.trust_policy import NAME, TrustPolicy, TrustPolicyStatus, TrustTerms, TrustVerdict
 from skerry.api.kinds.variants import Blob
 from skerry.api.meta import Condition, set_condition
-from skerry.core import anchor, trust_policy
+from skerry.core import anchor, manifest, trust_policy
+from skerry.core.card import CARD_FILE, MAX_CARD_BYTES
 from skerry.core.messages import TrustDesired
 from skerry.core.ports import ArtifactStore
 from skerry.drivers import owner_keys
@@ -137,10 +138,13 @@ class TrustVerdicts:
         try:
             bundles, lost = await _read(self._context.artifacts, model)
             found, failures = policy.verify_all(bundles, terms, now)
-        except SkerryError as error:  # the policy's own keys
+            card = await _check_card(self._context.artifacts, model) if found else ""
+        except SkerryError as error:  # the policy's own keys, or the card
             return msgspec.structs.replace(made, message=error.sentence[:1000])
         needed = [variant.blob.digest for variant in model.status.variants] + [model.spec.golden.blob.digest]
-        verdict = trust_policy.judge(terms, model.spec.model, found, needed=needed, failures=[*failures, *lost])
+        verdict = trust_policy.judge(
+            terms, model.spec.model, found, needed=needed, card=card, failures=[*failures, *lost]
+        )
         return msgspec.structs.replace(made, covered=verdict.covered, message=verdict.message[:1000])
 
     async def _write(self, item: ModelVersion, verdict: TrustVerdict | None) -> None:
@@ -232,7 +236,7 @@ class TrustVerdicts:
 def _substance(item: ModelVersion) -> tuple[object, ...]:
     """What a verdict depends on, and the verdict, should somebody have overwritten it."""
     status = item.status
-    return item.metadata.uid, item.spec, status.phase, status.variants, status.signatures, status.trust
+    return item.metadata.uid, item.spec, status.phase, status.variants, status.signatures, status.card, status.trust
 
 
 async def _read(artifacts: ArtifactStore, item: ModelVersion) -> tuple[list[bytes], list[str]]:
@@ -246,8 +250,28 @@ async def _read(artifacts: ArtifactStore, item: ModelVersion) -> tuple[list[byte
     return found, lost
 
 
-async def _read_blob(artifacts: ArtifactStore, repository: str, blob: Blob) -> bytes:
-    if blob.size > bundle.MAX_BUNDLE_BYTES:
-        raise InvalidError(f"{blob.size} bytes are more than a signature has", element=blob.digest)
+async def _check_card(artifacts: ArtifactStore, item: ModelVersion) -> str:
+    """Return the digest of a model version's card, if it is the card of that version."""
+    card = item.status.card
+    if card is None:
+        raise NotFoundError("is not attached to it, and says of which model a signature is", element=CARD_FILE)
+    raw = await _read_blob(artifacts, item.spec.artifact.repository, card, most=MAX_CARD_BYTES)
+    if manifest.digest_of(raw) != card.digest:
+        raise IntegrityError("is not what its digest says", element=CARD_FILE)
+    trust_policy.check_card(
+        raw,
+        model=item.spec.model,
+        version=item.spec.version,
+        variants={variant.name: variant.blob.digest for variant in item.status.variants},
+        golden=item.spec.golden.blob.digest,
+    )
+    return card.digest
+
+
+async def _read_blob(
+    artifacts: ArtifactStore, repository: str, blob: Blob, *, most: int = bundle.MAX_BUNDLE_BYTES
+) -> bytes:
+    if blob.size > most:
+        raise InvalidError(f"{blob.size} bytes are more than {most}", element=blob.digest)
     chunks: Sequence[bytes] = [chunk async for chunk in artifacts.read_blob(repository, blob.digest, length=blob.size)]
     return b"".join(chunks)

@@ -56,7 +56,11 @@ def keygen(
     private = made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
     _write_new(path, private, 0o600)
-    _write_new(public, made.public_key().public_bytes(serialization.Encoding.PEM, spki), 0o644)
+    try:
+        _write_new(public, made.public_key().public_bytes(serialization.Encoding.PEM, spki), 0o644)
+    except BaseException:
+        path.unlink(missing_ok=True)  # half a pair is none, and would stand in the next one's way
+        raise
     output.say(f"{path} (keep it safe) and {public} made: {keys.digest_of(made.public_key())}")
 
 
@@ -162,13 +166,17 @@ def read_file(path: Path) -> bytes:
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:
+    made = False
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as file:
+            made = True
             os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        if made:
+            path.unlink(missing_ok=True)
         raise InvalidError(f"cannot be written: {error.strerror}", element=str(path)) from error
 
 

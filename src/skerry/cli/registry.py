@@ -1,4 +1,4 @@
-"""`skerry registry ...`: the hub's own registry: collect its garbage.
+"""`skerry registry ...`: the hub's own registry: tokens to log in with, and its garbage.
 
 Lives here: what these verbs take and print. Must not live here: what is garbage (`core.garbage`).
 """
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from skerry.api import quantity
+from skerry.api.kinds.registry_token import RegistryToken
 from skerry.cli import options, output, places
 from skerry.core.garbage import Item, Report
 
@@ -32,6 +33,30 @@ def collect(
         output.print_json(report)
         return
     _print(report, kept=kept)
+
+
+@app.command("token")
+def make_token(
+    push: Annotated[bool, typer.Option("--push", help="Allow to push, too.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Allow to delete, too.")] = False,
+    repository: Annotated[
+        list[str] | None, typer.Option(help="Of the namespace, as in default/digits; may be repeated. All of them.")
+    ] = None,
+    ttl: Annotated[str, typer.Option(help="How long it is good, as in 12h; at most 90 days (2160h).")] = "12h",
+    namespace: options.Namespace = "",
+    kubeconfig: options.Kubeconfig = None,
+) -> None:
+    """Make a token to log in to the registry with, as a password under any user name; it is shown this once."""
+    actions = ["pull", *(["push"] if push else []), *(["delete"] if delete else [])]
+    raw = {
+        "apiVersion": "skerry.dev/v1alpha1",
+        "kind": "RegistryToken",
+        "metadata": {"generateName": "registry-"},
+        "spec": {"ttl": ttl, "actions": actions, "repositories": repository or []},
+    }
+    with options.connect(kubeconfig, namespace) as client:
+        token = client.create(raw, RegistryToken)
+    output.out.print(token.status.token, soft_wrap=True)
 
 
 def _print(report: Report, *, kept: bool) -> None:

@@ -26,6 +26,7 @@ from skerry.agent.work import Tools
 from skerry.api import duration
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError, StorageFullError
 from skerry.api.kinds.device import BenchmarkStatus, WorkloadStatus
+from skerry.api.kinds.variants import Blob
 from skerry.core.journal import State, Unwanted, Wanted
 from skerry.core.messages import BENCHMARK_PREFIX, MAX_BENCHMARKS, WorkloadDesired
 
@@ -76,13 +77,11 @@ class Benchmarks:
     def digests(self) -> set[str]:
         """Return the names of blobs to keep: of the one that runs; the others' too, while there is plenty of room."""
         running = [one for name, one in self._known().items() if name == self._running]
-        blobs = {
-            kept_name(one, blob): blob for one in self._known().values() for blob in (one.blob, one.golden) if blob
-        }
+        blobs = {name: blob for one in self._known().values() for name, blob in _blobs(one).items()}
         try:
             self._disk.check_room(sum(blob.size for blob in blobs.values()), "benchmarks")
         except StorageFullError:
-            return {kept_name(one, blob) for one in running for blob in (one.blob, one.golden) if blob is not None}
+            return {name for one in running for name in _blobs(one)}
         return set(blobs)
 
     def _known(self) -> dict[str, WorkloadDesired]:
@@ -244,6 +243,12 @@ class Benchmarks:
         results = [one for one in self._kept.results if one.name in self._wanted]
         begun = {name: count for name, count in self._kept.begun.items() if name in self._wanted}
         self._write(_Kept(results=results, begun=begun))
+
+
+def _blobs(desired: WorkloadDesired) -> dict[str, Blob]:
+    """What one of them needs, by the names under which it is kept."""
+    found = {kept_name(desired, blob): blob for blob in (desired.blob, desired.golden, desired.card) if blob}
+    return found | {blob.digest: blob for blob in desired.signatures}
 
 
 def is_benchmark(name: str) -> bool:

@@ -65,8 +65,13 @@ class Trust:
         except SkerryError as error:
             self._damage = error.sentence
             log.error("trust.unreadable error=%s", error)
+        self._root: Root | None = None
         if self._state is not None and not self._state.namespace:
-            self._keep(msgspec.structs.replace(self._state, namespace=_namespace(disk)))
+            self._state = msgspec.structs.replace(self._state, namespace=_namespace(disk))
+            try:
+                write(disk, self._state)
+            except (SkerryError, OSError) as error:  # a disk that is full or became read-only; at the next start then
+                log.error("trust.not_written error=%s", error)
         self._standing, self._why = self._read()
 
     @property
@@ -78,8 +83,7 @@ class Trust:
         """Return what the hub is told; None for a device without an anchor."""
         if not self.asks:
             return None
-        standing, state = self._standing, self._state
-        root = None if state is None or not state.root else anchor.read_root(anchor.read(state.root, FILE))
+        standing, root = self._standing, self._root
         return TrustFacts(
             anchor=0 if root is None else root.version,
             policy=0 if standing is None else standing.policy.terms.version,
@@ -186,8 +190,8 @@ class Trust:
                 lost.append(error.sentence)
         try:
             found, failures = policy.verify_all(bundles, terms, moment)
-        except SkerryError as error:
-            raise self._refused(desired, error.sentence) from None
+        except SkerryError as error:  # the policy's own keys
+            found, failures = [], [error.sentence]
         return found, failures, lost
 
     def _read_card(
@@ -226,16 +230,16 @@ class Trust:
 
     def _read(self) -> tuple[_Standing | None, str]:
         """Return what counts now, or why nothing does."""
-        state = self._state
+        state, self._root = self._state, None
         if state is None:
             return None, ""
         if not state.root:
             return None, "it has no trust anchor yet"
-        if not state.policy:
-            return None, "it has no policy signed by its trust anchor's keys yet"
         try:
-            root = anchor.read_root(anchor.read(state.root, FILE))
-            return _Standing(root, anchor.read_policy(anchor.read(state.policy, FILE))), ""
+            self._root = anchor.read_root(anchor.read(state.root, FILE))
+            if not state.policy:
+                return None, "it has no policy signed by its trust anchor's keys yet"
+            return _Standing(self._root, anchor.read_policy(anchor.read(state.policy, FILE))), ""
         except SkerryError as error:
             return None, error.sentence
 

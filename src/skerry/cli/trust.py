@@ -160,7 +160,7 @@ def sign_policy(
     )
     made = TrustPolicy(metadata=meta, spec=spec)
     plain = msgspec.to_builtins(made)
-    plain.pop("status")
+    plain = {name: plain[name] for name in ("apiVersion", "kind", "metadata", "spec")}
     _check_new(out)
     files.write_atomic(out, codec.to_yaml(plain).encode())
     output.say(f"{out}: version {signed.terms.version} for namespace {space}, good until {signed.terms.expires_at}")
@@ -196,7 +196,7 @@ def verify(
     root: Annotated[list[Path], typer.Argument(help="The trust anchor's versions, in their order.")],
     policy: Annotated[Path | None, typer.Option(help="Also check this signed TrustPolicy against the newest.")] = None,
 ) -> None:
-    """Check that each version follows from the one before, as a device would; and the policy, and that it is current."""
+    """Check, as a device would, that each version follows from the one before; and a policy, and that it is current."""
     sealed = [anchor.read(_read(path), str(path)) for path in root]
     newest = _check_chain(sealed)
     output.say(f"trust anchor {newest.version} follows from {anchor.read_root(sealed[0]).version}")

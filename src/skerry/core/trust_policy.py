@@ -1,8 +1,9 @@
 """What a trust policy says of a model: which of its signers count, and whether they are enough. Pure.
 
 The first rule whose patterns match the model's name decides; a model that no rule matches is not covered. A signature
-counts when it is over every file that matters, the card among them: it says which model that is (`check_card`). Of the rule's keys and identities, as many as its threshold must each be
-met by a signer of its own: one signer counts once, however many entries it meets.
+counts when it is over every file that matters, the card among them: it says which model that is (`check_card`). Of the
+rule's keys and identities, as many as its threshold must each be met by a signer of its own: one signer counts once,
+however many entries it meets.
 
 Lives here: verdicts, and their sentences. Must not live here: who made a signature (`drivers.signing`), who may make
 policies (`core.anchor`), what follows from a verdict.

@@ -15,11 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 
 PART_BYTES = 1024 * 1024
-TRY_BYTES = 8 * PART_BYTES
-"""So much decides about a number of connections."""
+TRY_BYTES = 4 * PART_BYTES
+"""So much decides about a number of connections; one alone brings it as one part."""
 LEAST_BYTES = 2 * TRY_BYTES
 """Of what is missing; with less, trying does not pay."""
-FAST_SECONDS = 1.0
+FAST_SECONDS = 0.5
 """One connection that brings TRY_BYTES in less is not what a link holds back."""
 WORTH = 1.25
 
@@ -28,17 +28,18 @@ Ask = Callable[[int, int], bytes]
 
 
 def in_order(ask: Ask, start: int, end: int, width: int) -> Iterator[bytes]:
-    """Give the bytes of a span in order, asked for by `width` at a time.
+    """Give the bytes of a span in order, asked for by `width` at a time; by one, in longer parts.
 
     Raises what `ask` raises, after what came before. Whoever closes the iterator waits until the workers have ended:
     have `ask` end soon then.
     """
-    offsets, waiting = iter(range(start, end, PART_BYTES)), deque[Future[bytes]]()
+    size, waiting = TRY_BYTES if width == 1 else PART_BYTES, deque[Future[bytes]]()
+    offsets = iter(range(start, end, size))
     with ThreadPoolExecutor(width, thread_name_prefix="part") as workers:
         try:
             while True:
                 while len(waiting) <= width and (offset := next(offsets, None)) is not None:
-                    waiting.append(workers.submit(ask, offset, min(offset + PART_BYTES, end)))
+                    waiting.append(workers.submit(ask, offset, min(offset + size, end)))
                 if not waiting:
                     return
                 yield waiting.popleft().result()

@@ -36,7 +36,7 @@ WaitReason = Literal["", "Hold", "Window", "Link"]
 
 
 Refusal = Literal["", "Policy", "Thermal", "Memory", "Disk", "Trust"]
-"""Why a device would not take a variant: its owner's policy, its temperature, its memory, its disk, its trust anchor."""
+"""Why a device would not take a variant: its owner's policy, its temperature, memory, disk, or its trust anchor."""
 
 
 class LinkPolicy(Struct, frozen=True, kw_only=True):

@@ -118,7 +118,6 @@ class Devices:
         if new is not None and old != new:
             self._work.add(f"{new.metadata.namespace}/{new.metadata.name}")
 
-
     def _policy_changed(self, old: TrustPolicy | None, new: TrustPolicy | None) -> None:
         item, after = new or old, handed(new)
         if item is not None and self._handed.get(item.metadata.namespace) != after:

@@ -30,6 +30,7 @@ PAGE = 500
 """Records read at a time."""
 _RETRY_SECONDS = 1.0
 _MAX_HANDED = 64
+"""Anchors with policies of which one copy is kept."""
 
 V = TypeVar("V", bound=msgspec.Struct)
 R = TypeVar("R", bound=Resource)

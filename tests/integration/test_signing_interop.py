@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -205,6 +208,43 @@ def test_a_key_with_a_password_is_made_and_signs(digits, tmp_path):
     wrong = run("model", "sign", digits, "--key", key, "--password-file", tmp_path / "wrong", code=1)
     assert "the password is wrong" in wrong
     assert "--password-file" in run("model", "sign", digits, "--key", key, code=1)
+
+
+def on_terminal(*arguments: object, answers: list[tuple[str, str]]) -> str:
+    """Run a command line on a terminal of its own and answer what it asks; return all it says."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "skerry.cli", *map(str, arguments)])
+    said, left = "", list(answers)
+    with os.fdopen(terminal, "r+b", buffering=0) as file:
+        while True:
+            if not select.select([file], [], [], 60)[0]:
+                os.kill(child, signal.SIGKILL)
+                pytest.fail(f"it waits for something else: {said}")
+            try:
+                piece = file.read(4096)
+            except OSError:  # how a terminal says that nobody is there any more
+                break
+            if not piece:
+                break
+            said += piece.decode()
+            if left and said.endswith(left[0][0]):
+                file.write(left.pop(0)[1].encode() + b"\n")
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, said
+    assert not left, said
+    return said
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_password_is_asked_for_on_a_terminal_and_not_shown(digits, tmp_path):
+    key = tmp_path / "k.pem"
+    asked = [("k.pem: ", "wind and tide"), ("confirmation: ", "wind and tide")]
+    said = on_terminal("model", "keygen", key, answers=asked)
+    said += on_terminal("model", "sign", digits, "--key", key, answers=[("k.pem: ", "wind and tide")])
+    assert "tide" not in said
+    assert b"ENCRYPTED" in key.read_bytes()
+    run("model", "verify", digits, "--key", f"{key}.pub")
 
 
 def test_a_key_that_others_may_read_is_warned_of(digits, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]
 Phase: TypeAlias = Literal["Pending", "Ready", "Broken"]
 SIGNATURES_SECONDS = 60.0
+"""On average, between two looks at what is attached to a version."""
 
 
 async def run(context: HubContext) -> None:
@@ -85,14 +87,14 @@ class ModelVersions:
             return None
         if item.status.phase == "Ready" and item.status.variants:
             await self._look_for_signatures(item)
-            return SIGNATURES_SECONDS
+            return _soon()
         variants = await inspect(self._context.artifacts, item)
         sentence = f"{len(variants)} variants: {', '.join(variant.name for variant in variants)}"
         deltas = await self._deltas.make(item, variants)
         signed, card = await self._signatures(item), await self._card(item)
         await self._write(item, "Ready", "Complete", sentence, (variants, deltas), signed=signed, card=card)
         log.info("model_version.ready namespace=%s name=%s variants=%d signatures=%d", *key, len(variants), len(signed))
-        return SIGNATURES_SECONDS
+        return _soon()
 
     async def _signatures(self, item: ModelVersion) -> list[Blob]:
         artifact = item.spec.artifact
@@ -179,6 +181,11 @@ class ModelVersions:
     def _changed(self, old: ModelVersion | None, new: ModelVersion | None) -> None:
         if new is not None and (old is None or old.spec != new.spec or old.metadata.uid != new.metadata.uid):
             self._work.add((new.metadata.namespace, new.metadata.name))
+
+
+def _soon() -> float:
+    """Seconds until signatures are looked for again; spread, for all versions are looked at when a hub starts."""
+    return SIGNATURES_SECONDS * random.uniform(0.75, 1.25)  # noqa: S311
 
 
 async def _check_blob(artifacts: ArtifactStore, repository: str, blob: Blob) -> None:

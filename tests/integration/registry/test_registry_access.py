@@ -80,6 +80,7 @@ def test_a_device_pulls_what_is_deployed_to_it_and_nothing_else(hub: Any, device
     empty = DesiredRecord(uid="till-7", namespace="default", device="till-7")
     hub.run(hub.context.objects.change_desired(empty, lambda record: request_benchmarks(record, [request])))
     assert {name: status(device, blob) for name, blob in wanted.items()} == dict.fromkeys(wanted, 200)
+    assert device.get(f"/v2/{REPOSITORY}/blobs/sha256:x").status_code == 400
     assert status(device, other) == status(device, absent) == 403  # nobody is told which of them exists
     part = device.get(f"/v2/{REPOSITORY}/blobs/{wanted['model'].digest}", headers={"Range": "bytes=1-2"})
     assert (part.status_code, part.content) == (206, b"od")
@@ -219,7 +220,9 @@ def test_a_client_follows_the_challenge(hub: Any, nobody: httpx.Client) -> None:
     assert nobody.get(url, headers=headers).content == b"model"
     assert nobody.get("/v2/", headers=headers).status_code == 200
     assert challenge(nobody.get("/v2/"))["service"] == "skerry-registry"
-    assert "realm" in challenge(nobody.post(f"/v2/{REPOSITORY}/blobs/uploads/", headers=headers))
+    wider = challenge(nobody.post(f"/v2/{REPOSITORY}/blobs/uploads/", headers=headers))
+    assert (wider["error"], wider["scope"]) == ("insufficient_scope", f"repository:{REPOSITORY}:pull,push")
+    assert challenge(nobody.get(url, headers={"Authorization": "Bearer x"}))["error"] == "invalid_token"
 
 
 def test_a_token_does_what_it_was_made_for(hub: Any, nobody: httpx.Client) -> None:

@@ -13,6 +13,7 @@ from typing import cast
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
+from skerry.core import manifest as manifests
 from skerry.core.ports import ArtifactStore
 from skerry.hub.server.registry.answers import VERSION, problem
 from skerry.hub.server.registry.call import Call
@@ -31,6 +32,7 @@ class Blobs:
     async def get(self, call: Call) -> Response:
         """Send a blob or a part of it, as it is read from the store."""
         digest = call.part("digest")
+        manifests.check_digest(digest)
         if call.caller.is_device:
             await self._reach.check_blob(call.caller.identity, call.name, digest)
         size = await self._artifacts.stat_blob(call.name, digest)

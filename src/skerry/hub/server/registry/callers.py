@@ -91,17 +91,19 @@ def check_allowed(caller: Caller, actions: Sequence[str], repository: str) -> No
     raise ForbiddenError(cause, element=element)
 
 
-def challenge(request: Request, context: HubContext, repository: str, actions: Sequence[str]) -> dict[str, str]:
+def challenge(
+    request: Request, context: HubContext, repository: str, actions: Sequence[str], *, known: bool
+) -> dict[str, str]:
     """Return what a client needs to know to log in. Source: token authentication of the distribution project.
 
     To push is always among what it is told to ask for: some clients ask once, when they look what is there, and keep
-    that token. It is given what its login may, and no more.
+    that token. It is given what its login may, and no more. `known`: its Bearer token was good, and not for this.
     """
     parts = [f'realm="{_base(request, context)}{TOKEN_PATH}"', f'service="{SERVICE}"']
     if repository:
         parts.append(f'scope="{scopes.scope_of(repository, ("pull", "push", *actions))}"')
     if request.headers.get("authorization", "").lower().startswith("bearer "):
-        parts.append('error="insufficient_scope"' if repository else 'error="invalid_token"')
+        parts.append('error="insufficient_scope"' if known else 'error="invalid_token"')
     return {"WWW-Authenticate": f"Bearer {','.join(parts)}"}
 
 

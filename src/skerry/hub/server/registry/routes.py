@@ -109,6 +109,7 @@ def _endpoint(context: HubContext, actions: Mapping[str, _Action]) -> Callable[[
         action = actions.get(request.method)
         name: str = request.path_params["name"]
         needs, codes = (action.needs, action.codes) if action else (_PULL, _NO_CODES)
+        caller: callers.Caller | None = None
         try:
             caller = callers.identify(context, request)
             callers.check_known(caller)
@@ -124,7 +125,8 @@ def _endpoint(context: HubContext, actions: Mapping[str, _Action]) -> Callable[[
             return await action.handler(Call(request=request, name=name, caller=caller))
         except UnauthorizedError as error:
             asked = name if manifests.is_repository(name) else ""
-            return answers.refusal(error, codes, callers.challenge(request, context, asked, needs))
+            headers = callers.challenge(request, context, asked, needs, known=caller is not None)
+            return answers.refusal(error, codes, headers)
         except SkerryError as error:
             return answers.refusal(error, codes)
         except ClientDisconnect:
@@ -138,5 +140,5 @@ def _known(context: HubContext, request: Request) -> Response | None:
     try:
         callers.check_known(callers.identify(context, request))
     except UnauthorizedError as error:
-        return answers.refusal(error, _NO_CODES, {**answers.VERSION, **callers.challenge(request, context, "", ())})
+        return answers.refusal(error, _NO_CODES, callers.challenge(request, context, "", (), known=False))
     return None

@@ -99,8 +99,8 @@ class Vault:
     def key(self) -> SealingKey:
         """Return the sealing key, made at its first use.
 
-        Raises UnavailableError while the key file is not there, UnsupportedError without any key, InvalidError for a
-        file that is damaged, IntegrityError when it was wrapped to a key file that is not this one.
+        Raises UnavailableError while the key file is not there, or another one than was used; UnsupportedError without
+        any key, InvalidError for a file that is damaged. Never IntegrityError: without a key no content is judged.
         """
         with self._lock:
             if self._key is None:
@@ -154,7 +154,7 @@ class Vault:
     def _renounce(self, ring: Ring, recipient: ec.EllipticCurvePrivateKey, source: Source) -> SealingKey:
         """No key opens it. An identity that is gone does not come back; a key file may only be another one's."""
         if ring.source == "file":
-            raise IntegrityError(
+            raise UnavailableError(
                 "was wrapped to another key than " + (self._settings.key or "this device's identity key"),
                 element=str(self._root / FILE),
                 hint="set protection.key to the file that was used; or remove this one, and models are fetched again",

@@ -25,7 +25,7 @@ from skerry.agent.faults import element_of, fault_of
 from skerry.agent.fetch import Ways
 from skerry.agent.peers import Peers
 from skerry.agent.policy import POLL_SECONDS, Policy, Wait
-from skerry.agent.revealing import revealed
+from skerry.agent.revealing import revealed, unlocked
 from skerry.agent.room import Promise, Room
 from skerry.agent.sealed import ENCRYPTED, SealedBlobs
 from skerry.agent.servers import Server, Servers
@@ -274,6 +274,7 @@ class Work:
 
     async def install(self, slot: Slot, say: Say) -> None:
         """Lay the files: `Laid`."""
+        await unlocked(self._tools.disk, slot)
         await asyncio.to_thread(self._tools.disk.lay_slot, slot)
         say(Laid(serial=slot.serial))
 

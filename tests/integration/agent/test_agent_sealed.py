@@ -15,7 +15,7 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.integration.agent.conftest import Device, Model, World, blob_of, private_pem
+from tests.integration.agent.conftest import Device, Model, World, blob_of, eventually, private_pem
 
 from skerry.agent.disk import Disk
 from skerry.agent.sealed import Vault
@@ -94,6 +94,10 @@ def identity_key(world: World) -> ec.EllipticCurvePrivateKey:
 def sealed(world: World, identity_key: ec.EllipticCurvePrivateKey) -> World:
     """A device that has a key."""
     return world
+
+
+async def said(caplog: pytest.LogCaptureFixture, words: str) -> bool:
+    return words in caplog.text
 
 
 def in_memory() -> list[str]:
@@ -237,7 +241,11 @@ async def test_a_device_without_a_key_says_so_and_fetches_nothing(world: World, 
 
 
 async def test_a_key_on_a_volume_that_is_not_there_is_waited_for(
-    world: World, v1: Model, tmp_path: Path, identity_key: ec.EllipticCurvePrivateKey
+    world: World,
+    v1: Model,
+    tmp_path: Path,
+    identity_key: ec.EllipticCurvePrivateKey,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     place = tmp_path / "volume" / "models.pem"
     world.settings = AgentSettings(protection=ProtectionSettings(key=str(place)))
@@ -252,6 +260,23 @@ async def test_a_key_on_a_volume_that_is_not_there_is_waited_for(
         place.write_bytes(private_pem(ec.generate_private_key(ec.SECP256R1())))
         await world.hub.running("digits-v1")
     assert plaintext_in(world.directory, v1) == []
+    for instance in await world.instances():
+        os.kill(int(instance.id.partition(":")[0]), signal.SIGKILL)
+    key = place.read_bytes()
+    for away in (None, private_pem(ec.generate_private_key(ec.SECP256R1()))):  # not mounted, or another one
+        place.unlink() if away is None else place.write_bytes(away)
+        world.disk = Disk(world.directory, vault=Vault(world.directory, world.settings.protection))
+        caplog.clear()
+        async with world.agent():
+            await eventually(lambda: said(caplog, "protection.locked"))
+            assert await world.instances() == []
+    before = len(world.registry.requests)
+    async with world.agent() as engine:
+        place.write_bytes(key)
+        await world.until_phase(engine, "Running")
+        [status] = engine.statuses()
+        assert (status.restarts, status.rollout) == (0, "digits-v1"), "nothing was given up for want of a key"
+    assert len(world.registry.requests) == before
     world.disk.delete("device.pem")
     again = Disk(world.directory, vault=Vault(world.directory, world.settings.protection))
     assert again.sealed.has_blob(blob_of(v1.model)), "the identity key opens nothing where a file is named"

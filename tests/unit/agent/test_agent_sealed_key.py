@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from skerry.agent import memory_file, sealed
 from skerry.agent.sealed import Ring, Vault
 from skerry.agent.settings import ProtectionSettings
-from skerry.api.errors import IntegrityError, InvalidError, UnavailableError, UnsupportedError
+from skerry.api.errors import InvalidError, UnavailableError, UnsupportedError
 
 
 def pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey) -> bytes:
@@ -77,10 +77,10 @@ def test_a_key_file_takes_over_from_the_identity_and_is_asked_for_from_then_on(t
     (tmp_path / "device.pem").unlink()
     assert Vault(tmp_path, named).key() == first, "the identity is not needed any more"
     make(tmp_path / "device.pem")
-    with pytest.raises(IntegrityError, match="was wrapped to another key"):
+    with pytest.raises(UnavailableError, match="was wrapped to another key"):
         Vault(tmp_path).key()
     make(tmp_path / "key.pem")
-    with pytest.raises(IntegrityError, match=r"set protection\.key to the file that was used"):
+    with pytest.raises(UnavailableError, match=r"set protection\.key to the file that was used"):
         Vault(tmp_path, named).key()
     Vault(tmp_path, named).rewrap(make(tmp_path / "pending.key"))
     assert ring(tmp_path).source == "file", "a renewal of the identity is none of its business"

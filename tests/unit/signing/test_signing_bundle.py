@@ -155,6 +155,13 @@ def test_whatever_is_not_exactly_such_a_bundle_is_refused(path, value, error):
         check(json.dumps(changed(path, value)).encode())
 
 
+def test_names_in_a_refusal_cannot_steer_a_log_or_a_terminal():
+    with pytest.raises(InvalidError) as caught:
+        check(json.dumps(changed("\x1b[2J\nlevel=info", 1)).encode())
+    assert "level=info" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 def test_base64_has_one_spelling():
     """Its last character has bits that decoding ignores: two texts of one signature would have two digests."""
     payload = b"x" + json.dumps(bundles.statement()).encode()

@@ -253,3 +253,9 @@ def test_a_certificate_of_another_version_is_refused():
     made["verificationMaterial"]["x509CertificateChain"]["certificates"][0]["rawBytes"] = raw
     with pytest.raises(InvalidError, match="cannot be read"):
         check(json.dumps(made).encode())
+
+
+def test_names_in_a_refusal_cannot_steer_a_log_or_a_terminal():
+    with pytest.raises(IntegrityError) as caught:
+        check(sign(holder("Eve\n\x1b[2Jlevel=info", ROOT, days=(-10, -1))))
+    assert str(caught.value).isprintable()

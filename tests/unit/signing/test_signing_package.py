@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from hashlib import sha256
 
+import msgspec
 import pytest
 from tests.unit.signing import bundles, packages
 
@@ -195,3 +196,19 @@ def test_a_card_that_people_wrote_is_signed_as_it_is(made):
     assert package.compare(found, package.carried(card, text), "") == ["provenance.json"]
     with pytest.raises(IntegrityError, match=r"changed: card\.json"):
         package.compare(found, carried(card), "")
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "pareto.png", "signatures", "golden.npz"])
+def test_no_variant_hides_among_what_is_not_signed(made, name):
+    directory, card = made
+    [packaged] = card.variants
+    hiding = msgspec.structs.replace(card, variants=[msgspec.structs.replace(packaged, file=name)])
+    with pytest.raises(InvalidError, match="no variant may have the file"):
+        package.check_complete(package.digests(directory), hiding, directory)
+
+
+def test_directories_in_one_another_are_bounded(made):
+    directory, _ = made
+    (directory / "/".join("d" * 20)).mkdir(parents=True)
+    with pytest.raises(TooLargeError, match="in one another"):
+        package.digests(directory)

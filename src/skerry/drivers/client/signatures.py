@@ -14,6 +14,9 @@ from skerry.core.messages import MAX_SIGNATURES
 from skerry.core.ports import Manifest
 from skerry.drivers.client.repository import Repository, text_content
 
+_MAX_LOOKED_AT = 64
+"""Referrers that claim to be signatures; whoever may push can attach any number of them."""
+
 
 def attach(place: Repository, index: Manifest, raw: bytes) -> str:
     """Attach a signature to an index that is there; doing so again changes nothing. Returns the bundle's digest."""
@@ -30,10 +33,10 @@ def fetch(place: Repository, referrers: Sequence[manifests.Descriptor]) -> Seque
     Raises IntegrityError where the registry sends something else, and what it may answer.
     """
     found: dict[str, Blob] = {}
-    for one in referrers:
-        if one.artifact_type == manifests.SIGNATURE_TYPE:
-            blob = manifests.read_signature(place.get_manifest(one.digest))
-            found |= {blob.digest: blob} if blob is not None else {}
+    claiming = [one for one in referrers if one.artifact_type == manifests.SIGNATURE_TYPE]
+    for one in claiming[:_MAX_LOOKED_AT]:
+        blob = manifests.read_signature(place.get_manifest(one.digest))
+        found |= {blob.digest: blob} if blob is not None else {}
     kept = [found[digest] for digest in sorted(found)][:MAX_SIGNATURES]
     return [_read(place, blob) for blob in kept]
 

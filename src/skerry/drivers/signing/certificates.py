@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from skerry.api.errors import IntegrityError, InvalidError
 from skerry.drivers.signing import keys
-from skerry.drivers.signing.statement import MAX_CERTIFICATES
+from skerry.drivers.signing.statement import MAX_CERTIFICATES, shown
 
 _OIDC_ISSUER = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
 """Fulcio: who vouched for the identity, as a DER-encoded UTF8String."""
@@ -156,7 +156,7 @@ _AUTHORITY = (
 
 def _refused(cause: str) -> IntegrityError:
     return IntegrityError(
-        f"its certificate is not trusted: {cause}",
+        f"its certificate is not trusted: {shown(cause)}",
         element=_ELEMENT,
         hint="name the authority that issued it, renew the certificate and sign again, or trust the key itself",
     )

@@ -29,6 +29,7 @@ UNSIGNED = ("pareto.png", "provenance.json")
 """What the factory leaves in a package and no registry carries; signed only by who signs all files."""
 _MAX_NAMED = 5
 _NAME_DIGITS = 12
+_MAX_DEPTH = 16
 
 
 def digests(package: Path) -> Mapping[str, str]:
@@ -64,7 +65,14 @@ def carried(card: cards.EvaluationCard, card_text: bytes) -> Mapping[str, str]:
 
 
 def check_complete(found: Mapping[str, str], card: cards.EvaluationCard, package: Path) -> None:
-    """Raise IntegrityError unless a package holds what its card says, and nothing that would not be carried."""
+    """Raise IntegrityError unless a package holds what its card says, and nothing that would not be carried.
+
+    Raises InvalidError for a card that gives a variant the name of what is never signed.
+    """
+    reserved = {*UNSIGNED, SIGNATURES, cards.CARD_FILE, cards.GOLDEN_FILE}
+    for packaged in card.variants:
+        if packaged.file in reserved:
+            raise InvalidError(f'no variant may have the file "{packaged.file}"', element=cards.CARD_FILE)
     wanted = {**carried(card, b""), cards.CARD_FILE: found.get(cards.CARD_FILE, "")}
     _compare(found, wanted, str(package), "what its card says; make the package again, or take other files out of it")
 
@@ -160,14 +168,16 @@ def _write(package: Path, name: str, raw: bytes) -> Path:
     return path
 
 
-def _walk(package: Path, directory: Path) -> Iterator[Path]:
+def _walk(package: Path, directory: Path, depth: int = 0) -> Iterator[Path]:
+    if depth > _MAX_DEPTH:
+        raise TooLargeError(f"has more than {_MAX_DEPTH} directories in one another", element=str(package))
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = Path(entry.path)
             mode = entry.stat(follow_symlinks=False).st_mode
             if stat.S_ISDIR(mode):
                 if path != package / SIGNATURES:
-                    yield from _walk(package, path)
+                    yield from _walk(package, path, depth + 1)
             elif stat.S_ISREG(mode):
                 yield path
             else:
@@ -195,4 +205,4 @@ def _is_signature(name: str) -> bool:
 def _names(names: set[str]) -> str:
     shown = sorted(names)[:_MAX_NAMED]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return ", ".join(name[:120] for name in shown) + more
+    return statement.shown(", ".join(name[:120] for name in shown)) + more

@@ -206,6 +206,11 @@ def read_statement(payload: bytes) -> Mapping[str, str]:
     return files
 
 
+def shown(text: str) -> str:
+    """Return text with names of anybody's making in it such that it cannot steer a log or a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _load(raw: bytes) -> Any:
     """Parse JSON in UTF-8: no key twice, no NaN, no depth that would exhaust the stack."""
 
@@ -232,7 +237,7 @@ def _convert(document: Any, kind: type[_T]) -> _T:
     try:
         return msgspec.convert(document, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise InvalidError(str(error)[:300], element=_ELEMENT) from None
+        raise InvalidError(shown(str(error)[:300]), element=_ELEMENT) from None
 
 
 def _decode(text: str, field: str, most: int) -> bytes:

@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from skerry.api.kinds.trust_policy import TrustRule, TrustTerms
-from skerry.api.kinds.variants import Evaluation, Golden, NumericalError, Profile, Variant
+from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec, ModelVersionStatus
+from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.trust_policy import TrustPolicy, TrustRule, TrustTerms, TrustVerdict
+from skerry.api.kinds.variants import Blob, Evaluation, Golden, NumericalError, Profile, Variant
+from skerry.api.meta import ObjectMeta
 from skerry.core import anchor
 from skerry.core import card as cards
 from skerry.core.anchor import Role, Root, Seal, Sealed, SignedPolicy
@@ -166,3 +170,25 @@ def bundle(key: ec.EllipticCurvePrivateKey, files: dict[str, bytes]) -> bytes:
         },
     }
     return json.dumps(document).encode()
+
+
+def model_version(verdict: TrustVerdict | None) -> ModelVersion:
+    """A model version of which a policy said this."""
+    blob = Blob(digest="sha256:" + "0" * 64, size=1)
+    spec = ModelVersionSpec(
+        model="digits",
+        version="v1",
+        artifact=Artifact(repository="default/digits", digest=blob.digest),
+        signature=ModelSignature(inputs=[], outputs=[]),
+        evaluation=Evaluation(metric="accuracy", baseline=1, samples=1, allowed_drop=0),
+        golden=Golden(blob=blob, samples=1),
+    )
+    return ModelVersion(
+        metadata=ObjectMeta(name="digits-v1", namespace="default"),
+        spec=spec,
+        status=ModelVersionStatus(phase="Ready", trust=verdict),
+    )
+
+
+def replace_spec(policy: TrustPolicy, **changes: Any) -> TrustPolicy:
+    return msgspec.structs.replace(policy, spec=msgspec.structs.replace(policy.spec, **changes))

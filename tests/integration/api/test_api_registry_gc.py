@@ -116,12 +116,11 @@ def test_it_collects_nothing_while_a_record_cannot_be_read(hub: Any, tmp_path: P
 
 
 def test_only_admins_may_and_bodies_are_bounded(hub: Any) -> None:
-    device = hub.as_device("till-1", "default")
-    for verb in ("gc", "remove"):
-        path = f"/apis/skerry.dev/v1alpha1/registry/{verb}"
-        assert device.post(path, json={}).status_code in (401, 403)  # a stranger's, here
-        assert hub.stranger().post(path, json={}).status_code == 401
-        with hub.client() as client:
+    with hub.as_device("till-1", "default") as device, hub.stranger() as stranger, hub.client() as client:
+        for verb in ("gc", "remove"):
+            path = f"/apis/skerry.dev/v1alpha1/registry/{verb}"
+            assert device.post(path, json={}).status_code in (401, 403)  # a stranger's, here
+            assert stranger.post(path, json={}).status_code == 401
             assert client.http.post(path, content=b" " * (MAX_BODY_BYTES + 1)).status_code == 400
             assert client.http.post(path, content=b"[" * 60_000).status_code == 400
 

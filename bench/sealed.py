@@ -1,6 +1,6 @@
 """What it costs to keep a model encrypted: sealing and opening on one core, memory, and how much later it is loaded.
 
-A file of random bytes is sealed and opened the way the agent does it (`agent.sealed`), beside what is done anyway with a
+A file of random bytes is sealed and opened as the agent does it (`agent.sealed`), beside what is done anyway with a
 plain one: writing it, and reading it for its digest. Nothing is judged, figures are printed:
 
     python bench/sealed.py [--sizes 1 20 100] [--runs 5]

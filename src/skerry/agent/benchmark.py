@@ -227,7 +227,7 @@ class Benchmarks:
             return msgspec.json.decode(self._disk.read(FILE), type=_Kept)
         except NotFoundError:
             return _Kept()
-        except (msgspec.DecodeError, UnicodeDecodeError, InvalidError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidError) as error:
             log.warning("benchmark.unreadable error=%s", error)
             return _Kept()
 

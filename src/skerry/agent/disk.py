@@ -183,7 +183,7 @@ class Disk:
             return msgspec.json.decode(self.read("desired.json"), type=AcceptedDesired)
         except NotFoundError:
             return None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidError(str(error), element=str(self.root / "desired.json")) from None
 
     def write_desired(self, accepted: AcceptedDesired) -> None:
@@ -196,7 +196,7 @@ class Disk:
             found = msgspec.json.decode(self.read(COMMANDS_FILE), type=dict[str, datetime])
         except NotFoundError:
             return {}
-        except (InvalidError, msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        except (InvalidError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
             log.warning("commands.unreadable error=%s", error)
             return {}
         return {id_: expiry for id_, expiry in found.items() if expiry.tzinfo is not None}
@@ -229,7 +229,7 @@ class Disk:
     def _read_journal(self, path: Path) -> State | None:
         try:
             state = msgspec.json.decode(self.read(str(path.relative_to(self.root))), type=State)
-        except (NotFoundError, InvalidError, msgspec.DecodeError, UnicodeDecodeError, OSError):
+        except (NotFoundError, InvalidError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError):
             return None
         return state if state.name == path.parent.name else None
 

@@ -57,7 +57,7 @@ def load(disk: Disk) -> Identity:
             element=f"state directory {disk.root}",
             hint="run `skerry agent enroll --hub URL --token T` with the same --state-dir first",
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidError(
             f"is damaged: {error}", element=str(disk.root / FILE), hint="enrol again in another state directory"
         ) from None

@@ -250,7 +250,7 @@ def read(disk: Disk) -> Anchored | None:
         return msgspec.json.decode(disk.read(FILE), type=Anchored)
     except NotFoundError:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise InvalidError(
             f"is damaged: {str(error)[:200]}",
             element=str(disk.root / FILE),

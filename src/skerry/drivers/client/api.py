@@ -429,7 +429,7 @@ class HubClient:
             raise errors.UnavailableError(
                 f"the connection broke ({error})", element=self.server, hint=_START_HINT
             ) from None
-        except (ValueError, msgspec.DecodeError) as error:
+        except (ValueError, msgspec.DecodeError, RecursionError) as error:
             raise errors.UnavailableError(
                 f"sent what is no answer of a hub ({str(error)[:200]})", element=self.server, hint=failures.OTHER_HINT
             ) from None

@@ -149,7 +149,7 @@ def _ask_helper(helper: str, name: str, source: str) -> Credentials | None:
         return None
     try:
         answer = msgspec.json.decode(done.stdout[:MAX_BYTES], type=_Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidError("gave an answer that cannot be read", element=element) from None
     if answer.username == "<token>":
         raise UnsupportedError("gives an identity token, which is not supported", element=element)

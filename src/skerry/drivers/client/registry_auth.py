@@ -124,7 +124,7 @@ def _read_token(answer: httpx.Response, host: str) -> str:
         raise InvalidError(f"its token is larger than {MAX_TOKEN_BYTES} bytes", element=element)
     try:
         found = msgspec.json.decode(raw, type=_Token) if answer.is_success else _Token()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = _Token()
     token = found.token or found.access_token
     if not token or not token.isascii() or not token.isprintable():

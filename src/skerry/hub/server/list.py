@@ -162,7 +162,7 @@ def _decode(text: str) -> _Token:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         token = msgspec.json.decode(raw, type=_Token)
-    except (binascii.Error, msgspec.DecodeError, ValueError):
+    except (binascii.Error, msgspec.DecodeError, ValueError, RecursionError):
         token = None
     if token is None or token.v != 1 or not 0 < token.revision < 2**62:
         raise BadRequestError("is not a token this hub gave out", element="continue", hint="list again from the start")

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skerry.core import manifest as manifests
+from skerry.drivers.registry.uploads import UploadSettings
 
 REPOSITORY = "default/digits"
 MIB = 1024 * 1024
@@ -248,6 +249,20 @@ def test_open_uploads_are_bounded_and_a_cancelled_one_makes_room(tight_hub: Any)
         assert len(list((tight_hub.root / "uploads").iterdir())) == 3
         assert client.delete(begun[0].headers["Location"]).status_code == 204
         assert client.post(url).status_code == 202
+
+
+def test_one_namespace_cannot_keep_the_others_from_uploading(serving_hub: Any, tmp_path: Path) -> None:
+    limits = UploadSettings(max_uploads=10, max_namespace_uploads=2)
+
+    def statuses(client: httpx.Client, namespace: str) -> list[int]:
+        return [client.post(f"/v2/{namespace}/digits/blobs/uploads/").status_code for _ in range(3)]
+
+    with serving_hub(tmp_path / "artifacts", uploads=limits) as hub, hub.client() as client:
+        assert statuses(client, "greedy") == [202, 202, 503]
+        assert statuses(client, "default") == [202, 202, 503]
+    with serving_hub(tmp_path / "artifacts", uploads=limits) as hub, hub.client() as client:  # started anew
+        assert statuses(client, "greedy") == [503, 503, 503]
+        assert statuses(client, "lab") == [202, 202, 503]
 
 
 def test_a_realm_is_never_what_somebody_put_into_a_header(hub: Any) -> None:

@@ -1,9 +1,9 @@
 """Measure what an update sends, and what it costs the device: deltas against other ways.
 
-About 1 MB: a small CNN that is really trained on scikit-learn's digits, then fine-tuned for one epoch by Adam. About 20
-and 100 MB: seeded weights as networks are initialised, and updates of the size and spread that Adam's have. `int8` is
-the same two sets of weights, each quantised by the largest value of each row. Needs numpy, onnx, torch, zstandard and
-bsdiff4; xdelta3 on PATH. Usage: python bench/transfer.py [--megabytes 1 20] [--quick]
+About 1 MB: a small CNN that is really trained on scikit-learn's digits, then fine-tuned for one epoch by Adam. About
+20 and 100 MB: seeded weights as networks are initialised, and updates of the size and spread that Adam's have. `int8`
+is the same two sets of weights, each quantised by the largest value of each row. Needs numpy, onnx, torch and
+bsdiff4; zstd and xdelta3 on PATH. Usage: python bench/transfer.py [--megabytes 1 20] [--quick]
 """
 
 # ruff: noqa: PLC0415 - what one way needs is imported there: the process that applies stays as small as an agent
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,10 @@ from pathlib import Path
 
 MIB = 1024 * 1024
 CHUNK = 16 * 1024
-SLOW_BYTES = 2 * MIB
-"""Beyond, bsdiff4 and chunking in Python take minutes, and are left out."""
+WINDOW = "--long=27"
+"""Of zstd: 128 MiB, so that the old file is within reach."""
+PATIENCE = 60
+"""Seconds for making one file by xdelta3 or bsdiff4."""
 
 Weights = dict
 
@@ -115,55 +118,127 @@ def by_delta(old: bytes, new: bytes) -> bytes:
     return b"".join(delta_encode.encode(header, old, new, *layouts))
 
 
-def by_zstd(old: bytes, new: bytes) -> dict[str, int]:
-    import zstandard
-
-    # A dictionary of python-zstandard is not searched as `zstd --patch-from` does; one stream behind the old file is.
-    long = zstandard.ZstdCompressionParameters.from_level(3, window_log=27, enable_ldm=True)
-    stream = zstandard.ZstdCompressor(compression_params=long).compressobj()
-    stream.compress(old)
-    stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
-    return {
-        "zstd": len(zstandard.ZstdCompressor(level=3).compress(new)),
-        "zstd patch-from": len(stream.compress(new)) + len(stream.flush()),
-    }
+def by_gzip(old: Path, new: Path, out: Path) -> None:  # noqa: ARG001 - a way's shape
+    out.write_bytes(gzip.compress(new.read_bytes(), 6))
 
 
-def by_xdelta3(directory: Path, old: bytes, new: bytes) -> int:
-    (directory / "old").write_bytes(old)
-    (directory / "new").write_bytes(new)
-    paths = [str(directory / name) for name in ("old", "new", "vcdiff")]
-    subprocess.run(["xdelta3", "-e", "-f", "-9", "-B", str(max(len(old), MIB)), "-s", *paths], check=True)
-    return (directory / "vcdiff").stat().st_size
+def by_zstd(old: Path, new: Path, out: Path) -> None:  # noqa: ARG001 - a way's shape
+    subprocess.run(["zstd", "-q", "-f", "-3", str(new), "-o", str(out)], check=True, timeout=PATIENCE)
 
 
-def by_chunks(old: bytes, new: bytes) -> int:
-    """Return the bytes of content-defined chunks (gear hash, 16 KiB on average) that the old file does not have."""
-
-    def chunks(content: bytes) -> list[bytes]:
-        table = [int.from_bytes(hashlib.sha256(bytes([n])).digest()[:4], "big") for n in range(256)]
-        found, start, rolling = [], 0, 0
-        for at, byte in enumerate(content):
-            rolling = (rolling << 1) + table[byte] & 0xFFFFFFFF
-            if (at - start >= CHUNK // 4 and rolling < 2**32 // CHUNK) or at - start >= 4 * CHUNK:
-                found.append(content[start : at + 1])
-                start = at + 1
-        return [*found, content[start:]]
-
-    there = set(chunks(old))
-    return sum(len(one) for one in chunks(new) if one not in there)
+def by_patch(old: Path, new: Path, out: Path) -> None:
+    command = ["zstd", "-q", "-f", "-3", WINDOW, f"--patch-from={old}", str(new), "-o", str(out)]
+    subprocess.run(command, check=True, timeout=PATIENCE)
 
 
-def others(directory: Path, old: bytes, new: bytes, *, quick: bool) -> dict[str, int]:
-    """Return the bytes that other ways send."""
-    found = {"full": len(new), "container layer (gzip)": len(gzip.compress(new, 6)), **by_zstd(old, new)}
-    if not quick:
-        found["xdelta3"] = by_xdelta3(directory, old, new)
-    if len(new) < SLOW_BYTES:
-        import bsdiff4
+def by_xdelta3(old: Path, new: Path, out: Path) -> None:
+    window = str(max(old.stat().st_size, MIB))
+    command = ["xdelta3", "-e", "-f", "-9", "-B", window, "-s", str(old), str(new), str(out)]
+    subprocess.run(command, check=True, timeout=PATIENCE)
 
-        found["bsdiff4"] = len(bsdiff4.diff(old, new))
-        found["chunks, 16 KiB"] = by_chunks(old, new)
+
+def by_bsdiff4(old: Path, new: Path, out: Path) -> None:
+    code = "import sys, bsdiff4; bsdiff4.file_diff(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, str(old), str(new), str(out)], check=True, timeout=PATIENCE)
+
+
+def by_chunks(old: Path, new: Path, out: Path) -> None:
+    """Keep those content-defined chunks (gear hash, 16 KiB on average) that the old file does not have."""
+    there = set(chunks(old.read_bytes()))
+    out.write_bytes(b"".join(one for one in chunks(new.read_bytes()) if one not in there))
+
+
+def chunks(content: bytes) -> list[bytes]:
+    """Cut content where the hash of the last 32 bytes is small: no less than CHUNK / 4, no more than 4 CHUNK."""
+    import numpy as np
+
+    table = np.array([int.from_bytes(hashlib.sha256(bytes([n])).digest()[:4], "big") for n in range(256)], np.uint32)
+    numbers, marks = np.frombuffer(content, np.uint8), []
+    for start in range(0, len(numbers), 4 * MIB):
+        begin = max(start - 31, 0)
+        block = table[numbers[begin : start + 4 * MIB]]
+        rolling = np.zeros_like(block)
+        for shift in range(min(32, len(block))):  # what is shifted further is gone from 32 bits
+            rolling[shift:] += block[: len(block) - shift] << np.uint32(shift)
+        marks.append(np.flatnonzero(rolling[start - begin :] < 2**32 // CHUNK) + start)
+    found, start = [], 0
+    for mark in [*np.concatenate(marks).tolist(), len(content) - 1]:
+        while mark + 1 - start > 4 * CHUNK:
+            found.append(content[start : start + 4 * CHUNK])
+            start += 4 * CHUNK
+        if mark + 1 - start >= CHUNK // 4 or mark == len(content) - 1:
+            found.append(content[start : mark + 1])
+            start = mark + 1
+    return found
+
+
+_WRITE = """
+import hashlib, os, sys
+def write(pieces):
+    hasher = hashlib.sha256()
+    with open(sys.argv[3], "wb") as new:
+        for piece in pieces:
+            new.write(piece)
+            hasher.update(piece)
+        new.flush()
+        os.fsync(new.fileno())
+"""
+_UNDO = {
+    "full": "f = open(sys.argv[2], 'rb'); write(iter(lambda: f.read(262144), b''))",
+    "container layer (gzip)": "import gzip; f = gzip.open(sys.argv[2]); write(iter(lambda: f.read(262144), b''))",
+    "bsdiff4": "import bsdiff4; write([bsdiff4.patch(open(sys.argv[1], 'rb').read(), open(sys.argv[2], 'rb').read())])",
+}
+"""What a device does with what came: old file, what came, new file; hashed and fsynced as an agent does."""
+
+WAYS = {
+    "container layer (gzip)": by_gzip,
+    "zstd": by_zstd,
+    "zstd patch-from": by_patch,
+    "xdelta3": by_xdelta3,
+    "bsdiff4": by_bsdiff4,
+    "chunks, 16 KiB": by_chunks,
+}
+
+
+def undone(way: str, old: Path, packed: Path, new: Path) -> str:
+    """Undo one way in a process of its own; return its CPU seconds and its peak of memory, interpreter included."""
+    out = packed.with_suffix(".out")
+    if way == "xdelta3":
+        window = str(max(old.stat().st_size, MIB))
+        command = ["xdelta3", "-d", "-f", "-B", window, "-s", str(old), str(packed), str(out)]
+    elif way == "zstd":
+        command = ["zstd", "-q", "-f", "-d", str(packed), "-o", str(out)]
+    elif way == "zstd patch-from":
+        command = ["zstd", "-q", "-f", "-d", WINDOW, f"--patch-from={old}", str(packed), "-o", str(out)]
+    elif way in _UNDO:
+        command = [sys.executable, "-c", _WRITE + _UNDO[way], str(old), str(packed), str(out)]
+    else:
+        return ""
+    process = subprocess.Popen(command)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = status
+    assert status == 0, command
+    assert out.read_bytes() == new.read_bytes(), way
+    return f"  undone in {used.ru_utime + used.ru_stime:5.2f} s of CPU, {used.ru_maxrss / 1024:4.0f} MiB"
+
+
+def others(old: bytes, new: bytes, *, quick: bool) -> dict[str, tuple[int, str]]:
+    """Return the bytes that other ways send, and what undoing them takes."""
+    found: dict[str, tuple[int, str]] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory) / name for name in ("old", "new", "packed")]
+        for path, content in zip(files, (old, new), strict=False):
+            path.write_bytes(content)
+        found["full"] = (len(new), undone("full", files[0], files[1], files[1]))
+        for way, make in WAYS.items():
+            if quick and way in ("xdelta3", "bsdiff4"):
+                continue
+            try:
+                make(files[0], files[1], files[2])
+            except subprocess.TimeoutExpired:
+                found[way] = (0, f"  not made within {PATIENCE} s")
+                continue
+            found[way] = (files[2].stat().st_size, undone(way, files[0], files[2], files[1]))
     return found
 
 
@@ -214,7 +289,7 @@ def applied(old: bytes, new: bytes, packed: bytes) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, nargs="*", default=[1, 20])
-    parser.add_argument("--quick", action="store_true", help="without xdelta3")
+    parser.add_argument("--quick", action="store_true", help="without xdelta3 and bsdiff4")
     parser.add_argument("--apply", type=Path)
     asked = parser.parse_args()
     if asked.apply is not None:
@@ -222,15 +297,14 @@ def main() -> None:
         return
     for megabytes in asked.megabytes:
         for name, (old, new) in cases(megabytes).items():
-            with tempfile.TemporaryDirectory() as directory:
-                began = time.process_time()
-                packed = by_delta(old, new)
-                made = time.process_time() - began
-                print(f"{name}, {len(new) / 1e6:.1f} MB", flush=True)
-                sizes = {"Skerry's delta": len(packed), **others(Path(directory), old, new, quick=asked.quick)}
-                for way, size in sizes.items():
-                    print(f"  {way:24} {size:>11} bytes  {100 * size / len(new):7.3f} %")
-                print(f"  made in {made:.2f} s of CPU; {applied(old, new, packed)}", flush=True)
+            began = time.process_time()
+            packed = by_delta(old, new)
+            made = time.process_time() - began
+            print(f"{name}, {len(new) / 1e6:.1f} MB", flush=True)
+            print(f"  {'our delta':24} {len(packed):>11} bytes  {100 * len(packed) / len(new):7.3f} %")
+            print(f"    made in {made:.2f} s of CPU; {applied(old, new, packed)}", flush=True)
+            for way, (size, undoing) in others(old, new, quick=asked.quick).items():
+                print(f"  {way:24} {size:>11} bytes  {100 * size / len(new):7.3f} %{undoing}", flush=True)
 
 
 if __name__ == "__main__":

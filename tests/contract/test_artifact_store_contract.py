@@ -7,12 +7,14 @@ import json
 import os
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.integration import docker_registry
+from tests.integration.docker_registry import needs_docker_registry
 
 from skerry.api.errors import (
     ConflictError,
@@ -25,19 +27,41 @@ from skerry.api.errors import (
 )
 from skerry.core import manifest as manifests
 from skerry.core.ports import ArtifactStore, Manifest
+from skerry.core.reference import Reference
+from skerry.drivers.client.registry_http import open_registry
 from skerry.drivers.registry.directory import MAX_REFERRERS, DirectoryStore
+from skerry.drivers.registry.elsewhere import ElsewhereStore
 from skerry.drivers.registry.uploads import UploadSettings
 
 REPOSITORY = "default/digits"
 Open = Callable[..., ArtifactStore]
 
 
-@pytest.fixture(params=["directory"])
-def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
-    def opened(**settings: float) -> ArtifactStore:
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with docker_registry.serving(tmp_path_factory.mktemp("registry")) as host:
+        yield host
+
+
+@pytest.fixture(params=["directory", pytest.param("elsewhere", marks=needs_docker_registry)])
+def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    opened: list[ElsewhereStore] = []
+
+    def in_directory(**settings: float) -> ArtifactStore:
         return DirectoryStore(tmp_path / "artifacts", UploadSettings(**settings))  # type: ignore[arg-type]
 
-    return opened
+    def elsewhere(**settings: float) -> ArtifactStore:
+        place = Reference(
+            host=request.getfixturevalue("registry"), repository=f"t{digest_of(str(tmp_path).encode())[7:]}"
+        )
+        client = open_registry(place.host, None, plain_http=True)
+        store = ElsewhereStore(place, client, tmp_path / "artifacts/uploads", UploadSettings(**settings))  # type: ignore[arg-type]
+        opened.append(store)
+        return store
+
+    yield in_directory if request.param == "directory" else elsewhere
+    for store in opened:
+        store.close()
 
 
 @pytest.fixture
@@ -277,6 +301,7 @@ async def test_the_number_of_uploads_is_bounded_and_forgotten_ones_make_room(ope
         await store.upload_size(old)
 
 
+@pytest.mark.parametrize("opening", ["directory"], indirect=True)  # another registry keeps it as it likes
 async def test_equal_content_is_kept_once(store: ArtifactStore, tmp_path: Path) -> None:
     raw = os.urandom(5000)
     await push(store, raw)
@@ -344,6 +369,7 @@ async def test_a_manifest_under_another_digest_is_refused(store: ArtifactStore) 
         await store.put_manifest(REPOSITORY, "1", manifests.MANIFEST_TYPE, b"rubbish")
 
 
+@pytest.mark.parametrize("opening", ["directory"], indirect=True)  # whose files these are
 async def test_damage_on_the_disk_is_not_passed_on(store: ArtifactStore, tmp_path: Path) -> None:
     await push(store, b"{}")
     await put(store, document(), "1")
@@ -366,6 +392,7 @@ async def test_referrers_come_and_go(store: ArtifactStore) -> None:
     assert len(await store.list_referrers(REPOSITORY, digest_of(subject))) == 2
 
 
+@pytest.mark.parametrize("opening", ["directory"], indirect=True)  # the other registry's bounds are its own
 async def test_the_number_of_referrers_is_bounded(store: ArtifactStore, tmp_path: Path) -> None:
     await push(store, b"{}")
     first, more = (document(subject=described(document()), annotations={"n": n}) for n in ("1", "more"))
@@ -380,6 +407,7 @@ async def test_the_number_of_referrers_is_bounded(store: ArtifactStore, tmp_path
     await put(store, first)  # which is there already
 
 
+@pytest.mark.parametrize("opening", ["directory"], indirect=True)  # some registries remove no tags
 async def test_a_deleted_manifest_takes_its_tags_along_and_a_deleted_tag_only_itself(store: ArtifactStore) -> None:
     await push(store, b"{}")
     raw = document()

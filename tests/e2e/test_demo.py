@@ -85,6 +85,14 @@ def test_the_rollout_went_in_gated_waves(report: dict) -> None:
         assert before["finishedAt"] <= after["startedAt"]
 
 
+def test_the_update_came_by_deltas(report: dict) -> None:
+    updates = report["updates"]
+    assert {one["variant"] for one in updates} == {"onnx-int8", "onnx-fp32", "tflite-int8"}
+    for one in updates:
+        assert one["saved_bytes"] > 0.1 * one["full_bytes"], one
+        assert one["fetched_bytes"] + one["saved_bytes"] >= one["full_bytes"]
+
+
 def test_the_bad_version_was_stopped_by_the_canary_and_taken_back(report: dict) -> None:
     bad = report["bad_version"]
     assert bad["outcome"] == "RolledBack"

@@ -19,12 +19,15 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from skerry.agent import facts, identity, local, renewal
+from skerry.agent import facts, identity, local, neighbourhood, renewal
 from skerry.agent import settings as configured
+from skerry.agent import trust as trusted
 from skerry.agent.disk import Disk
 from skerry.agent.ending import Ending
 from skerry.agent.engine import Engine, Parts
 from skerry.agent.identity import Identity
+from skerry.agent.peers import Neighbourhood
+from skerry.agent.sealed import Vault
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
 from skerry.api import duration, quantity
@@ -44,6 +47,10 @@ STATE_VARIABLE = "SKERRY_AGENT_STATE_DIR"
 TOKEN_VARIABLE = "SKERRY_JOIN_TOKEN"  # noqa: S105 - its name, not its value
 """Other users of the machine can read a command line, but not this."""
 STOP_SECONDS = 30.0
+_ANCHOR_HELP = (
+    "a file made by `skerry trust init`, the sha256:... that `skerry trust show` prints of it, or first-use: "
+    "whatever the hub offers first"
+)
 
 
 def main(argv: Sequence[str], ending: Ending | None = None) -> int:
@@ -73,6 +80,8 @@ def _enroll(disk: Disk, settings: AgentSettings, options: argparse.Namespace) ->
     from skerry.agent import enroll  # noqa: PLC0415 - X.509 is for this moment only; the agent stays small
 
     with disk.lock():
+        if options.trust:  # first: a device that is cut off here must not come up without it
+            trusted.begin(disk, options.trust)
         found = enroll.enroll(
             disk, settings, hub_url=options.hub, token=options.token, name=options.name, again=options.again
         )
@@ -86,6 +95,13 @@ def _renew(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> 
 
     found = enroll.renew(disk, settings)
     print(f"certificate renewed until {found.not_after.isoformat()}")
+    return 0
+
+
+def _trust(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> int:  # noqa: ARG001 - a verb's shape
+    with disk.lock():
+        trusted.begin(disk, options.anchor)
+    print("the trust anchor is set; the agent obeys it from its next start on")
     return 0
 
 
@@ -121,11 +137,14 @@ def _ask(state_dir: Path, options: argparse.Namespace) -> int:
 async def run(disk: Disk, settings: AgentSettings, known: Identity, ending: Ending) -> None:
     """Run the agent until SIGTERM (servers go on, unless the settings say otherwise) or SIGINT (servers end too)."""
     tls = identity.client_context(disk, known)
-    engine = _build(disk, settings, known, tls)
+    hood = neighbourhood.open_neighbourhood(disk, settings, known)
+    engine = _build(disk, settings, known, tls, hood)
     clock = SystemClock()
 
     def renewed(found: Identity) -> None:
         identity.load_certificate(disk, tls)
+        if hood is not None:
+            neighbourhood.renewed(disk, hood)
         engine.replace_keys(identity.verifying_keys(found))
 
     log.info("agent.started uid=%s name=%s state_dir=%s", known.uid, known.name, disk.root)
@@ -162,7 +181,9 @@ async def _until_told(ending: Ending, *work: Coroutine[Any, Any, None]) -> None:
         task.uncancel()
 
 
-def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLContext) -> Engine:
+def _build(
+    disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLContext, hood: Neighbourhood | None
+) -> Engine:
     """Choose the drivers."""
     where = identity.endpoints(known, settings.hub)
     keys = identity.verifying_keys(known)
@@ -177,17 +198,21 @@ def _build(disk: Disk, settings: AgentSettings, known: Identity, tls: ssl.SSLCon
         accepted=accepted,
         commands=disk.read_commands(),
     )
-    bandwidth = Bandwidth()
+    bandwidth, clock = Bandwidth(), SystemClock()
+    oci = OciSettings(reserve_bytes=reserve, connections=settings.network.connections)
+    trust = trusted.Trust(disk, clock)
     parts = Parts(
         disk=disk,
         link=MqttDeviceLink(known.uid, MqttSettings(host=where.mqtt_host, port=where.mqtt_port, tls=tls)),
-        source=OciArtifactSource(where.hub_url, tls, OciSettings(reserve_bytes=reserve), bandwidth),
+        source=OciArtifactSource(where.hub_url, tls, oci, bandwidth),
         limit_bandwidth=bandwidth.limit,
-        servers=Servers(ProcessRuntime(disk.root / "runtime"), disk, settings.servers),
+        servers=Servers(ProcessRuntime(disk.root / "runtime"), disk, settings.servers, check_trust=trust.check_slot),
+        trust=trust,
         session=session,
-        clock=SystemClock(),
+        clock=clock,
         settings=settings,
         facts=functools.partial(facts.collect, settings, disk.root),
+        neighbourhood=hood,
     )
     return Engine(parts)
 
@@ -219,6 +244,7 @@ def _open(state_dir: Path, settings: AgentSettings) -> Disk:
         state_dir,
         reserve_bytes=quantity.to_bytes(settings.storage.reserve),
         limit_bytes=None if limit is None else quantity.to_bytes(limit),
+        vault=Vault(state_dir, settings.protection),
     )
 
 
@@ -246,6 +272,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     enroll.add_argument("--name", default="", help="name asked for (default: its present one, else the host's)")
     enroll.add_argument("--again", action="store_true", help="also where this device is enrolled already")
+    enroll.add_argument("--trust", default="", metavar="ANCHOR", help=_ANCHOR_HELP)
+    trust = add("trust", _trust, "Set this device's trust anchor, in place of the one it has.")
+    trust.add_argument("anchor", metavar="ANCHOR", help=_ANCHOR_HELP)
     add("run", _run, "Run the agent in the foreground.")
     add("stop", _stop, "Stop the inference servers that an agent left running.")
     add("renew", _renew, "Renew this device's certificate now.")

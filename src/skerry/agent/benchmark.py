@@ -19,13 +19,14 @@ from dataclasses import replace
 
 import msgspec
 
-from skerry.agent.disk import Disk
+from skerry.agent.disk import Disk, kept_name
 from skerry.agent.installer import Installer
 from skerry.agent.settings import BenchmarkSettings
 from skerry.agent.work import Tools
 from skerry.api import duration
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError, StorageFullError
 from skerry.api.kinds.device import BenchmarkStatus, WorkloadStatus
+from skerry.api.kinds.variants import Blob
 from skerry.core.journal import State, Unwanted, Wanted
 from skerry.core.messages import BENCHMARK_PREFIX, MAX_BENCHMARKS, WorkloadDesired
 
@@ -74,13 +75,13 @@ class Benchmarks:
         return [done.get(name) or self._pending(one) for name, one in sorted(self._known().items())]
 
     def digests(self) -> set[str]:
-        """Return the blobs to keep: those of the one that runs; the others' too, while there is plenty of room."""
+        """Return the names of blobs to keep: of the one that runs; the others' too, while there is plenty of room."""
         running = [one for name, one in self._known().items() if name == self._running]
-        blobs = {blob.digest: blob for one in self._known().values() for blob in (one.blob, one.golden) if blob}
+        blobs = {name: blob for one in self._known().values() for name, blob in _blobs(one).items()}
         try:
             self._disk.check_room(sum(blob.size for blob in blobs.values()), "benchmarks")
         except StorageFullError:
-            return {blob.digest for one in running for blob in (one.blob, one.golden) if blob is not None}
+            return {name for one in running for name in _blobs(one)}
         return set(blobs)
 
     def _known(self) -> dict[str, WorkloadDesired]:
@@ -226,7 +227,7 @@ class Benchmarks:
             return msgspec.json.decode(self._disk.read(FILE), type=_Kept)
         except NotFoundError:
             return _Kept()
-        except (msgspec.DecodeError, UnicodeDecodeError, InvalidError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidError) as error:
             log.warning("benchmark.unreadable error=%s", error)
             return _Kept()
 
@@ -242,6 +243,12 @@ class Benchmarks:
         results = [one for one in self._kept.results if one.name in self._wanted]
         begun = {name: count for name, count in self._kept.begun.items() if name in self._wanted}
         self._write(_Kept(results=results, begun=begun))
+
+
+def _blobs(desired: WorkloadDesired) -> dict[str, Blob]:
+    """What one of them needs, by the names under which it is kept."""
+    found = {kept_name(desired, blob): blob for blob in (desired.blob, desired.golden, desired.card) if blob}
+    return found | {blob.digest: blob for blob in desired.signatures}
 
 
 def is_benchmark(name: str) -> bool:

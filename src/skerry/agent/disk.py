@@ -2,12 +2,14 @@
 
     lock                                  held by the one agent that runs here
     identity.json, device.pem             who this device is; 0600
+    trust.json                            its trust anchor and signed policy; see `trust`
     desired.json                          the accepted desired state, as it was signed
     commands.json                         ids of commands that were taken and could come again
-    blobs/sha256/<hex>                    cache of verified artifacts
+    protection.json                       the key of encrypted models, wrapped; see `sealed`
+    blobs/sha256/<hex>                    cache of verified artifacts; <hex>.sealed where they are kept encrypted
     workloads/<name>/journal.json         the state of `core.workload`
     workloads/<name>/journal.previous     the state before, should the other be damaged
-    workloads/<name>/slots/<serial>/      model, signature.json, golden.npz: complete or not there
+    workloads/<name>/slots/<serial>/      model, signature.json, golden.npz: complete or not there; or <file>.sealed
     workloads/<name>/server.log
     runtime/                              the runtime driver's own
     spool/                                samples that wait for the hub; see `spool`
@@ -27,18 +29,22 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
+from skerry.agent import plain
+from skerry.agent.sealed import ENCRYPTED, SUFFIX, SealedBlobs, Vault
 from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, StorageFullError, UnavailableError
 from skerry.api.kinds.variants import Blob
 from skerry.api.meta import NAME_PATTERN
 from skerry.api.quantity import human_bytes
 from skerry.core.journal import Slot, State
+from skerry.core.messages import WorkloadDesired
+from skerry.core.ports import Content, OpenPart
 from skerry.kit import files
 
 log = logging.getLogger(__name__)
@@ -83,8 +89,13 @@ class AcceptedDesired(msgspec.Struct, frozen=True, kw_only=True):
 class Disk:
     """The agent's state directory."""
 
-    def __init__(self, root: Path, *, reserve_bytes: int = 0, limit_bytes: int | None = None) -> None:
+    def __init__(
+        self, root: Path, *, reserve_bytes: int = 0, limit_bytes: int | None = None, vault: Vault | None = None
+    ) -> None:
+        """`vault` has the key of models that are kept encrypted; by default it is the identity's."""
         self.root = root
+        self.vault = vault or Vault(root)
+        self.sealed = SealedBlobs(self, self.vault)
         self._reserve = reserve_bytes
         self._limit = limit_bytes
         self._links: bool | None = None
@@ -172,7 +183,7 @@ class Disk:
             return msgspec.json.decode(self.read("desired.json"), type=AcceptedDesired)
         except NotFoundError:
             return None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidError(str(error), element=str(self.root / "desired.json")) from None
 
     def write_desired(self, accepted: AcceptedDesired) -> None:
@@ -185,7 +196,7 @@ class Disk:
             found = msgspec.json.decode(self.read(COMMANDS_FILE), type=dict[str, datetime])
         except NotFoundError:
             return {}
-        except (InvalidError, msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        except (InvalidError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
             log.warning("commands.unreadable error=%s", error)
             return {}
         return {id_: expiry for id_, expiry in found.items() if expiry.tzinfo is not None}
@@ -218,7 +229,7 @@ class Disk:
     def _read_journal(self, path: Path) -> State | None:
         try:
             state = msgspec.json.decode(self.read(str(path.relative_to(self.root))), type=State)
-        except (NotFoundError, InvalidError, msgspec.DecodeError, UnicodeDecodeError, OSError):
+        except (NotFoundError, InvalidError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError):
             return None
         return state if state.name == path.parent.name else None
 
@@ -266,7 +277,15 @@ class Disk:
 
     def model(self, slot: Slot) -> Path:
         """Return the path of a slot's model file."""
-        return self.slot(slot.desired.name, slot.serial) / MODEL_FILES.get(slot.desired.format, "model.bin")
+        return self._file(slot, MODEL_FILES.get(slot.desired.format, "model.bin"))
+
+    def golden(self, slot: Slot) -> Path:
+        """Return the path of a slot's golden samples; it may have none."""
+        return self._file(slot, GOLDEN_FILE)
+
+    def _file(self, slot: Slot, name: str) -> Path:
+        name = f"{name}{SUFFIX}" if slot.desired.protection == ENCRYPTED else name
+        return self.slot(slot.desired.name, slot.serial) / name
 
     def lay_slot(self, slot: Slot) -> None:
         """Put a slot's files in place, in one rename, from verified blobs. Repeating it is harmless.
@@ -280,9 +299,8 @@ class Disk:
             shutil.rmtree(stale, ignore_errors=True)
         try:
             building.mkdir(mode=0o700)
-            self._place(desired.blob, building / self.model(slot).name)
-            if desired.golden is not None:
-                self._place(desired.golden, building / GOLDEN_FILE)
+            for blob, path in self._contents(slot):
+                self._place(self.cache(desired), blob, building / path.name)
             files.write_atomic(building / SIGNATURE_FILE, msgspec.json.encode(desired.signature), mode=0o600)
             os.replace(building, target)
             files.sync_directory(target.parent)
@@ -295,9 +313,35 @@ class Disk:
 
         Raises IntegrityError, NotFoundError.
         """
-        _verify(self.model(slot), slot.desired.blob)
-        if slot.desired.golden is not None:
-            _verify(self.slot(slot.desired.name, slot.serial) / GOLDEN_FILE, slot.desired.golden)
+        for blob, path in self._contents(slot):
+            self.cache(slot.desired).verify(path, blob)
+
+    def settle_slot(self, slot: Slot) -> None:
+        """Seal what a slot holds in plain and is to hold encrypted; what finds no room sealed is removed all the same.
+
+        Then it is fetched again, if it is ever needed. Repeating it is harmless. Raises what `Vault.key` raises.
+        """
+        if slot.desired.protection != ENCRYPTED:
+            return
+        for blob, path in self._contents(slot):
+            plain = path.with_name(path.name.removesuffix(SUFFIX))
+            if not plain.exists():
+                continue
+            try:
+                if not path.exists():
+                    if not self.sealed.has_blob(blob):
+                        self.sealed.seal(plain, blob)
+                    self._place(self.sealed, blob, path)
+            except (StorageFullError, IntegrityError) as error:
+                log.error("protection.not_sealed path=%s error=%s", path, error)
+            plain.unlink(missing_ok=True)
+            files.sync_directory(path.parent)
+
+    def _contents(self, slot: Slot) -> list[tuple[Blob, Path]]:
+        """A slot's blobs, and where they are placed."""
+        golden = slot.desired.golden
+        placed = [(slot.desired.blob, self.model(slot))]
+        return [*placed, (golden, self.golden(slot))] if golden is not None else placed
 
     def erase_slots(self, name: str, *, keep: Iterable[int]) -> None:
         """Remove every slot of a workload but these, half-made ones included."""
@@ -311,6 +355,10 @@ class Disk:
 
     # --- blobs ----------------------------------------------------------------------------------------------------
 
+    def cache(self, desired: WorkloadDesired) -> Disk | SealedBlobs:
+        """Return what keeps the blobs of a workload: in plain, or sealed."""
+        return self.sealed if desired.protection == ENCRYPTED else self
+
     def blob(self, blob: Blob) -> Path:
         """Return where a blob lies, or will."""
         return self._blobs / blob.digest.removeprefix("sha256:")
@@ -318,7 +366,7 @@ class Disk:
     def has_blob(self, blob: Blob) -> bool:
         """Return whether the blob is in the cache and still what it was; a damaged one is removed."""
         try:
-            _verify(self.blob(blob), blob)
+            self.verify(self.blob(blob), blob)
         except NotFoundError:
             return False
         except IntegrityError:
@@ -326,14 +374,75 @@ class Disk:
             return False
         return True
 
+    def verify(self, path: Path, blob: Blob) -> None:
+        """Read all of a file. Raises NotFoundError, IntegrityError when it is not that blob."""
+        plain.verify(path, blob)
+
+    part: OpenPart | None = None
+    """What a fetch writes through; none is needed for plain bytes."""
+
+    def holds(self, digest: str) -> bool:
+        """Return whether a blob is here in any form; its content is not looked at."""
+        blob = Blob(digest=digest, size=0)
+        return self.blob(blob).is_file() or self.sealed.blob(blob).is_file()
+
+    @contextmanager
+    def open_blob(self, blob: Blob) -> Iterator[Content]:
+        """Open a blob, plain or sealed, whichever is here. Raises NotFoundError, IntegrityError."""
+        other = not self.blob(blob).exists() and self.sealed.blob(blob).exists()
+        with self.sealed.open_blob(blob) if other else self.open_plain(blob) as content:
+            yield content
+
+    def open_plain(self, blob: Blob) -> AbstractContextManager[Content]:
+        """Open a blob that is here in plain. Raises NotFoundError, IntegrityError."""
+        return plain.opened(self.blob(blob))
+
+    def adopt(self, blob: Blob) -> bool:
+        """Take a blob in plain from what is here sealed; whether there was one. Raises StorageFullError."""
+        if not self.sealed.blob(blob).exists() or not self.sealed.has_blob(blob):
+            return False
+        self.check_room(blob.size, blob.digest)
+        with self.sealed.open_blob(blob) as content:
+            self.write_blob(blob, iter(lambda: content.read(_CHUNK), b""))
+        return True
+
+    def write_blob(self, blob: Blob, pieces: Iterable[bytes]) -> None:
+        """Make a blob from its content, in order; its name exists once its digest holds.
+
+        Raises IntegrityError when it does not, OSError.
+        """
+        plain.write(self.blob(blob), blob, pieces)
+
+    def lacking_bytes(self, blob: Blob) -> int:
+        """Return how much of a blob has still to be written, wherever it comes from."""
+        return 0 if self.blob(blob).exists() else max(blob.size - self.partial_size(blob), 0)
+
+    def stored_size(self, blob: Blob) -> int:
+        """Return the bytes that it takes of the disk."""
+        return blob.size
+
+    def read_blob(self, blob: Blob, *, most: int) -> bytes:
+        """Return a small cached blob, verified. Raises NotFoundError, IntegrityError (damaged, or above `most`)."""
+        path = self.blob(blob)
+        try:
+            with path.open("rb") as file:
+                raw = file.read(min(blob.size, most) + 1)
+        except FileNotFoundError:
+            raise NotFoundError(element=str(path)) from None
+        except OSError as error:  # a dying SD card
+            raise IntegrityError(f"cannot be read: {error.strerror}", element=str(path)) from None
+        if len(raw) != blob.size or f"sha256:{hashlib.sha256(raw).hexdigest()}" != blob.digest:
+            raise IntegrityError(f"is not {blob.digest} of {blob.size} bytes any more", element=str(path))
+        return raw
+
     def prune_blobs(self, *, keep: Iterable[str]) -> int:
-        """Remove every blob, whole or partial, whose digest is not named; return how many."""
+        """Remove every blob, whole or partial, that is not named as `kept_name` does; return how many."""
         return self.free_blobs(keep=keep).files
 
     def free_blobs(self, *, keep: Iterable[str]) -> Freed:
         """Remove what `prune_blobs` does, and return what that was."""
-        kept = {digest.removeprefix("sha256:") for digest in keep}
-        return _remove(path for path in self._blobs.iterdir() if path.name.lstrip(".")[:64] not in kept)
+        kept = {name.removeprefix("sha256:") for name in keep}
+        return _remove(path for path in self._blobs.iterdir() if _kept_as(path) not in kept)
 
     def free_slots(self, named: Mapping[str, Iterable[int]]) -> Freed:
         """Remove every slot, also half-made, that is not among those named for its workload; others stay."""
@@ -354,10 +463,12 @@ class Disk:
             return Freed()
         found = []
         for slot in slots:
-            pairs = [(slot.desired.blob, self.model(slot))]
-            if slot.desired.golden is not None:
-                pairs.append((slot.desired.golden, self.slot(slot.desired.name, slot.serial) / GOLDEN_FILE))
-            found += [self.blob(blob) for blob, own in pairs if own.is_file() and own.stat().st_size == blob.size]
+            cache = self.cache(slot.desired)
+            found += [
+                cache.blob(blob)
+                for blob, own in self._contents(slot)
+                if own.is_file() and own.stat().st_size == cache.stored_size(blob)
+            ]
         return _remove(found)
 
     def free_logs(self) -> Freed:
@@ -404,19 +515,23 @@ class Disk:
             )
 
     def missing_bytes(self, blobs: Iterable[Blob]) -> int:
-        """Return how much of these blobs is not in the cache; their content is not looked at."""
+        """Return how much of these blobs has still to come; one that is here sealed is only opened.
+
+        Their content is not looked at.
+        """
         missing = 0
         for blob in blobs:
-            missing += 0 if self.blob(blob).exists() else max(blob.size - self.partial_size(blob), 0)
+            missing += 0 if self.holds(blob.digest) else max(blob.size - self.partial_size(blob), 0)
         return missing
 
     def partial_size(self, blob: Blob) -> int:
         """Return how much of a blob an interrupted fetch has left."""
-        return max((p.stat().st_size for p in self._blobs.glob(f"*{self.blob(blob).name}*partial*")), default=0)
+        found = (path for path in self._blobs.glob(f"*{self.blob(blob).name}*partial*") if SUFFIX not in path.name)
+        return max((path.stat().st_size for path in found), default=0)
 
-    def _place(self, blob: Blob, target: Path) -> None:
-        source = self.blob(blob)
-        _verify(source, blob)
+    def _place(self, cache: Disk | SealedBlobs, blob: Blob, target: Path) -> None:
+        source = cache.blob(blob)
+        cache.verify(source, blob)
         try:
             os.link(source, target)
         except OSError as error:
@@ -426,7 +541,7 @@ class Disk:
                 shutil.copyfileobj(reader, writer, _CHUNK)
                 writer.flush()
                 os.fsync(writer.fileno())
-            _verify(target, blob)
+            cache.verify(target, blob)
 
     def _used(self) -> int:
         sizes: dict[int, int] = {}
@@ -441,19 +556,14 @@ class Disk:
         return sum(sizes.values())
 
 
-def _verify(path: Path, blob: Blob) -> None:
-    hasher = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == blob.size:
-                while chunk := file.read(_CHUNK):
-                    hasher.update(chunk)
-    except FileNotFoundError:
-        raise NotFoundError(element=str(path)) from None
-    except OSError as error:  # a dying SD card
-        raise IntegrityError(f"cannot be read: {error.strerror}", element=str(path)) from None
-    if f"sha256:{hasher.hexdigest()}" != blob.digest:
-        raise IntegrityError(f"is not {blob.digest} of {blob.size} bytes any more", element=str(path))
+def kept_name(desired: WorkloadDesired, blob: Blob) -> str:
+    """Return how a workload's blob is named to `Disk.free_blobs`: the form counts, so that the other one goes."""
+    return f"{blob.digest}{SUFFIX}" if desired.protection == ENCRYPTED else blob.digest
+
+
+def _kept_as(path: Path) -> str:
+    """The name under which a file of the cache is kept, be it whole or a part."""
+    return f"{path.name.lstrip('.')[:64]}{SUFFIX if SUFFIX in path.name else ''}"
 
 
 def _remove(paths: Iterable[Path]) -> Freed:

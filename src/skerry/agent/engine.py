@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from skerry.agent import commands, facts, room
 from skerry.agent import settings as configured
 from skerry.agent.admission import Admission
@@ -23,11 +25,13 @@ from skerry.agent.disk import AcceptedDesired, Disk, Freed
 from skerry.agent.hold import Holds
 from skerry.agent.installer import JOURNAL_RETRY_SECONDS, Installer
 from skerry.agent.local import LocalSocket
+from skerry.agent.peers import Neighbourhood, Peers
 from skerry.agent.policy import Policy
 from skerry.agent.room import Room
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
 from skerry.agent.telemetry import Telemetry, open_spool
+from skerry.agent.trust import Trust
 from skerry.agent.work import Tools
 from skerry.api import duration
 from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooLargeError, UnavailableError
@@ -69,6 +73,10 @@ class Parts:
     """Blocks for a moment."""
     limit_bandwidth: Callable[[int | None], None] = lambda _: None
     """Takes the bound of all downloads together, in bytes per second."""
+    trust: Trust | None = None
+    """None: this device asks for no signatures."""
+    neighbourhood: Neighbourhood | None = None
+    """None: this device has no neighbours."""
 
 
 class Engine:
@@ -106,8 +114,11 @@ class Engine:
             limit_bandwidth=parts.limit_bandwidth,
         )
         self._local = LocalSocket(self._holds, parts.settings.hold, parts.disk.root)
+        self._peers = Peers(parts.disk, parts.clock, parts.settings.peers, parts.neighbourhood, named=self._named)
+        self._admission = Admission(parts.settings.policy, self._memory_bytes, self._taken_bytes)
         self._tools = Tools(
             policy=self._policy,
+            peers=self._peers,
             room=Room(parts.disk),
             disk=parts.disk,
             source=parts.source,
@@ -123,7 +134,8 @@ class Engine:
             probe_seconds=duration.to_seconds(parts.settings.probes.max_time),
             probe_timeout_seconds=duration.to_seconds(parts.settings.probes.request_timeout),
             changed=self._note_change,
-            admit=Admission(parts.settings.policy, self._memory_bytes, self._taken_bytes).check,
+            admit=self._admit,
+            trust=parts.trust,
         )
         self._telemetry = Telemetry(
             open_spool(parts.disk.root, parts.settings.telemetry),
@@ -141,6 +153,7 @@ class Engine:
                 self._holds.load()
                 self._tasks.create_task(self._holds.run(), name="holds")
                 self._tasks.create_task(self._local.run(), name="local socket")
+                self._tasks.create_task(self._peers.run(), name="peers")
                 await self._bring_back()
                 self._tasks.create_task(self._telemetry.run(), name="telemetry")
                 self._tasks.create_task(self._benchmarks.run(), name="benchmarks")
@@ -264,6 +277,11 @@ class Engine:
     def _installing(self) -> bool:
         return any(one.state.candidate is not None for one in self._installers.values())
 
+    def _admit(self, desired: WorkloadDesired) -> None:
+        if self._parts.trust is not None:
+            self._parts.trust.expect(desired)
+        self._admission.check(desired)
+
     def _memory_bytes(self) -> int:
         return self._facts.hardware.memory_bytes
 
@@ -327,7 +345,7 @@ class Engine:
             if clock.monotonic() - self._facts_at >= FACTS_SECONDS:
                 self._facts, self._facts_at = await asyncio.to_thread(self._parts.facts), clock.monotonic()
             session.update(
-                facts=self._facts,
+                facts=self._told_facts(),
                 workloads=self.statuses(),
                 benchmarks=self._benchmarks.statuses(),
                 holds=self._holds.in_force(),
@@ -342,6 +360,10 @@ class Engine:
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    def _told_facts(self) -> DeviceFacts:
+        trust = self._parts.trust
+        return self._facts if trust is None else msgspec.structs.replace(self._facts, trust=trust.facts())
 
     async def _listen(self, connection: DeviceConnection, tasks: asyncio.TaskGroup) -> None:
         async for channel, raw in connection.incoming():
@@ -375,6 +397,8 @@ class Engine:
             manifest_version=offer.desired.manifest_version, envelope=offer.raw, uid=self._session.uid
         )
         try:
+            if self._parts.trust is not None:  # first: what is desired is judged by it
+                self._parts.trust.accept(offer.desired.trust)
             self._parts.disk.write_desired(kept)
         except StorageFullError as error:
             self._keep_later(offer)

@@ -101,6 +101,6 @@ def _elsewhere(python: str, wanted: Sequence[str]) -> Mapping[str, str]:
             argv, capture_output=True, timeout=_ASK_SECONDS, stdin=subprocess.DEVNULL, env=environment, check=True
         )
         return msgspec.json.decode(done.stdout, type=dict[str, str])
-    except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
+    except (OSError, subprocess.SubprocessError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         log.warning("engines.not_asked python=%s error=%s", python, error)
         return {}

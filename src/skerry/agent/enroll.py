@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from skerry.agent import facts, identity
+from skerry.agent import facts, identity, peers_tls
 from skerry.agent.disk import Disk
 from skerry.agent.identity import Identity
 from skerry.agent.settings import AgentSettings
@@ -123,6 +123,9 @@ def _known(disk: Disk, *, again: bool) -> Identity | None:
 
 
 def _keep(disk: Disk, found: Identity, key: ec.EllipticCurvePrivateKey, status: EnrollmentStatus) -> None:
+    if status.peer_certificate:
+        disk.write(peers_tls.PEER_PEM_FILE, _private_pem(key) + status.peer_certificate.strip().encode() + b"\n")
+    disk.vault.rewrap(key)  # while the present one opens it
     identity.save(disk, found, pem=_private_pem(key) + status.certificate.strip().encode() + b"\n")
     disk.delete(PENDING_KEY)
 
@@ -194,9 +197,12 @@ def _pin(hub: _Hub, fingerprint: str) -> str:
 
 def _namespace(disk: Disk) -> str:
     """Return the namespace this device was enrolled into: its certificate's organisational unit."""
-    certificate = x509.load_pem_x509_certificate(disk.read(identity.PEM_FILE))
+    return _unit(x509.load_pem_x509_certificate(disk.read(identity.PEM_FILE))) or "default"
+
+
+def _unit(certificate: x509.Certificate) -> str:
     units = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
-    return str(units[0].value) if units else "default"
+    return str(units[0].value) if units else ""
 
 
 def _ask(
@@ -230,10 +236,14 @@ def _accept(status: EnrollmentStatus, key: ec.EllipticCurvePrivateKey, ca: str, 
     try:
         certificate = x509.load_pem_x509_certificate(status.certificate.encode())
         authority = x509.load_pem_x509_certificate(ca.encode())
-        certificate.verify_directly_issued_by(authority)
+        issued = [certificate]
+        if status.peer_certificate:
+            issued.append(x509.load_pem_x509_certificate(status.peer_certificate.encode()))
+        for one in issued:
+            one.verify_directly_issued_by(authority)
     except Exception as error:  # noqa: BLE001 - `cryptography` raises ValueError, TypeError, InvalidSignature
         raise IntegrityError(f"sent no certificate of its own CA: {error}", element=hub.url) from None
-    if certificate.public_key() != key.public_key():
+    if any(one.public_key() != key.public_key() for one in issued):
         raise IntegrityError("sent a certificate for another key", element=hub.url)
     if status.endpoints is None or not status.device_uid or not status.desired_keys:
         raise IntegrityError("sent an incomplete answer", element=hub.url, hint="update the older side, hub or agent")
@@ -245,6 +255,7 @@ def _accept(status: EnrollmentStatus, key: ec.EllipticCurvePrivateKey, ca: str, 
         desired_keys=status.desired_keys,
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
+        namespace=_unit(certificate),
     )
     identity.verifying_keys(found)
     return found

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 import skerry
-from skerry.agent import engines
+from skerry.agent import engines, sealed
 from skerry.agent import settings as configured
 from skerry.agent.settings import AgentSettings
 from skerry.api.kinds.device import DeviceFacts, Hardware, LimitFacts, Network, OperatingSystem
@@ -55,6 +55,7 @@ def collect(settings: AgentSettings, state_dir: Path) -> DeviceFacts:
         runtimes=["process"],
         network=configured.network(settings.network) if settings.network.kind else find_network(settings),
         limits=find_limits(),
+        protection=sealed.source_of(state_dir, settings.protection),
     )
 
 

@@ -48,6 +48,8 @@ def _refusal(component: str, error: SkerryError) -> Refusal:
 
 
 def _is_final(component: str, error: SkerryError) -> bool:
+    if isinstance(error, RefusedError):
+        return True
     if component == "the inference server":
         return isinstance(error, UnsupportedError)
     if component == "the registry":

@@ -60,7 +60,7 @@ class Holds:
             kept = msgspec.json.decode(self._disk.read(FILE), type=list[Lease])
         except NotFoundError:
             return
-        except (SkerryError, msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        except (SkerryError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
             log.error("holds.unreadable error=%s", error)
             return
         now = self._now()

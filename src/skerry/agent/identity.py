@@ -43,6 +43,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     not_before: datetime
     not_after: datetime
     """Of the certificate."""
+    namespace: str = ""
+    """Of this device; empty where it was enrolled by an agent that did not keep it, until the next renewal."""
 
 
 def load(disk: Disk) -> Identity:
@@ -55,7 +57,7 @@ def load(disk: Disk) -> Identity:
             element=f"state directory {disk.root}",
             hint="run `skerry agent enroll --hub URL --token T` with the same --state-dir first",
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidError(
             f"is damaged: {error}", element=str(disk.root / FILE), hint="enrol again in another state directory"
         ) from None

@@ -242,8 +242,18 @@ class Installer:
         for instance in leaving:
             self._see_off(instance)
         await asyncio.to_thread(self._tools.disk.erase_slots, name, keep=action.files)
+        await self._settle()
         await self._tools.prune()
         self.post(Tidied())
+
+    async def _settle(self) -> None:
+        """Have the version before lie on the disk as the present one does; see `slots.protected_as`."""
+        previous = self.state.previous
+        if previous is not None:
+            try:
+                await asyncio.to_thread(self._tools.disk.settle_slot, previous)
+            except (SkerryError, OSError) as error:  # without a key, or a disk that became read-only: at the next tidy
+                log.error("protection.not_settled workload=%s error=%s", self.state.name, error)
 
     def _see_off(self, instance: Instance) -> None:
         """Behind the events' back: whoever still talks to the version before must not hold up what comes next."""

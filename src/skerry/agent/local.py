@@ -183,7 +183,7 @@ def ask(path: Path, request: Request) -> Answer:
             ) from None
     try:
         answer = msgspec.json.decode(bytes(raw), type=Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UnavailableError("answers something else", element=element) from None
     if not answer.ok:
         raise InvalidError(answer.error, element="hold")

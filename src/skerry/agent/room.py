@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from skerry.agent.disk import Disk, Freed
+from skerry.agent.disk import Disk, Freed, kept_name
 from skerry.api.errors import StorageFullError
 from skerry.api.quantity import human_bytes
 from skerry.core.journal import Slot
@@ -45,9 +45,10 @@ class Room:
 
     def needed(self, desired: WorkloadDesired) -> int:
         """Return the bytes that installing it would take now; 0 when everything is there."""
+        signatures, cache = self._disk.missing_bytes(desired.signatures), self._disk.cache(desired)
         blobs = [blob for blob in (desired.blob, desired.golden) if blob is not None]
-        copies = 0 if self._disk.links() else sum(blob.size for blob in blobs)
-        return self._disk.missing_bytes(blobs) + copies
+        copies = 0 if self._disk.links() else sum(cache.stored_size(blob) for blob in blobs)
+        return sum(cache.lacking_bytes(blob) for blob in blobs) + copies + signatures
 
     @contextlib.contextmanager
     def kept(self, size: int, element: str, *, freed: Freed | None = None) -> Iterator[Promise]:
@@ -83,12 +84,15 @@ class Room:
 def prune(disk: Disk, slots: Mapping[str, Sequence[Slot]], *, others: Iterable[str] = ()) -> Freed:
     """Remove what nobody names, and return what that was; blocks.
 
-    `slots` are those that each workload names, `others` the digests of blobs that are wanted all the same.
+    `slots` are those that each workload names, `others` names (`disk.kept_name`) of blobs that are wanted all the same.
     """
     named = [slot for listed in slots.values() for slot in listed]
-    blobs = [blob for slot in named for blob in (slot.desired.blob, slot.desired.golden) if blob is not None]
-    deltas = [one.blob for slot in named for one in slot.desired.deltas]  # also when they have only begun to come
-    keep = {*others, *(blob.digest for blob in [*blobs, *deltas])}
+    keep = set(others)
+    for desired in (slot.desired for slot in named):
+        deltas = [one.blob for one in desired.deltas]  # also when they have only begun to come
+        few = [blob for blob in (desired.golden, desired.card) if blob is not None]
+        blobs = [desired.blob, *few, *deltas]
+        keep |= {kept_name(desired, blob) for blob in blobs} | {one.digest for one in desired.signatures}
     return disk.free_slots(
         {name: [slot.serial for slot in listed] for name, listed in slots.items()}
     ) + disk.free_blobs(keep=keep)

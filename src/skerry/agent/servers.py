@@ -12,10 +12,12 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from skerry.agent import revealing
 from skerry.agent.disk import SIGNATURE_FILE, Disk
 from skerry.agent.endpoint import ServerControl
 from skerry.agent.listeners import HOST, Listeners, reserve
@@ -55,9 +57,18 @@ class Server:
 class Servers:
     """All inference servers of this agent."""
 
-    def __init__(self, runtime: Runtime, disk: Disk, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        disk: Disk,
+        settings: ServerSettings,
+        *,
+        check_trust: Callable[[Slot], None] = lambda _: None,
+    ) -> None:
+        """`check_trust` raises RefusedError for a slot that this device does not start; it blocks."""
         self._runtime = runtime
         self._disk = disk
+        self._check_trust = check_trust
         self._listeners = Listeners()
         self._python = settings.python or sys.executable
         self._start_seconds = duration.to_seconds(settings.start_timeout)
@@ -80,10 +91,13 @@ class Servers:
             return
         for stale in same:
             await self._runtime.stop(stale, grace_seconds=self._grace_seconds)
-        await asyncio.to_thread(self._disk.check_slot, slot)
+        await asyncio.to_thread(self._check_trust, slot)  # before anything opens the files
         with reserve([slot.port] if slot.port else [], avoid=slot.desired.serving.port) as reserved:
             port = reserved.getsockname()[1]
-            yield Server(await self._runtime.start(self._launch(name, slot, port)), port, way)
+            async with revealing.model(self._disk, slot) as (file, descriptors):
+                launch = self._launch(name, slot, port, file, descriptors)
+                instance = await self._runtime.start(launch)
+            yield Server(instance, port, way)
 
     def control(self, workload: str, serial: int) -> ServerControl:
         """Return the way to ask a slot's server for its counters, or to mirror; it need not run."""
@@ -260,8 +274,8 @@ class Servers:
                 await asyncio.sleep(pause)
                 pause = min(longest, pause * 1.2)
 
-    def _launch(self, name: str, slot: Slot, port: int) -> Launch:
-        desired, model = slot.desired, self._disk.model(slot)
+    def _launch(self, name: str, slot: Slot, port: int, file: Path, descriptors: Sequence[int]) -> Launch:
+        desired, directory = slot.desired, self._disk.slot(slot.desired.name, slot.serial)
         return Launch(
             name=name,
             argv=[
@@ -270,8 +284,8 @@ class Servers:
                 "skerry.serve",
                 f"--model={desired.model}",
                 f"--version={desired.version}",
-                f"--file={model}",
-                f"--signature={model.with_name(SIGNATURE_FILE)}",
+                f"--file={file}",
+                f"--signature={directory / SIGNATURE_FILE}",
                 f"--engine={desired.needs.engine}",
                 f"--host={HOST}",
                 f"--port={port}",
@@ -279,7 +293,8 @@ class Servers:
                 f"--threads={desired.serving.threads}",
                 f"--grace-seconds={self._grace_seconds * 0.8:g}",
             ],
-            directory=model.parent,
+            directory=directory,
+            descriptors=descriptors,
             environment=_environment(),
             log=self._disk.log(desired.name),
             memory_limit_bytes=desired.memory_limit_bytes,

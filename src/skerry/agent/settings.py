@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -49,6 +49,8 @@ class NetworkSettings(Section, frozen=True, kw_only=True):
     """Whether bytes cost money; unset: a cellular network is metered, others are not."""
     max_bandwidth: Quantity | None = None
     """Most bytes per second that downloads may take together; the hub's bound counts too, the stricter wins."""
+    connections: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    """Most connections that one download may use, where trying shows that more are faster; 1 tries nothing."""
     allow_metered_downloads: Quantity | None = None
     """Most bytes that one revision may still have to fetch over a metered link; 0: nothing at all. As above."""
 
@@ -123,6 +125,16 @@ class PolicySettings(Section, frozen=True, kw_only=True):
     hot differs from machine to machine."""
 
 
+class ProtectionSettings(Section, frozen=True, kw_only=True):
+    """Models that deployments want to be kept encrypted on this device; see docs/encryption.md."""
+
+    key: str = ""
+    """Path of an EC key on P-256 in PEM, best on a volume of its own, that opens them; empty: the identity key does,
+    which lies beside them and is no help where the whole disk is stolen."""
+    swap: Literal["allow", "refuse"] = "allow"
+    """Refuse such models where memory may be swapped to a disk."""
+
+
 class BenchmarkSettings(Section, frozen=True, kw_only=True):
     """Measuring variants for the hub, beside what serves."""
 
@@ -160,6 +172,25 @@ class LinkSettings(Section, frozen=True, kw_only=True):
     """Longest pause between two attempts to connect (full jitter below it)."""
 
 
+class PeerSettings(Section, frozen=True, kw_only=True):
+    """Neighbours of the same site, from which models come without using the line to the hub; none by default."""
+
+    listen: Word = ""
+    """`<address>:<port>` where neighbours may fetch what this device has; empty: it serves nobody."""
+    neighbours: Annotated[list[Word], msgspec.Meta(max_length=64)] = []
+    """`<address>:<port>` of those that are asked before the hub is; this device's own may be among them."""
+    discover: bool = False
+    """Find neighbours, and be found, by multicast DNS; needs `skerry[peers]`."""
+    site: Word = ""
+    """Only devices of the same word find each other so, where one network has several thin lines."""
+    max_transfers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    """To neighbours at a time; the others wait."""
+    max_bandwidth: Quantity = "8Mi"
+    """Most bytes per second to all neighbours together: what a small device can spare beside its own serving."""
+    patience: Duration = "2m"
+    """How long a neighbour that brings a blob for all may make no progress before this device fetches it itself."""
+
+
 class TelemetrySettings(Section, frozen=True, kw_only=True):
     """What the device uses, told the hub now and then."""
 
@@ -182,11 +213,13 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     servers: ServerSettings = ServerSettings()
     storage: StorageSettings = StorageSettings()
     policy: PolicySettings = PolicySettings()
+    protection: ProtectionSettings = ProtectionSettings()
     benchmarks: BenchmarkSettings = BenchmarkSettings()
     hold: HoldSettings = HoldSettings()
     hub: HubSettings = HubSettings()
     link: LinkSettings = LinkSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    peers: PeerSettings = PeerSettings()
 
 
 def load(path: Path) -> AgentSettings:
@@ -249,7 +282,26 @@ def _hold_max(settings: HoldSettings) -> None:
         raise InvalidError(f"{settings.max} is not between 0s and 720h", hint="an application may renew its hold")
 
 
+def address(text: str) -> tuple[str, int]:
+    """Return the parts of `<address>:<port>`. Raises InvalidError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidError(f'"{text[:100]}" is not <address>:<port>', hint="as in 192.168.1.7:7445, or [fe80::1]:7445")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _peer_bandwidth(settings: PeerSettings) -> None:
+    if quantity.to_bytes(settings.max_bandwidth) < 1:
+        raise InvalidError("must be at least 1 byte per second", hint="leave `listen` empty to serve nobody")
+
+
+def _protection_key(settings: ProtectionSettings) -> None:
+    if settings.key and not (Path(settings.key).is_absolute() and "\0" not in settings.key):
+        raise InvalidError(f'"{settings.key[:200]}" is no absolute path', hint="as in /run/keys/models.pem")
+
+
 _CHECKS: dict[str, Any] = {
+    "protection.key": lambda s: _protection_key(s.protection),
     "hardware.memory": lambda s: s.hardware.memory and quantity.to_bytes(s.hardware.memory),
     "hardware.storage": lambda s: s.hardware.storage and quantity.to_bytes(s.hardware.storage),
     "storage.reserve": lambda s: quantity.to_bytes(s.storage.reserve),
@@ -267,6 +319,10 @@ _CHECKS: dict[str, Any] = {
         s.network.allow_metered_downloads and quantity.to_bytes(s.network.allow_metered_downloads)
     ),
     "hold.max": lambda s: _hold_max(s.hold),
+    "peers.listen": lambda s: s.peers.listen and address(s.peers.listen),
+    "peers.neighbours": lambda s: [address(one) for one in s.peers.neighbours],
+    "peers.max_bandwidth": lambda s: _peer_bandwidth(s.peers),
+    "peers.patience": lambda s: duration.to_seconds(s.peers.patience),
 }
 
 

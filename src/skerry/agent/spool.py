@@ -125,7 +125,7 @@ class Spool:
                     end += len(line)
                     try:
                         samples += [msgspec.json.decode(line, type=Sample)] if line.strip() else []
-                    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+                    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
                         self.dropped += 1
         except OSError as error:
             log.warning("spool.not_read segment=%d error=%s", number, error)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,16 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from skerry.agent import compare, inference, observe, probes
-from skerry.agent.disk import GOLDEN_FILE, Disk, Freed
+from skerry.agent.disk import Disk, Freed
 from skerry.agent.faults import element_of, fault_of
 from skerry.agent.fetch import Ways
+from skerry.agent.peers import Peers
 from skerry.agent.policy import POLL_SECONDS, Policy, Wait
+from skerry.agent.revealing import revealed, unlocked
 from skerry.agent.room import Promise, Room
+from skerry.agent.sealed import ENCRYPTED, SealedBlobs
 from skerry.agent.servers import Server, Servers
+from skerry.agent.trust import Trust
 from skerry.api.errors import InvalidError, SkerryError, TimedOutError, UnavailableError, UnsupportedError
 from skerry.api.kinds.device import Comparison
 from skerry.api.kinds.variants import Blob
@@ -91,8 +95,12 @@ class Tools:
     """Something that is reported has changed."""
     policy: Policy
     """What has to wait for now."""
+    peers: Peers
+    """Neighbours, who are asked first."""
     admit: Callable[[WorkloadDesired], None] = lambda _: None
     """Raises RefusedError for what this device does not take."""
+    trust: Trust | None = None
+    """None: this device asks for no signatures."""
 
 
 class Work:
@@ -101,13 +109,20 @@ class Work:
     def __init__(self, tools: Tools, state: Callable[[], State]) -> None:
         self._tools = tools
         self._state = state
-        self._ways = Ways(tools.disk)
+        self._ways = Ways(tools.disk, tools.clock)
         self.servers: dict[int, Server] = {}
         """The servers that were launched or adopted, by their slot's serial."""
 
-    async def _cleared(self, slot: Slot, say: Say, verdict: Callable[[], Wait | None]) -> None:
-        """Wait until a policy lets the slot's work go on, and say so as long as it does not."""
-        while (wait := verdict()) is not None:
+    async def _cleared(
+        self,
+        slot: Slot,
+        say: Say,
+        verdict: Callable[[], Wait | None],
+        *,
+        unless: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """Wait until a policy lets the slot's work go on, or it need not; say so as long as it does not."""
+        while (wait := verdict()) is not None and not (unless is not None and await unless()):
             known = self._state()
             if (known.waiting_for, known.message) != (wait.reason, wait.message):
                 say(Waits(serial=slot.serial, waiting_for=wait.reason, message=wait.message))
@@ -142,45 +157,91 @@ class Work:
                 hint="install it, or deploy a variant for another engine",
             )
         await self._cleared(slot, say, lambda: tools.policy.may_begin_to_fetch(self._newest(slot)))
-        came, promise = 0, Promise(0)
+        came, from_peers, promise = 0, 0, Promise(0)
 
         def progress(count: int) -> None:
             nonlocal came
             came += count
             promise.came(count)
 
+        def near(count: int) -> None:
+            nonlocal from_peers
+            from_peers += count
+            promise.came(count)
+
         try:
-            await self._cleared(slot, say, lambda: self._may_fetch(slot))
+            if desired.protection == ENCRYPTED:
+                await asyncio.to_thread(tools.disk.vault.check)
+            await self._link_cleared(slot, say)
             needed, freed = await asyncio.to_thread(tools.room.needed, desired), None
             if not tools.room.fits(needed):
                 freed = await tools.free()
             with tools.room.kept(needed, element_of(slot), freed=freed) as promise:
-                for blob in (desired.blob, desired.golden):
+                for blob in (*self._signatures(desired), desired.blob, desired.golden):
+                    if blob is desired.blob:
+                        await self._check_trust(desired)
                     if blob is not None:
-                        await self._fetch_blob(slot, say, blob, progress)
+                        await self._fetch_blob(slot, say, blob, progress, near)
         except SkerryError as error:
-            say(replace(fault_of(slot, "the registry", error), network_bytes=came))
+            say(replace(fault_of(slot, "the registry", error), network_bytes=came, peer_bytes=from_peers))
             return
-        say(Fetched(serial=slot.serial, network_bytes=came, saved_bytes=self._ways.take_saved(desired.blob)))
+        saved = self._ways.take_saved(desired.blob)
+        say(Fetched(serial=slot.serial, network_bytes=came, saved_bytes=saved, peer_bytes=from_peers))
 
-    async def _fetch_blob(self, slot: Slot, say: Say, blob: Blob, progress: Callable[[int], None]) -> None:
-        """Fetch when it is allowed and somebody's turn; whoever has to wait for the link keeps nobody else waiting."""
-        tools, done = self._tools, False
+    async def _fetch_blob(
+        self, slot: Slot, say: Say, blob: Blob, progress: Callable[[int], None], near: Callable[[int], None]
+    ) -> None:
+        """Fetch from a neighbour, or when it is allowed and this device's turn; who waits for the link keeps no others.
+
+        `progress` gets counts of bytes that came over the line to the hub, `near` of those from neighbours.
+        """
+        tools, cache, done = self._tools, self._cache(slot.desired, blob), False
         lock = tools.blob_locks.setdefault(blob.digest, asyncio.Lock())
         while not done:
-            await self._cleared(slot, say, lambda: self._may_fetch(slot))
-            async with lock, tools.fetching:
-                if await asyncio.to_thread(tools.disk.has_blob, blob):
+            await self._link_cleared(slot, say)
+            async with lock:
+                if await asyncio.to_thread(cache.has_blob, blob) or await asyncio.to_thread(cache.adopt, blob):
                     return
-                if self._may_fetch(slot) is not None:
-                    continue
-                done = await self._ways.bring(self._newest(slot), blob, partial(self._bring, slot, progress))
+                with tools.peers.seeking(slot.desired, blob) as seeking:
+
+                    def noted(count: int, note: Callable[[int], None] = seeking.note) -> None:
+                        note(count)
+                        progress(count)
+
+                    allowed = partial(self._is_allowed, slot)
+                    if cache is tools.disk and await seeking.brought(cache.blob(blob), near, allowed):
+                        return
+                    async with tools.fetching:
+                        if allowed():
+                            done = await self._ways.bring(self._newest(slot), blob, partial(self._bring, slot, noted))
+
+    def _cache(self, desired: WorkloadDesired, blob: Blob) -> Disk | SealedBlobs:
+        """What keeps a blob: signatures are no secret, and read where there is no key."""
+        disk = self._tools.disk
+        return disk if blob in desired.signatures else disk.cache(desired)
+
+    def _is_allowed(self, slot: Slot) -> bool:
+        return self._may_fetch(slot) is None
+
+    async def _link_cleared(self, slot: Slot, say: Say) -> None:
+        """Wait until the link may carry what is missing and no neighbour has."""
+        await self._cleared(slot, say, lambda: self._may_fetch(slot), unless=partial(self._is_near, slot))
+
+    async def _is_near(self, slot: Slot) -> bool:
+        """Whether neighbours have so much of it that the link may carry the rest."""
+        tools, desired = self._tools, self._newest(slot)
+        if desired.protection == ENCRYPTED:  # it comes from the hub alone, and is given to nobody
+            return False
+        blobs = [blob for blob in (desired.blob, desired.golden) if blob is not None]
+        found = await tools.peers.offered(desired, [one for one in blobs if tools.disk.missing_bytes([one])])
+        left = self._ways.missing(desired, elsewhere=found)
+        return bool(found) and tools.policy.may_fetch(desired, left) is None
 
     async def _bring(self, slot: Slot, progress: Callable[[int], None], blob: Blob) -> bool:
         """Fetch into the cache; False when it must wait for the link."""
-        tools = self._tools
+        tools, cache = self._tools, self._cache(slot.desired, blob)
         fetching = asyncio.ensure_future(
-            tools.source.fetch(slot.desired.repository, blob, tools.disk.blob(blob), progress=progress)
+            tools.source.fetch(slot.desired.repository, blob, cache.blob(blob), progress=progress, part=cache.part)
         )
         try:
             return await self._ends_while_allowed(fetching, slot)
@@ -200,8 +261,20 @@ class Work:
                 log.info("workload.fetch_broken_off workload=%s", slot.desired.name)
                 return False
 
+    def _signatures(self, desired: WorkloadDesired) -> list[Blob]:
+        """What is fetched before all else, on a device that asks for it."""
+        trust = self._tools.trust
+        if trust is None or not trust.asks:
+            return []
+        return [*desired.signatures, *([] if desired.card is None else [desired.card])]
+
+    async def _check_trust(self, desired: WorkloadDesired) -> None:
+        if self._tools.trust is not None:
+            await asyncio.to_thread(self._tools.trust.check, desired)
+
     async def install(self, slot: Slot, say: Say) -> None:
         """Lay the files: `Laid`."""
+        await unlocked(self._tools.disk, slot)
         await asyncio.to_thread(self._tools.disk.lay_slot, slot)
         say(Laid(serial=slot.serial))
 
@@ -251,12 +324,15 @@ class Work:
 
     async def probe(self, action: Probe, say: Say) -> None:
         """Run the golden samples through the server: `Probed`."""
+        if action.slot.desired.golden is None:
+            say(Probed(serial=action.slot.serial, measurement=None))
+            return
+        async with revealed(self._tools.disk, action.slot, action.slot.desired.golden) as golden:
+            await self._probe(action, golden, say)
+
+    async def _probe(self, action: Probe, golden: Path, say: Say) -> None:
         slot, tools = action.slot, self._tools
         desired, server = slot.desired, self.servers[slot.serial]
-        if desired.golden is None:
-            say(Probed(serial=slot.serial, measurement=None))
-            return
-        golden = tools.disk.slot(desired.name, slot.serial) / GOLDEN_FILE
         client = LoopbackClient(
             server.port, max_body_bytes=inference.MAX_ANSWER_BYTES, timeout_seconds=tools.probe_timeout_seconds
         )

@@ -106,6 +106,10 @@ class UnavailableError(SkerryError):
     """Not reachable at the moment."""
 
 
+class UnreachableError(UnavailableError):
+    """Cannot be reached: nobody is there to be asked, for whatever it may be."""
+
+
 class TimedOutError(SkerryError):
     """No answer within the time allowed."""
 

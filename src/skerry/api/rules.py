@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from skerry.api import amount, cron, duration, quantity, selector
+from skerry.api import amount, cron, duration, quantity, selector, trust_rules
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import LinkPolicy
 from skerry.api.kinds.enrollment import JoinTokenSpec
@@ -18,6 +18,8 @@ from skerry.api.kinds.gates import LatencyGate
 from skerry.api.kinds.model_deployment import PlacementPolicy, Resources, Strategy, Wave
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.pacing import Disruption, Rate, Window
+from skerry.api.kinds.registry_token import RegistryToken
+from skerry.api.kinds.trust_policy import TrustedIdentity, TrustPolicy, TrustRule
 from skerry.api.meta import LABEL_PATTERN, NAME_PATTERN, LabelSelector, LabelSelectorRequirement, ObjectMeta
 
 MAX_ANNOTATION_BYTES = 256 * 1024
@@ -35,7 +37,7 @@ _REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__
 Rule = Callable[[Any, str], Iterator[InvalidError]]
 _SHORT_NAMED = ("Device", "ModelDeployment")
 """A deployment's name is part of its rollouts' names, and of file names on the device."""
-_NAMELESS = ("Enrollment", "JoinToken")
+_NAMELESS = ("Enrollment", "JoinToken", "RegistryToken")
 """Kinds that the hub names when the request does not."""
 
 
@@ -292,6 +294,18 @@ def check_join_token(spec: JoinTokenSpec, path: str) -> Iterator[InvalidError]:
     yield from check_labels(spec.labels, f"{path}.labels")
 
 
+def check_registry_token(item: RegistryToken, _: str) -> Iterator[InvalidError]:
+    """Yield a life of zero, and repositories that the token's namespace does not have."""
+    if duration.to_seconds(item.spec.ttl) <= 0:
+        yield InvalidError("must be longer than 0", element="spec.ttl", hint="write how long it is good, as in 12h")
+    for index, repository in enumerate(item.spec.repositories):
+        element, namespace = f"spec.repositories[{index}]", item.metadata.namespace or "default"
+        if not _REPOSITORY.fullmatch(repository) or repository.split("/", 1)[0] != namespace:
+            yield InvalidError(
+                f'"{repository[:80]}" is not a repository of {namespace}', element=element, hint=f"as in {namespace}/x"
+            )
+
+
 def check_model_version(item: ModelVersion, _: str) -> Iterator[InvalidError]:
     """Yield a repository that the namespace's devices could not pull from."""
     repository = item.spec.artifact.repository
@@ -320,6 +334,10 @@ RULES: Mapping[type, Rule] = {
     LinkPolicy: check_link,
     LatencyGate: check_latency_gate,
     JoinTokenSpec: check_join_token,
+    RegistryToken: check_registry_token,
     ModelVersion: check_model_version,
+    TrustPolicy: trust_rules.check_policy,
+    TrustRule: trust_rules.check_rule,
+    TrustedIdentity: trust_rules.check_identity,
 }
 """The rule of each struct type that has one."""

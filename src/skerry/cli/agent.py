@@ -11,6 +11,11 @@ import typer
 
 from skerry.cli.options import StateDir
 
+_ANCHOR_HELP = (
+    "A file made by `skerry trust init`, the sha256:... that `skerry trust show` prints of it, or first-use: whatever "
+    "the hub offers first. With one, the device takes only models that a policy signed by it covers."
+)
+
 app = typer.Typer(help="The program on the device: enrol it, run it.", no_args_is_help=True)
 
 
@@ -24,6 +29,7 @@ def enroll(
     again: Annotated[
         bool, typer.Option("--again", help="Enrol a device that is enrolled already, as after the hub deleted it.")
     ] = False,
+    trust: Annotated[str, typer.Option(metavar="ANCHOR", help=_ANCHOR_HELP)] = "",
     state_dir: StateDir = None,
 ) -> None:
     """Make a key on this device, have the hub certify it, and remember the hub."""
@@ -32,7 +38,17 @@ def enroll(
         arguments += ["--name", name]
     if again:
         arguments += ["--again"]
+    if trust:
+        arguments += ["--trust", trust]
     _become_agent(arguments, state_dir)
+
+
+@app.command()
+def trust(
+    anchor: Annotated[str, typer.Argument(metavar="ANCHOR", help=_ANCHOR_HELP)], state_dir: StateDir = None
+) -> None:
+    """Set this device's trust anchor, in place of the one it has; the agent must not be running."""
+    _become_agent(["trust", anchor], state_dir)
 
 
 @app.command()

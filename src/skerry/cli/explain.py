@@ -80,6 +80,13 @@ def _print_answers(answer: dict[str, Any]) -> None:
     for refused in answer.get("refusals") or []:
         why = refused.get("message") or "it does not say why"
         output.out.print(f"\nrefused {refused['variant']} ({refused['refusal']}): {why}", markup=False)
+    if answer.get("trust"):
+        output.out.print(f"\ntrust policy: {answer['trust']}", markup=False)
+    own = answer.get("deviceTrust")
+    if own:
+        said = f": {own['message']}" if own.get("message") else ""
+        text = f"the device obeys trust anchor {own.get('anchor', 0)} and policy {own.get('policy', 0)}{said}"
+        output.out.print(text, markup=False)
     for asked in answer.get("benchmarks") or []:
         said = f": {asked['message']}" if asked.get("message") else ""
         phase = asked.get("phase", "Pending")

@@ -28,6 +28,9 @@ def start(
     advertise: Annotated[
         list[str] | None, typer.Option(help="Further names or addresses devices reach the hub by.")
     ] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="Keep artifacts there, not on this disk: oci://host/repository.")
+    ] = None,
 ) -> None:
     """Run the hub in the foreground. The first start makes the certificates, an admin credential and a kubeconfig."""
     try:
@@ -38,7 +41,8 @@ def start(
         ) from None
     arguments = ["--state-dir", str(state_dir or options.default_hub_dir())]
     # What is not given is left to the hub, which keeps the ports it has: devices know them.
-    for option, value in (("--host", host), ("--api-port", api_port), ("--mqtt-port", mqtt_port)):
+    given = {"--host": host, "--api-port": api_port, "--mqtt-port": mqtt_port, "--registry": registry}
+    for option, value in given.items():
         if value is not None:
             arguments += [option, str(value)]
     for name in advertise or []:

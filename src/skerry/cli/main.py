@@ -25,8 +25,10 @@ from skerry.cli import (
     model,
     output,
     predict,
+    registry,
     rollout,
     sim,
+    trust,
     wait,
 )
 
@@ -41,8 +43,10 @@ for group, name in (
     (hub.app, "hub"),
     (agent.app, "agent"),
     (model.app, "model"),
+    (registry.app, "registry"),
     (rollout.app, "rollout"),
     (device.app, "device"),
+    (trust.app, "trust"),
 ):
     app.add_typer(group, name=name)
 for verb in (

@@ -1,4 +1,4 @@
-"""`skerry model ...`: make variants of a trained model, push them to the hub."""
+"""`skerry model ...`: make variants of a trained model; the verbs that move them are in `model_registry`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from skerry.api import quantity
-from skerry.api.errors import InvalidError, UnsupportedError
-from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec
-from skerry.api.kinds.variants import Variant
-from skerry.api.meta import ObjectMeta
-from skerry.cli import factory, options, output, toolchain
-from skerry.core import card as cards
-from skerry.core import pareto
-from skerry.drivers.client.registry import push_package
+from skerry.api.errors import UnsupportedError
+from skerry.cli import factory, model_registry, output, package, signing, toolchain, verifying
 
-app = typer.Typer(help="Trained models: optimise them into variants, push them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Trained models: optimise them into variants, move them between registries.", no_args_is_help=True
+)
 app.add_typer(toolchain.app, name="toolchain")
 
 
@@ -71,98 +66,30 @@ def optimize(
     if dry_run:
         sys.stdout.write(factory.ask(arguments).decode())
         return
-    code, package = factory.run(arguments)
-    print_card(_read_card(package))
+    code, made = factory.run(arguments)
+    package.print_card(package.read_card(made))
     if code != factory.DONE:
         output.print_error(
             UnsupportedError(
-                "some of the wanted variants could not be made; the others are in the package", element=str(package)
+                "some of the wanted variants could not be made; the others are in the package", element=str(made)
             )
         )
         raise typer.Exit(code)
 
 
-@app.command()
-def push(
-    package: Annotated[Path, typer.Argument(help="A directory made by `skerry model optimize`.")],
-    namespace: options.Namespace = "",
-    kubeconfig: options.Kubeconfig = None,
-) -> None:
-    """Put a package into the hub's registry and create its ModelVersion."""
-    card = _read_card(package)
-    with options.connect(kubeconfig, namespace) as client:
-        repository = f"{client.namespace}/{card.model}"
-        with output.err.status(f"pushing {repository}:{card.version}") as status:
-            done: dict[str, int] = {}
-
-            def progress(name: str, count: int) -> None:
-                done[name] = done.get(name, 0) + count
-                status.update(f"pushing {repository}:{card.version}: {name} {quantity.human_bytes(done[name])}")
-
-            pushed = push_package(client.http, repository, package, card, progress)
-        wanted = ModelVersion(
-            metadata=ObjectMeta(name=f"{card.model}-{card.version}", labels={"skerry.dev/model": card.model}),
-            spec=ModelVersionSpec(
-                model=card.model,
-                version=card.version,
-                artifact=Artifact(repository=repository, digest=pushed.index),
-                signature=card.signature,
-                evaluation=card.evaluation,
-                golden=card.golden,
-                rejected=card.rejected,
-            ),
-        )
-        outcome = client.apply(msgspec.to_builtins(wanted))
-    output.say(
-        f"{repository}:{card.version}@{pushed.index[:19]} pushed, {quantity.human_bytes(pushed.sent)} sent, "
-        f"{quantity.human_bytes(pushed.skipped)} already there"
-    )
-    output.say(f"modelversion/{wanted.metadata.name} {outcome}")
-
-
-@app.command("list")
-def list_models(namespace: options.Namespace = "", kubeconfig: options.Kubeconfig = None) -> None:
-    """List the model versions the hub knows."""
-    from skerry.cli.get import show  # noqa: PLC0415
-
-    show("models", namespace=namespace, kubeconfig=kubeconfig)
-
-
-@app.command()
-def inspect(package: Annotated[Path, typer.Argument(help="A directory made by `skerry model optimize`.")]) -> None:
-    """Show a package's variants as the factory measured them."""
-    print_card(_read_card(package))
-
-
-def print_card(card: cards.EvaluationCard) -> None:
-    """Print a card's table of variants, those on the Pareto front marked, then what was rejected and why."""
-    metric = card.evaluation.metric
-    variants = [packaged.variant for packaged in card.variants]
-    front = pareto.front(variants)
-    rows = [
-        (
-            v.name,
-            quantity.human_bytes(v.blob.size),
-            f"{v.metric:.4f}",
-            _interval(v),
-            f"{round(v.metric - card.evaluation.baseline, 4) or 0.0:+.4f}",
-            f"{v.profile.latency_p50_ms:.3f} ms",
-            f"{v.profile.latency_p95_ms:.3f} ms",
-            quantity.human_bytes(v.profile.peak_memory_bytes),
-            f"{v.error.max_abs:.2g}",
-            "*" if v.name in front else "-",
-            v.recipe,
-        )
-        for v in variants
-    ]
-    columns = ("VARIANT", "SIZE", metric.upper(), "95% INTERVAL", "CHANGE", "P50", "P95", "PEAK MEMORY", "MAX ERROR")
-    output.print_table((*columns, "FRONT", "RECIPE"), rows)
-    for rejected in card.rejected:
-        output.say(f"rejected {rejected.name}: {rejected.reason}")
-    output.say(
-        f"{card.model} {card.version}: source {metric} {card.evaluation.baseline:.4f} on {card.evaluation.samples} "
-        f"test samples, {card.golden.samples} golden samples; * = no other variant is both better and faster"
-    )
+for _name, _verb in (
+    ("push", model_registry.push),
+    ("pull", model_registry.pull),
+    ("list", model_registry.list_models),
+    ("inspect", model_registry.inspect),
+    ("tag", model_registry.tag),
+    ("copy", model_registry.copy),
+    ("rm", model_registry.remove),
+    ("keygen", signing.keygen),
+    ("sign", signing.sign),
+    ("verify", verifying.verify),
+):
+    app.command(_name)(_verb)
 
 
 def print_capabilities(found: dict[str, Any]) -> None:
@@ -188,18 +115,3 @@ def print_capabilities(found: dict[str, Any]) -> None:
 
 def _lacking(line: dict[str, Any]) -> str:
     return f"{', '.join(line['missing'])} ({line['install']})" if line["missing"] else "-"
-
-
-def _interval(variant: Variant) -> str:
-    found = variant.metric_interval
-    return f"{found.low:.4f}-{found.high:.4f}" if found is not None else ""
-
-
-def _read_card(package: Path) -> cards.EvaluationCard:
-    path = package / cards.CARD_FILE
-    try:
-        return cards.decode(path.read_bytes())
-    except OSError as error:
-        raise InvalidError(
-            error.strerror or str(error), element=str(path), hint="make a package with `skerry model optimize`"
-        ) from None

@@ -13,6 +13,8 @@ from typing import Literal
 ADMINS = "skerry:admins"
 DEVICES = "skerry:devices"
 HUBS = "skerry:hubs"
+PEERS = "skerry:peers"
+"""Devices as servers of their neighbours; nobody to the hub."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +32,10 @@ ANONYMOUS = Identity(role="anonymous")
 
 
 def may_pull(identity: Identity, repository: str) -> bool:
-    """Admins pull everything; a device pulls from its namespace's repositories (`<namespace>/<model>`)."""
+    """Admins pull everything; a device, at most, from its namespace's repositories (`<namespace>/<model>`).
+
+    What of them is deployed to it is looked up for each request, see `core.desired.may_fetch`.
+    """
     if identity.role == "admin":
         return True
     return identity.role == "device" and repository.split("/", 1)[0] == identity.namespace

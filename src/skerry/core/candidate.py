@@ -48,13 +48,18 @@ def verified(state: State, event: Fetched, now: Moment) -> Outcome:  # noqa: ARG
     slot = slots.candidate_of(state)
     fetched = state.fetched_bytes + event.network_bytes
     saved = state.saved_bytes + event.saved_bytes
-    after = slots.replace(state, phase="Verified", fetched_bytes=fetched, saved_bytes=saved, attempts=0, message="")
+    came = {"fetched_bytes": fetched, "saved_bytes": saved, "peer_bytes": state.peer_bytes + event.peer_bytes}
+    after = slots.replace(state, phase="Verified", **came, attempts=0, message="")
     return after, [Install(slot=slot)]
 
 
 def fetch_failed(state: State, event: Faulted, now: Moment) -> Outcome:
     """Without a network try for ever, ever slower; all else is final."""
-    state = slots.replace(state, fetched_bytes=state.fetched_bytes + event.network_bytes)
+    came = {
+        "fetched_bytes": state.fetched_bytes + event.network_bytes,
+        "peer_bytes": state.peer_bytes + event.peer_bytes,
+    }
+    state = slots.replace(state, **came)
     if event.final:
         return slots.roll_back(state, event, now)
     message = f"{slots.sentence(state.phase, event)}; trying again"[: slots.MAX_MESSAGE]
@@ -139,7 +144,7 @@ def promoted(state: State, event: Switched, now: Moment) -> Outcome:
         state,
         current=slot,
         candidate=None,
-        previous=state.current,
+        previous=None if state.current is None else slots.protected_as(state.current, slot),
         endpoint=event.endpoint,
         attempts=0,
         crashes=0,

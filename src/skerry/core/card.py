@@ -58,16 +58,16 @@ def encode(card: EvaluationCard) -> bytes:
 
 
 def decode(raw: bytes) -> EvaluationCard:
-    """Parse a card. Raises InvalidError that names the field."""
+    """Parse a card. Raises InvalidError that names the field, whatever the bytes."""
     if len(raw) > MAX_CARD_BYTES:
         raise InvalidError(f"is larger than {MAX_CARD_BYTES} bytes", element=CARD_FILE)
     try:
         card = msgspec.json.decode(raw, type=EvaluationCard)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidError(
-            str(error), element=CARD_FILE, hint="make the package with `skerry model optimize`"
+            str(error)[:500], element=CARD_FILE, hint="make the package with `skerry model optimize`"
         ) from error
     for packaged in card.variants:
-        if "/" in packaged.file or packaged.file.startswith("."):
-            raise InvalidError(f'file "{packaged.file}" must lie in the package itself', element=CARD_FILE)
+        if not packaged.file or "/" in packaged.file or "\0" in packaged.file or packaged.file.startswith("."):
+            raise InvalidError(f'file "{packaged.file[:200]}" must lie in the package itself', element=CARD_FILE)
     return card

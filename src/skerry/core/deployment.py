@@ -24,7 +24,7 @@ from skerry.core import steps
 from skerry.core.steps import Hold
 from skerry.core.waves import Member
 
-TEMPLATE_FIELDS = ("model_version", "constraints", "resources", "runtime", "serving", "link")
+TEMPLATE_FIELDS = ("model_version", "constraints", "resources", "runtime", "serving", "link", "protection")
 PENDING = "ModelVersionPending"
 """Why a deployment waits whose model version has not been looked at yet."""
 KEPT_ROLLOUTS = 10

@@ -14,7 +14,7 @@ import msgspec
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import LinkPolicy, Refusal, UpdateHold
 from skerry.api.meta import Struct
-from skerry.core.messages import MAX_BENCHMARKS, DesiredState, WorkloadDesired
+from skerry.core.messages import MAX_BENCHMARKS, DesiredState, TrustDesired, WorkloadDesired
 
 MAX_VERSION = 2**53 - 1
 """Of a manifest: what every JSON parser reads exactly."""
@@ -76,6 +76,13 @@ class Assignment(Struct, frozen=True, kw_only=True):
     one does not speak of this workload yet."""
 
 
+class Content(Struct, frozen=True, kw_only=True):
+    """The blobs that one workload needs from the registry."""
+
+    repository: str
+    digests: list[str] = []
+
+
 class DesiredRecord(Struct, frozen=True, kw_only=True):
     """Everything assigned to one device (store key `desired/<uid>`)."""
 
@@ -88,6 +95,10 @@ class DesiredRecord(Struct, frozen=True, kw_only=True):
     benchmarks: list[BenchmarkRequest] = []
     link: LinkPolicy = LinkPolicy()
     hold: UpdateHold | None = None
+    trust: TrustDesired | None = None
+    former: dict[str, Content] = {}
+    """By deployment, what its workload needed before it became what it is: the device may be on its way there still, or
+    be sent back."""
 
     def find(self, deployment: str) -> Assignment | None:
         """Return the deployment's assignment on this device."""
@@ -100,16 +111,44 @@ def assign(record: DesiredRecord, assignment: Assignment) -> DesiredRecord:
     unchanged = old is not None and old.workload == assignment.workload
     since = old.manifest_version if old is not None and unchanged else record.manifest_version + 1
     others = [a for a in record.assignments if a.workload.name != assignment.workload.name]
+    if old is not None and content_of(old.workload) != content_of(assignment.workload):
+        record = msgspec.structs.replace(
+            record, former={**record.former, assignment.workload.name: content_of(old.workload)}
+        )
     return _changed(record, [*others, msgspec.structs.replace(assignment, manifest_version=since)], record.benchmarks)
 
 
 def withdraw(record: DesiredRecord, deployment: str) -> DesiredRecord:
     """Take a deployment off the device, and what is measured for it."""
     return _changed(
-        record,
+        msgspec.structs.replace(record, former={n: c for n, c in record.former.items() if n != deployment}),
         [a for a in record.assignments if a.workload.name != deployment],
         [b for b in record.benchmarks if b.deployment != deployment],
     )
+
+
+def content_of(workload: WorkloadDesired) -> Content:
+    """Return what a device fetches from the registry for a workload."""
+    blobs = [workload.blob, *([workload.golden] if workload.golden else []), *workload.signatures]
+    digests = {blob.digest for blob in blobs} | {delta.blob.digest for delta in workload.deltas}
+    return Content(repository=workload.repository, digests=sorted(digests))
+
+
+def contents_of(record: DesiredRecord) -> list[Content]:
+    """Return all that is desired of a device, measured on it, or was desired just before."""
+    workloads = [*(a.workload for a in record.assignments), *(b.workload for b in record.benchmarks)]
+    return [*map(content_of, workloads), *record.former.values()]
+
+
+def may_fetch(record: DesiredRecord, repository: str, digest: str) -> bool:
+    """Return whether a blob belongs to what is desired of a device, measured on it, or was desired just before."""
+    return any(one.repository == repository and digest in one.digests for one in contents_of(record))
+
+
+def versions_in(record: DesiredRecord, repository: str) -> list[str]:
+    """Return the names of the ModelVersions that a device has from a repository, in order."""
+    workloads = [*(a.workload for a in record.assignments), *(b.workload for b in record.benchmarks)]
+    return sorted({workload.model_version for workload in workloads if workload.repository == repository})
 
 
 def request_benchmarks(record: DesiredRecord, requests: Sequence[BenchmarkRequest]) -> DesiredRecord:
@@ -132,6 +171,13 @@ def tell_device(record: DesiredRecord, *, link: LinkPolicy, hold: UpdateHold | N
     if (record.link, record.hold) == (link, hold):
         return record
     return msgspec.structs.replace(record, link=link, hold=hold, manifest_version=record.manifest_version + 1)
+
+
+def tell_trust(record: DesiredRecord, trust: TrustDesired | None) -> DesiredRecord:
+    """Put the namespace's anchor and signed policy into a device's record; the version rises if they are others."""
+    if record.trust == trust:
+        return record
+    return msgspec.structs.replace(record, trust=trust, manifest_version=record.manifest_version + 1)
 
 
 def reissue(record: DesiredRecord, *, above: int) -> DesiredRecord:
@@ -157,6 +203,7 @@ def render(record: DesiredRecord, *, issued_at: datetime) -> DesiredState:
         benchmarks=_benchmarks(record.benchmarks),
         link=record.link,
         hold=record.hold,
+        trust=record.trust,
     )
 
 

@@ -70,6 +70,8 @@ class State(Struct, frozen=True, kw_only=True):
     fetched_bytes: int = 0
     saved_bytes: int = 0
     """What of `desired` did not have to be fetched, thanks to deltas."""
+    peer_bytes: int = 0
+    """What of `desired` came from neighbours."""
     install_seconds: float | None = None
     accepted_boot: str = ""
     accepted_monotonic: float = 0.0
@@ -121,6 +123,7 @@ class Fetched:
     serial: int
     network_bytes: int
     saved_bytes: int = 0
+    peer_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,6 +198,8 @@ class Faulted:
     """The device would not even try, and this is why."""
     network_bytes: int = 0
     """What a failed fetch brought all the same."""
+    peer_bytes: int = 0
+    """The same, from neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,8 +23,9 @@ import msgspec
 from skerry.api.errors import IntegrityError, InvalidError
 from skerry.api.kinds.variants import Blob, Variant
 from skerry.api.meta import Digest, Struct
-from skerry.core.card import CARD_FILE, GOLDEN_FILE
+from skerry.core.card import CARD_FILE, GOLDEN_FILE, MAX_CARD_BYTES
 from skerry.core.ports import Manifest
+from skerry.core.sbom import SBOM_FILE
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -36,7 +37,10 @@ MODEL_CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
 MODEL_WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 GOLDEN_TYPE = "application/vnd.skerry.golden.v1+npz"
 CARD_TYPE = "application/vnd.skerry.card.v1+json"
+SBOM_TYPE = "application/vnd.cyclonedx+json"
 DELTA_TYPE = "application/vnd.skerry.delta.v1"
+SIGNATURE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+MAX_SIGNATURE_BYTES = 1024 * 1024
 DELTA_BASE_ANNOTATION = "dev.skerry.delta.from"
 DELTA_TARGET_ANNOTATION = "dev.skerry.delta.to"
 DELTA_ENCODING_ANNOTATION = "dev.skerry.delta.encoding"
@@ -46,6 +50,10 @@ MODEL_ANNOTATION = "dev.skerry.model"
 VERSION_ANNOTATION = "dev.skerry.model.version"
 VARIANT_NAME_ANNOTATION = "dev.skerry.variant"
 VARIANT_ANNOTATION = "dev.skerry.variant+json"
+_BUNDLE_ANNOTATIONS = {
+    "dev.sigstore.bundle.content": "dsse-envelope",
+    "dev.sigstore.bundle.predicateType": "https://model_signing/signature/v1.0",
+}
 _FILE_ANNOTATION = "org.cncf.model.filepath"
 _TITLE_ANNOTATION = "org.opencontainers.image.title"
 
@@ -147,9 +155,14 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def is_repository(name: str) -> bool:
+    """Return whether this may name a repository."""
+    return len(name) <= MAX_REPOSITORY_LENGTH and _REPOSITORY.fullmatch(name) is not None
+
+
 def check_repository(name: str) -> None:
     """Refuse what is no repository's name. Raises InvalidError."""
-    if len(name) > MAX_REPOSITORY_LENGTH or not _REPOSITORY.fullmatch(name):
+    if not is_repository(name):
         raise InvalidError(
             "is not a repository name",
             element=f"repository {name[:80]!a}",
@@ -245,6 +258,11 @@ def build_card(index: Manifest, blob: Blob) -> Manifest:
     return _build_referrer(index, CARD_TYPE, blob, CARD_FILE)
 
 
+def build_sbom(index: Manifest, blob: Blob) -> Manifest:
+    """Return the manifest that attaches the bill of materials to a model version."""
+    return _build_referrer(index, SBOM_TYPE, blob, SBOM_FILE)
+
+
 def build_delta(variant: Manifest, blob: Blob, *, base: str, target: str, encoding: str) -> Manifest:
     """Return the manifest that attaches a delta to the variant it leads to."""
     annotations = {
@@ -254,6 +272,62 @@ def build_delta(variant: Manifest, blob: Blob, *, base: str, target: str, encodi
         DELTA_SIZE_ANNOTATION: str(blob.size),
     }
     return _build_referrer(variant, DELTA_TYPE, blob, "model.delta", annotations)
+
+
+def build_referrers(entries: Sequence[Descriptor]) -> Manifest:
+    """Return the index of what refers to a manifest, for registries that keep none; in the order of digests."""
+    listed = sorted({one.digest: one for one in entries}.values(), key=lambda one: one.digest)
+    return _manifest(ImageIndex(schema_version=2, media_type=INDEX_TYPE, manifests=listed), INDEX_TYPE)
+
+
+def describe(manifest: Manifest) -> Descriptor:
+    """Return the descriptor of a manifest as a list of referrers has it. Raises InvalidError."""
+    document = parse(manifest.raw, manifest.media_type)
+    return Descriptor(
+        media_type=manifest.media_type,
+        digest=manifest.digest,
+        size=len(manifest.raw),
+        artifact_type=document.type,
+        annotations=document.annotations,
+    )
+
+
+def build_signature(index: Manifest, blob: Blob) -> Manifest:
+    """Return the manifest that attaches a signature (a Sigstore bundle) to a model version, as cosign attaches them.
+
+    Without the time at which it was made, so that the same signature attached again is the same manifest. Source:
+    Cosign Bundle Specification.
+    """
+    title = f"{blob.digest.replace(':', '-')}.sigstore.json"
+    return _build_referrer(index, SIGNATURE_TYPE, blob, title, dict(_BUNDLE_ANNOTATIONS))
+
+
+def read_card(referrer: Manifest) -> Blob | None:
+    """Return the evaluation card that a referrer attaches; None where it attaches something else, or too much."""
+    try:
+        document = parse(referrer.raw, referrer.media_type)
+    except InvalidError:
+        return None
+    if not isinstance(document, ImageManifest) or document.type != CARD_TYPE or len(document.layers) != 1:
+        return None
+    layer = document.layers[0]
+    if not 0 < layer.size <= MAX_CARD_BYTES:
+        return None
+    return Blob(digest=layer.digest, size=layer.size, media_type=layer.media_type)
+
+
+def read_signature(referrer: Manifest) -> Blob | None:
+    """Return the bundle that a referrer attaches; None where it attaches something else, or one that is too large."""
+    try:
+        document = parse(referrer.raw, referrer.media_type)
+    except InvalidError:
+        return None
+    if not isinstance(document, ImageManifest) or document.type != SIGNATURE_TYPE or len(document.layers) != 1:
+        return None
+    layer = document.layers[0]
+    if layer.media_type != SIGNATURE_TYPE or not 0 < layer.size <= MAX_SIGNATURE_BYTES:
+        return None
+    return Blob(digest=layer.digest, size=layer.size, media_type=SIGNATURE_TYPE)
 
 
 def parse(raw: bytes, media_type: str) -> ImageManifest | ImageIndex:

@@ -16,7 +16,9 @@ import msgspec
 
 from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
 from skerry.api.kinds.device import BenchmarkStatus, DeviceFacts, HoldStatus, LinkPolicy, UpdateHold, WorkloadStatus
+from skerry.api.kinds.model_deployment import Protection
 from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.trust_policy import MAX_ENVELOPE_CHARACTERS, MAX_ROOT_CHARACTERS, MAX_ROOTS
 from skerry.api.kinds.variants import Blob, Delta, Requirements
 from skerry.api.meta import NAME_PATTERN, Struct
 
@@ -32,6 +34,8 @@ MAX_BENCHMARKS = 32
 """Variants that one device may be asked to measure at a time."""
 MAX_DELTAS = 8
 """Ways to one blob that a device is told of."""
+MAX_SIGNATURES = 8
+"""Of one model version, that a device is told of."""
 BENCHMARK_PREFIX = "benchmark."
 """Begins the names of what is to be measured; they are longer than a deployment's name can be."""
 
@@ -111,6 +115,11 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     golden: Blob | None = None
     deltas: Annotated[list[Delta], msgspec.Meta(max_length=MAX_DELTAS)] = []
     """Shorter ways to `blob`, from blobs that the device may have; any of them may be ignored."""
+    signatures: Annotated[list[Blob], msgspec.Meta(max_length=MAX_SIGNATURES)] = []
+    """Sigstore bundles that sign the model version's files, in the same repository; see docs/signing.md. The hub does
+    not vouch for them."""
+    card: Blob | None = None
+    """The evaluation card, which names the model that a signature is over; for devices that ask for signatures."""
     serving: ServingDesired = ServingDesired()
     memory_limit_bytes: int = 0
     """0 means none."""
@@ -126,8 +135,21 @@ class WorkloadDesired(Struct, frozen=True, kw_only=True):
     """Fetch nothing of it over a metered link."""
     windows: WindowsDesired | None = None
     """None: nothing waits for a window."""
+    protection: Protection = "none"
+    """How its files lie on the disk; see `ModelDeploymentSpec.protection`."""
     deployment_uid: ShortText = ""
     """Tells a deployment from an earlier one of its name, whose rollouts had its names; empty from an older hub."""
+
+
+class TrustDesired(Struct, frozen=True, kw_only=True):
+    """What a hub hands its devices of trust anchor and policy; both prove themselves, see `core.anchor`."""
+
+    roots: Annotated[
+        list[Annotated[str, msgspec.Meta(max_length=MAX_ROOT_CHARACTERS)]], msgspec.Meta(max_length=MAX_ROOTS)
+    ] = []
+    """The anchor's versions, in their order."""
+    policy: Annotated[str, msgspec.Meta(max_length=MAX_ENVELOPE_CHARACTERS)] = ""
+    """The namespace's policy; empty: none that is signed."""
 
 
 class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
@@ -146,6 +168,8 @@ class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
     """The Device's `spec.link`."""
     hold: UpdateHold | None = None
     """The Device's `spec.hold`."""
+    trust: TrustDesired | None = None
+    """None: nothing new; a device goes on with what it has."""
 
 
 class Command(Struct, frozen=True, kw_only=True, tag="Command"):

@@ -28,7 +28,7 @@ from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.kinds.variants import Variant
 from skerry.core.desired import Assignment, Candidate, DesiredRecord, Refused
-from skerry.core.messages import MAX_DELTAS, MAX_WORKLOADS, ServingDesired, WorkloadDesired
+from skerry.core.messages import MAX_DELTAS, MAX_SIGNATURES, MAX_WORKLOADS, ServingDesired, WorkloadDesired
 
 LATENCY_TOLERANCE = 0.10
 """Latencies up to this share above the fastest count as equally fast."""
@@ -81,6 +81,8 @@ class Machine:
     """Other deployments' workloads on it."""
     replaced_version: str = ""
     """The model version of this deployment that is on it already."""
+    protection: str = ""
+    """What opens encrypted models on it; empty: it cannot keep any."""
     replaced_bytes: int = 0
     """What that needs: in shadow mode both run for a while."""
 
@@ -109,6 +111,7 @@ def machine_of(facts: DeviceFacts | DeviceStatus, record: DesiredRecord | None =
         memory_bytes=facts.hardware.memory_bytes,
         engines=tuple(_engine_of(engine) for engine in facts.engines[:_MAX_ITEMS]),
         runtimes=_words(facts.runtimes),
+        protection=facts.protection[:_MAX_WORD],
         cores=facts.hardware.cores,
         taken_bytes=load.bytes,
         taken_millis=load.millis,
@@ -216,12 +219,15 @@ def build_workload(rollout: Rollout, model: ModelVersion, variant: Variant) -> W
         blob=variant.blob,
         golden=model.spec.golden.blob,
         deltas=[one for one in model.status.deltas if one.target == variant.blob.digest][:MAX_DELTAS],
+        signatures=model.status.signatures[:MAX_SIGNATURES],
+        card=model.status.card,
         serving=ServingDesired(port=template.serving.port, threads=template.serving.threads),
         memory_limit_bytes=quantity.to_bytes(limits.memory) if limits.memory else 0,
         cpu_limit_millis=quantity.to_millis(limits.cpu) if limits.cpu else 0,
         memory_request_bytes=quantity.to_bytes(requests.memory) if requests.memory else 0,
         cpu_request_millis=quantity.to_millis(requests.cpu) if requests.cpu else 0,
         require_unmetered=template.link.require_unmetered,
+        protection=template.protection,
         deployment_uid=rollout.spec.deployment_uid,
     )
 
@@ -369,6 +375,12 @@ def _runtime(offer: _Offer) -> str:
     return f"runtime {wanted} is not on the device ({', '.join(has) or 'it has none'})"
 
 
+def _protection(offer: _Offer) -> str:
+    if offer.limits.template.protection == "none" or offer.machine.protection:
+        return ""
+    return "the device cannot keep models encrypted: it has no key for them, or an older agent"
+
+
 def _engine(offer: _Offer) -> str:
     needs = offer.variant.needs
     present = [engine for engine in offer.machine.engines if engine.name == needs.engine]
@@ -446,11 +458,21 @@ def _metric(offer: _Offer) -> str:
     return f"accuracy {offer.variant.metric:.4g} is below the limit {wanted:.4g}"
 
 
-_FACTS: tuple[Callable[[_Offer], str], ...] = (_wanted, _architecture, _runtime, _engine, _memory, _cpu, _metric)
+_FACTS: tuple[Callable[[_Offer], str], ...] = (
+    _wanted,
+    _architecture,
+    _runtime,
+    _protection,
+    _engine,
+    _memory,
+    _cpu,
+    _metric,
+)
 _CHECKS: tuple[Callable[[_Offer], str], ...] = (
     _wanted,
     _architecture,
     _runtime,
+    _protection,
     _engine,
     _refused,
     _allowed_memory,

@@ -92,6 +92,25 @@ class Manifest:
     raw: bytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredLink:
+    """A repository's link to content. `touched` is when it was last looked at or referred to, by the store's clock."""
+
+    size: int  # bytes
+    touched: int  # nanoseconds since the epoch
+    manifest: Manifest | None = None  # where it is one, as it lies there: perhaps damaged
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredRepository:
+    """All that one repository has, by digest; tags name digests."""
+
+    name: str
+    tags: Mapping[str, str]
+    manifests: Mapping[str, StoredLink]
+    blobs: Mapping[str, StoredLink]
+
+
 class ArtifactStore(Protocol):
     """The hub's side of a registry: blobs and manifests by digest, per repository; nothing is visible half-written."""
 
@@ -116,12 +135,48 @@ class ArtifactStore(Protocol):
     async def delete_manifest(self, repository: str, reference: str) -> None: ...  # NotFoundError; a tag: only the tag
     async def list_tags(self, repository: str) -> Sequence[str]: ...  # NotFoundError
     async def list_referrers(self, repository: str, digest: str) -> Sequence[Manifest]: ...
+    async def survey(self) -> Sequence[StoredRepository]: ...  # UnsupportedError: the registry's own business
+    async def discard(
+        self, repository: str, kind: Literal["manifest", "blob"], digest: str, *, touched: int
+    ) -> bool: ...  # False: it was looked at since
+    async def free_unlinked(self) -> int: ...  # bytes
+
+
+class Part(Protocol):
+    """What is there of a blob, in a file that a fetch holds open; whoever keeps it decides in which form."""
+
+    @property
+    def size(self) -> int: ...  # bytes of the blob
+    def pread(self, length: int, offset: int) -> bytes: ...  # fewer only at the end, or where it became unreadable
+    def append(self, plain: bytes | memoryview) -> None: ...
+    def clear(self) -> None: ...  # begin again
+
+
+class Content(Protocol):
+    """What is in a blob, whatever the form of its file."""
+
+    @property
+    def size(self) -> int: ...  # bytes
+    def read(self, length: int) -> bytes: ...  # the next ones; none at the end
+    def pread(self, length: int, offset: int) -> bytes: ...  # fewer only at the end
+
+
+OpenPart = Callable[[int, Blob], Part]
+"""Takes a descriptor, open for reading and writing, that stays the caller's."""
 
 
 class ArtifactSource(Protocol):
     """The device's side: bring one blob into a file, resuming what is there; verified before the final name exists."""
 
-    async def fetch(self, repository: str, blob: Blob, target: Path, *, progress: Callable[[int], None]) -> None:
+    async def fetch(
+        self,
+        repository: str,
+        blob: Blob,
+        target: Path,
+        *,
+        progress: Callable[[int], None],
+        part: OpenPart | None = None,  # in another form than its plain bytes; who asks has looked whether it is there
+    ) -> None:
         """`progress` gets the bytes that came over the network. IntegrityError, NotFoundError, UnavailableError."""
         ...
 
@@ -177,6 +232,7 @@ class Launch:
     cpu_limit_millis: int = 0
     memory_request_bytes: int = 0
     cpu_request_millis: int = 0
+    descriptors: Sequence[int] = ()  # that it inherits, under the same numbers
 
     @property
     def is_limited(self) -> bool:

@@ -77,6 +77,13 @@ def tidy(state: State) -> Tidy:
     return Tidy(running=frozenset(running), files=frozenset(slot.serial for slot in state.slots))
 
 
+def protected_as(slot: Slot, other: Slot) -> Slot:
+    """Return what a slot becomes beside one that is kept encrypted: encrypted too, for its disk is the same."""
+    if other.desired.protection in ("none", slot.desired.protection):
+        return slot
+    return cast(Slot, replace(slot, desired=replace(slot.desired, protection=other.desired.protection)))
+
+
 def serve(state: State, slot: Slot, *, delay_ceiling: float = 0.0) -> Serve:
     """Return the action that has a slot's server run; at the endpoint, if it is the current one."""
     is_current = state.current is not None and slot.serial == state.current.serial

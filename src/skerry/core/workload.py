@@ -171,6 +171,7 @@ def report(state: State) -> WorkloadStatus:
         restarts=state.restarts,
         fetched_bytes=state.fetched_bytes,
         saved_bytes=state.saved_bytes,
+        peer_bytes=state.peer_bytes,
         install_seconds=state.install_seconds,
     )
 
@@ -184,6 +185,8 @@ def same_content(one: WorkloadDesired, other: WorkloadDesired) -> bool:
         "require_unmetered": False,
         "windows": None,
         "deltas": [],
+        "signatures": [],
+        "card": None,
     }
     return bool(slots.replace(trial.plain(one), **how) == slots.replace(trial.plain(other), **how))
 
@@ -234,6 +237,7 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
         attempts=0,
         fetched_bytes=0,
         saved_bytes=0,
+        peer_bytes=0,
         waited_seconds=0.0,
         install_seconds=None,
         accepted_boot=now.boot,
@@ -250,6 +254,7 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
             candidate=slots.replace(fresh.candidate, desired=desired),
             fetched_bytes=state.fetched_bytes,
             saved_bytes=state.saved_bytes,
+            peer_bytes=state.peer_bytes,
         ), []
     if fresh.current is not None and same_content(fresh.current.desired, desired):
         # One that is down has not served for this wish yet.

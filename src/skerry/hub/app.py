@@ -20,17 +20,19 @@ from pathlib import Path
 import msgspec
 
 from skerry.api.errors import InvalidError, SkerryError
+from skerry.core.ports import ArtifactStore
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.local import LocalHubLink
+from skerry.drivers.registry import elsewhere
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation
 from skerry.hub.context import HubContext
-from skerry.hub.controllers import device, device_class, model_version, rollout
+from skerry.hub.controllers import device, device_class, model_version, rollout, trust
 from skerry.hub.gateway import Gateway
 from skerry.hub.objects import Objects
 from skerry.hub.server.app import build_app
-from skerry.hub.settings import DEFAULT_API_PORT, DEFAULT_MQTT_PORT, HubSettings
+from skerry.hub.settings import DEFAULT_API_PORT, DEFAULT_MQTT_PORT, HubSettings, read_registry
 from skerry.hub.state import HubRecord, StateDirectory, claim
 from skerry.kit.clock import SystemClock
 
@@ -88,6 +90,7 @@ async def run_hub(
                     group.create_task(rollout.run(context), name="rollouts"),
                     group.create_task(device.run(context), name="devices"),
                     group.create_task(device_class.run(context), name="device-classes"),
+                    group.create_task(trust.run(context), name="trust"),
                     group.create_task(revocation.run(context, broker.disconnect), name="revocation"),
                     group.create_task(housekeeping.run(context, state, names), name="housekeeping"),
                 ]
@@ -150,13 +153,14 @@ async def _open(
         tls=authority.server_context(client_certificate=ssl.CERT_REQUIRED),
         known=lambda uid: any(gateway.known(uid) for gateway in gateways),
     )
-    async with open_store(state.store) as store, broker:
+    async with open_store(state.store) as store, broker, contextlib.AsyncExitStack() as stack:
         objects = Objects(store, clock)
         gateway = Gateway(objects, LocalHubLink(broker), authority.desired_key, authority.desired_key_id, clock)
         gateways.append(gateway)
+        artifacts = await stack.enter_async_context(_open_artifacts(settings, state))
         context = HubContext(
             objects=objects,
-            artifacts=await asyncio.to_thread(DirectoryStore, state.artifacts),
+            artifacts=artifacts,
             clock=clock,
             authority=authority,
             gateway=gateway,
@@ -166,6 +170,21 @@ async def _open(
             mqtt_port=broker.port,
         )
         yield context, broker
+
+
+@contextlib.asynccontextmanager
+async def _open_artifacts(settings: HubSettings, state: StateDirectory) -> AsyncIterator[ArtifactStore]:
+    """Open the artifact store: on this disk, or in the registry that was named, whether or not it answers now."""
+    if not settings.registry:
+        yield await asyncio.to_thread(DirectoryStore, state.artifacts)
+        return
+    place, plain_http = read_registry(settings.registry)
+    store = await asyncio.to_thread(elsewhere.open_store, place, state.artifacts / "uploads", plain_http=plain_http)
+    try:
+        await store.check()
+        yield store
+    finally:
+        store.close()
 
 
 def _record(context: HubContext, state: StateDirectory, place: _Place) -> HubRecord:

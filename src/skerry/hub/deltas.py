@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 import shutil
 import sys
@@ -46,6 +47,8 @@ WORTH = 0.9
 LEAST_BYTES = 4096
 ROOM = 4
 """Times as much as making one takes has to be free: the store and the registry come first."""
+SAID_BYTES = 2000
+"""Of what the process that makes a delta says, at its end, goes to the log."""
 _PREFIX = "making-delta-"
 _CHUNK_BYTES = 1024 * 1024
 
@@ -142,17 +145,28 @@ async def _run(arguments: Sequence[str]) -> bool:
         *(sys.executable, "-m", "skerry.hub.delta_process", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
+        said = await _last_words(process)
         code = await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if said:
+        log.warning("delta.process_said code=%d text=%s", code, json.dumps(said))
     if code not in (0, TOO_LARGE):
         raise InvalidError(f"the process that makes it ended with code {code}", element="delta")
     return code == 0
+
+
+async def _last_words(process: asyncio.subprocess.Process) -> str:
+    """Return the end of what the process writes on stderr, which is read to its end so that it never blocks on it."""
+    last = b""
+    while process.stderr is not None and (piece := await process.stderr.read(SAID_BYTES)):
+        last = (last + piece)[-SAID_BYTES:]
+    return last.decode(errors="replace").strip()
 
 
 async def _push(

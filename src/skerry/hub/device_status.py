@@ -99,8 +99,10 @@ def _facts(facts: DeviceFacts, boot_id: str) -> dict[str, Any]:
         "os": facts.os,
         "engines": facts.engines,
         "runtimes": facts.runtimes,
+        "protection": facts.protection,
         "network": facts.network,
         "limits": facts.limits,
+        "trust": facts.trust,
         "agent_version": facts.agent_version,
         "boot_id": facts.boot_id or boot_id,
     }

@@ -180,6 +180,7 @@ async def _record(context: HubContext, asked: EnrollmentSpec, device: Device, re
             device_uid=uid,
             device_name=device.metadata.name,
             certificate=certificate.decode(),
+            peer_certificate=context.authority.issue_peer(asked.csr, uid, namespace).decode(),
             ca=context.authority.ca_pem.decode(),
             desired_keys={context.authority.desired_key_id: context.authority.desired_public_pem.decode()},
             endpoints=_endpoints(context),

@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 
 from skerry.api import selector
-from skerry.api.kinds.device import BenchmarkStatus, Device, RunningRevision, WorkloadStatus
+from skerry.api.kinds.device import BenchmarkStatus, Device, RunningRevision, TrustFacts, WorkloadStatus
 from skerry.api.kinds.device_class import DeviceClass, VariantCost
 from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentSpec
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.meta import Struct
-from skerry.core import classes, placement
+from skerry.core import classes, placement, trusted
 from skerry.core.desired import Assignment, Candidate, DesiredRecord, Refused
 from skerry.hub.context import HubContext
 
@@ -78,6 +78,10 @@ class Explanation(Struct, frozen=True, kw_only=True, omit_defaults=False):
     """What the device was asked to measure for this deployment, and what it says of it."""
     running: RunningRevision | None = None
     """What the device says is serving."""
+    trust: str = ""
+    """What the namespace's trust policy says of the model version that the deployment wants; empty where none is."""
+    device_trust: TrustFacts | None = None
+    """The trust anchor and policy that the device obeys by itself; None: it has no anchor."""
 
 
 async def explain(context: HubContext, namespace: str, deployment: str, device: str) -> dict[str, Any]:
@@ -109,6 +113,8 @@ async def explain(context: HubContext, namespace: str, deployment: str, device: 
         class_members=item.status.members if item else 0,
         class_costs=_class_costs(item, model, template),
         refusals=_refusals(held, report),
+        trust=await _trust(context, namespace, wish.spec.model_version),
+        device_trust=machine.status.trust,
         benchmarks=_benchmarks(machine, record, deployment),
     )
     if held is None:
@@ -159,6 +165,8 @@ async def _unassigned(
         reason = "the device is cordoned: it gets no new placements"
     elif model.status.phase != "Ready":
         reason = f'model version "{model.metadata.name}" is {model.status.phase}'
+    elif trusted.is_refused(model) and model.status.trust is not None:
+        reason = trusted.sentence(model.metadata.name, model.status.trust)
     elif found.variant is not None:
         reason = f"not yet assigned{await _waiting(context, told.namespace, wish)}; {found.reason}"
     return msgspec.structs.replace(told, reason=reason, candidates=list(found.candidates))
@@ -218,6 +226,14 @@ def _benchmarks(device: Device, record: DesiredRecord | None, deployment: str) -
         said.get(one.name) or BenchmarkStatus(name=one.name, model_version=one.model_version, variant=one.variant)
         for one in asked
     ]
+
+
+async def _trust(context: HubContext, namespace: str, name: str) -> str:
+    wanted = await context.objects.find(ModelVersion, namespace, name)
+    verdict = None if wanted is None else wanted.status.trust
+    if verdict is None or verdict.mode == "off":
+        return ""
+    return f'model version "{name}" is {verdict.message}' if verdict.covered else trusted.sentence(name, verdict)
 
 
 async def _waiting(context: HubContext, namespace: str, wish: ModelDeployment) -> str:

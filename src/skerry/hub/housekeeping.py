@@ -16,7 +16,7 @@ from skerry.api.errors import ConflictError, NotFoundError, SkerryError
 from skerry.api.kinds.device import Device
 from skerry.api.meta import Struct
 from skerry.core.ports import Record
-from skerry.hub import join_tokens, kubeconfig
+from skerry.hub import join_tokens, kubeconfig, registry_tokens
 from skerry.hub.context import HubContext
 from skerry.hub.objects import DESIRED_PREFIX, UNREADABLE, prefix_of
 from skerry.hub.state import StateDirectory
@@ -43,6 +43,7 @@ async def run(
                 await forget_orphans(context)  # soon after each start, too: it may follow a power cut
             if rounds % DAILY_EVERY == 0:
                 await join_tokens.forget_expired(context)
+                await registry_tokens.forget_expired(context)
                 _renew(context, state, names)  # here: TLS contexts belong to the loop's thread
         except (SkerryError, OSError, *UNREADABLE) as error:
             log.warning("housekeeping.failed cause=%s", error)

@@ -52,6 +52,8 @@ class Limits:
     """From a request's first byte (or the handshake) to the end of its head."""
     stall_seconds: float = 30.0
     """A body that does not come on for so long is given up."""
+    take_seconds: float = 120.0
+    """A peer that takes nothing of an answer for so long is given up; what is buffered for it is some tens of KB."""
     keep_alive_seconds: int = 75
     grace_seconds: float = 1.0
     """At shutdown, for requests under way; watches would never end by themselves."""
@@ -142,12 +144,18 @@ class HubProtocol(HttpToolsProtocol):
         self._limits = limits
         self._peer: PeerCertificate | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
         self._head_open = False
         self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Note who the peer is; it stays so for every request of the connection."""
         super().connection_made(transport)
+        # asyncio does it only for sockets that were made with TCP's number. Without it, the second of an answer's two
+        # writes, head and body, waits for the peer's delayed acknowledgement of the first: 40 ms.
+        connection: socket.socket | None = transport.get_extra_info("socket")
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if tls is not None and tls.context.verify_mode is not ssl.CERT_NONE:
             der = tls.getpeercert(binary_form=True)
@@ -155,9 +163,21 @@ class HubProtocol(HttpToolsProtocol):
         self._arm(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection and its timer."""
+        """Forget the connection and its timers."""
         self._disarm()
+        self._taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Wait for the peer to take what is buffered, but not for ever."""
+        super().pause_writing()
+        self._taken()
+        self._taking = self.loop.call_later(self._limits.take_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the peer has taken enough."""
+        self._taken()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and end a connection whose request head grows beyond the bound."""
@@ -206,6 +226,11 @@ class HubProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _taken(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
 
     def _timed_out(self) -> None:
         if self.flow.read_paused and not self._head_open:  # we are the slow one

@@ -26,6 +26,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from skerry.api.errors import IntegrityError, InvalidError, UnavailableError
@@ -46,6 +47,9 @@ BACKDATE = timedelta(hours=1)
 CA_WARNING = timedelta(days=365)
 CLOCK_FLOOR = datetime(2026, 1, 1, tzinfo=UTC)
 """No hub was set up before: a clock that shows less is not set."""
+
+PEER_DOMAIN = "peer.skerry.invalid"
+"""RFC 6761: no such name exists, so a peer's certificate is good for no address that anybody could be asked for."""
 
 _CIPHERS_TLS12 = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _RESTORE = "restore the directory from a backup; with a new one every device would have to enrol again"
@@ -96,6 +100,11 @@ class Authority:
         self.admin_certificate_file = directory / "admin.crt"
         self.admin_key_file = directory / "admin.key"
 
+    def derive_key(self, purpose: str) -> bytes:
+        """Return 32 secret bytes of this hub for one purpose, the same after a restart (HKDF, RFC 5869)."""
+        secret = self.desired_key.private_bytes_raw()
+        return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=f"skerry {purpose}".encode()).derive(secret)
+
     def issue_device(self, csr_pem: str | bytes, uid: str, namespace: str) -> bytes:
         """Return a device's certificate in PEM: CN the uid, O devices, OU the namespace, for client use only.
 
@@ -104,6 +113,20 @@ class Authority:
         subject = _subject(access.DEVICES, uid, namespace)
         certificate = self._issue(
             read_request(csr_pem).public_key, subject, life=self._device_life, usage=ExtendedKeyUsageOID.CLIENT_AUTH
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue_peer(self, csr_pem: str | bytes, uid: str, namespace: str) -> bytes:
+        """Return what a device shows to neighbours that it serves, in PEM: for server use only, a name nobody has.
+
+        To the hub, its broker and everybody who checks a server's name it is worth nothing. Raises InvalidError.
+        """
+        certificate = self._issue(
+            read_request(csr_pem).public_key,
+            _subject(access.PEERS, uid, namespace),
+            life=self._device_life,
+            usage=ExtendedKeyUsageOID.SERVER_AUTH,
+            names=(f"{uid}.{PEER_DOMAIN}",),
         )
         return certificate.public_bytes(serialization.Encoding.PEM)
 

@@ -12,8 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from skerry.api.errors import InvalidError
+from skerry.core import reference as references
+from skerry.core.reference import Reference
 from skerry.kit.settings import about
 
+PLAIN_SCHEME = "oci+http://"
+MAX_PREFIX = 127
+"""Characters before a model's own repository, whose name may be as long again."""
 DEFAULT_API_PORT = 7443
 DEFAULT_MQTT_PORT = 8883
 
@@ -35,6 +41,30 @@ def _port(text: str) -> int:
 
 def _name(text: str) -> str:
     return text.strip()
+
+
+def _registry(text: str) -> str:
+    try:
+        read_registry(text)
+    except InvalidError as error:
+        raise argparse.ArgumentTypeError(error.sentence) from None
+    return text
+
+
+def read_registry(text: str) -> tuple[Reference, bool]:
+    """Return the registry and the repository that artifacts lie under, and whether plain HTTP was asked for.
+
+    Raises InvalidError, also for plain HTTP to another machine.
+    """
+    plain = text.startswith(PLAIN_SCHEME)
+    place = references.parse(references.SCHEME + text.removeprefix(PLAIN_SCHEME) if plain else text)
+    if not place.host or place.name or len(place.repository) > MAX_PREFIX:
+        raise InvalidError(
+            "does not name a registry and a repository", element=text[:200], hint="write oci://host[:port]/repository"
+        )
+    if plain and not references.is_loopback(place.host):
+        raise InvalidError("plain HTTP is for registries on this machine only", element=text[:200], hint="use oci://")
+    return place, plain
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -80,6 +110,14 @@ class HubSettings:
             "host name or address by which others reach this hub; repeat it for more, devices are told the first",
             unit="name",
             parse=_name,
+        ),
+    )
+    registry: str = field(
+        default="",
+        metadata=about(
+            "where artifacts are kept instead of on this disk, as in oci://registry.example.org/models",
+            unit="registry",
+            parse=_registry,
         ),
     )
     log_format: str = field(

@@ -14,6 +14,7 @@ import ctypes
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -37,6 +38,9 @@ from skerry.serve.worker import Worker
 log = logging.getLogger(__name__)
 
 MAX_VERSION_CHARACTERS = 253
+_REOPENING = frozenset({"litert"})
+"""Engines that open their file anew after a request of a size that does not fit."""
+_INHERITED = re.compile(r"/proc/self/fd/([0-9]{1,9})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +82,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
             await server.listen(listener)
             url = _url(listener)
             log.info("serve.listening url=%s", url)
-            loading = worker.submit(lambda: _load(plane))
+            loading = worker.submit(lambda: _load(plane, settings.model))
             await _first(loading, stopping, retired)
             if loading.done():
                 loading.result()
@@ -141,16 +145,26 @@ def _stop_signal() -> asyncio.Future[None]:
     return stopping
 
 
-def _load(plane: DataPlane) -> None:
+def _load(plane: DataPlane, settings: ModelSettings) -> None:
     """Load the model, then give back what only loading needed, and spare the collector what stays for good."""
     try:
         plane.load()
+        if settings.engine not in _REOPENING:
+            let_go(settings.file)
     except MemoryError:
         raise UnavailableError("not enough memory to load it", element=f"model {plane.name}") from None
     gc.collect()
     gc.freeze()
     with contextlib.suppress(AttributeError):  # a C library that has no such thing (musl)
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def let_go(file: Path) -> None:
+    """Close a file that was handed over as an open descriptor; in memory, it is gone then."""
+    found = _INHERITED.fullmatch(str(file))
+    if found is not None:
+        with contextlib.suppress(OSError):
+            os.close(int(found[1]))
 
 
 def _url(listener: socket.socket) -> str:

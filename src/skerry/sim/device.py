@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class World:
     clock: Clock
     keys: Mapping[str, trust.VerifyingKey]
     """The hub's signing keys by id."""
-    catalogue: Callable[[], Catalogue]
+    catalogue: Catalogue
     door: asyncio.Semaphore
     """At most so many connect at a time."""
     spoiled: frozenset[str] = frozenset()

@@ -87,7 +87,6 @@ class Fleet:
         self.settings = settings
         self.enrolled = 0
         self._devices: list[SimulatedDevice] = []
-        self._catalogue: Catalogue | None = None
 
     async def enroll(self) -> list[Member]:
         """Enrol every device that is not enrolled yet. Raises what `enrolment.enroll_all` raises."""
@@ -109,26 +108,21 @@ class Fleet:
     async def run(self, members: list[Member]) -> None:
         """Let these devices live, for ever; cancel it to end them."""
         tls = SharedTls(members[0].ca)
-        own = SharedTls(members[0].ca).context
-        own.load_cert_chain(self.settings.directory / f"{members[0].asked}.pem")
-        self._catalogue = Catalogue(members[0].endpoints.hub_url, own)
+        catalogue = Catalogue(members[0].endpoints.hub_url, members[0].ca, self.settings.directory)
         world = World(
             seed=self.settings.seed,
             profile=self.settings.profile,
             clock=SystemClock(),
             keys=verifying_keys(members[0].desired_keys),
-            catalogue=self._open_catalogue,
+            catalogue=catalogue,
             door=asyncio.Semaphore(CONNECTING),
             spoiled=self.settings.spoiled,
         )
         self._devices = [self._device(member, world, tls) for member in members]
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CONNECTING, thread_name_prefix="connect"))
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for device in self._devices:
-                    tasks.create_task(device.run())
-        finally:
-            await self._catalogue.close()
+        async with asyncio.TaskGroup() as tasks:
+            for device in self._devices:
+                tasks.create_task(device.run())
 
     def census(self) -> Census:
         """Count."""
@@ -169,11 +163,6 @@ class Fleet:
             name=member.asked,
         )
         return SimulatedDevice(member.uid, member.asked, world, link)
-
-    def _open_catalogue(self) -> Catalogue:
-        if self._catalogue is None:
-            raise AssertionError("devices live while it is open")
-        return self._catalogue
 
 
 def verifying_keys(pems: Mapping[str, str]) -> dict[str, trust.VerifyingKey]:

@@ -77,7 +77,7 @@ class Tools:
     chance: random.Random
     clock: Clock
     disk: SimulatedDisk
-    catalogue: Callable[[], Catalogue]
+    catalogue: Catalogue
     spoiled: frozenset[str]
     """Model versions that answer wrongly everywhere."""
     boot: str
@@ -201,7 +201,7 @@ class SimulatedWorkload:
         await self._pause(action.delay_ceiling)
         if desired.needs.engine not in {engine.name for engine in tools.traits.machine.engines}:
             raise UnsupportedError(f"the engine {desired.needs.engine} is not on this device", element=_element(slot))
-        await tools.catalogue().find(desired)
+        await tools.catalogue.find(desired, tools.name)
         blobs = {blob.digest: blob.size for blob in (desired.blob, desired.golden) if blob is not None}
         missing = sum(size for digest, size in blobs.items() if digest not in tools.disk.cached)
         failed = missing > 0 and tools.chance.random() < tools.profile.failed_fetches
@@ -289,7 +289,7 @@ class SimulatedWorkload:
 
 async def measure(tools: Tools, desired: WorkloadDesired) -> Measurement:
     """Return what the golden samples show of a variant on this device. Raises what `Catalogue.find` raises."""
-    found = await tools.catalogue().find(desired)
+    found = await tools.catalogue.find(desired, tools.name)
     known = traits_for(tools, desired)
     return measurements.measurement(found.variant, found.samples, known, tools.seed, tools.name)
 

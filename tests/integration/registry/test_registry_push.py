@@ -130,7 +130,7 @@ def test_a_pushed_package_is_all_there(hub: Hub, package: Path, card: Evaluation
             assert client.get(f"/v2/{REPOSITORY}/blobs/{v.blob.digest}").content == FILES[v.name]
         referrers = client.get(f"/v2/{REPOSITORY}/referrers/{pushed.index}").json()["manifests"]
         attached = {entry["artifactType"]: entry["digest"] for entry in referrers}
-        assert set(attached) == {manifests.GOLDEN_TYPE, manifests.CARD_TYPE}
+        assert set(attached) == {manifests.GOLDEN_TYPE, manifests.CARD_TYPE, manifests.SBOM_TYPE}
         document = manifests.parse(manifest_at(client, attached[manifests.CARD_TYPE]).raw, manifests.MANIFEST_TYPE)
         *_, layer = document.content
         assert decode_card(client.get(f"/v2/{REPOSITORY}/blobs/{layer.digest}").content) == card
@@ -328,6 +328,7 @@ def test_a_device_fetches_what_was_pushed(
     with serving_hub(tmp_path / "artifacts", role="device", ssl_certfile=certificate, ssl_keyfile=key) as hub:
         with httpx.Client(base_url=hub.url, headers={"x-role": "admin"}, verify=trusting) as client:
             push(client, package, card)
+        hub.deploy(blob)  # type: ignore[attr-defined]
         source = OciArtifactSource(hub.url, trusting)
         # As a cut connection leaves it: the source asks our registry for the rest.
         target.with_name("model.onnx.partial").write_bytes(FILES["onnx-fp32"][:6_000_000])

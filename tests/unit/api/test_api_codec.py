@@ -328,9 +328,9 @@ def test_yaml_for_people() -> None:
 def test_names_by_kind(info: Any) -> None:
     raw = {"apiVersion": "skerry.dev/v1alpha1", "kind": info.kind, "metadata": {"name": "a.b"}, "spec": {}}
     told = {problem.element for problem in _all(raw)}
-    assert ("metadata.name" in told) == (info.kind == "Device")
+    assert ("metadata.name" in told) == (info.kind in ("Device", "TrustPolicy"))
     nameless = {problem.element for problem in _all({**raw, "metadata": {}})}
-    assert ("metadata.name" in nameless) == (info.kind not in ("Enrollment", "JoinToken"))
+    assert ("metadata.name" in nameless) == (info.kind not in ("Enrollment", "JoinToken", "RegistryToken"))
 
 
 def _all(raw: dict[str, Any]) -> tuple[InvalidError, ...]:

@@ -35,8 +35,8 @@ WaitReason = Literal["", "Hold", "Window", "Link"]
 """What a workload waits for by policy, not by failure: such a wait never counts against a device."""
 
 
-Refusal = Literal["", "Policy", "Thermal", "Memory", "Disk"]
-"""Why a device would not take a variant: its owner's policy, its temperature, its memory, its disk."""
+Refusal = Literal["", "Policy", "Thermal", "Memory", "Disk", "Trust"]
+"""Why a device would not take a variant: its owner's policy, its temperature, memory, disk, or its trust anchor."""
 
 
 class LinkPolicy(Struct, frozen=True, kw_only=True):
@@ -135,6 +135,19 @@ class HoldStatus(Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class TrustFacts(Struct, frozen=True, kw_only=True):
+    """The trust anchor and policy that a device obeys."""
+
+    anchor: int = 0
+    """Version of the trust anchor; 0: it waits for its first."""
+    policy: int = 0
+    """Version of the signed policy; 0: none that counts, and nothing is taken."""
+    anchor_expires_at: datetime | None = None
+    policy_expires_at: datetime | None = None
+    message: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+    """What is wrong with what the hub offers, or with what the device has; empty when all is well."""
+
+
 class DeviceFacts(Struct, frozen=True, kw_only=True):
     """Everything a device says about itself; sent when it changes."""
 
@@ -145,8 +158,13 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     os: OperatingSystem = OperatingSystem()
     engines: Annotated[list[EngineFacts], msgspec.Meta(max_length=32)] = []
     runtimes: Annotated[list[Word], msgspec.Meta(max_length=32)] = []
+    protection: Word = ""
+    """What opens models that are kept encrypted: `identity` (the device's own key), `file` (a key file that its owner
+    named); empty: it cannot keep any, for want of a key or of a newer agent."""
     network: Network = Network()
     limits: LimitFacts = LimitFacts()
+    trust: TrustFacts | None = None
+    """None: the device has no trust anchor, and asks for no signatures."""
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
@@ -266,9 +284,11 @@ class WorkloadStatus(Struct, frozen=True, kw_only=True):
     """`rollout` has served here since it was assigned, whether or not it does now."""
     restarts: int = 0
     fetched_bytes: int = 0
-    """Bytes that came over the network for this revision; 0 when everything was cached."""
+    """Bytes that came over the line to the hub for this revision; 0 when everything was cached."""
     saved_bytes: int = 0
     """Bytes that did not have to come for this revision, thanks to deltas."""
+    peer_bytes: int = 0
+    """Bytes that came for this revision from neighbours of the same site instead of the hub."""
     install_seconds: float | None = None
     """From accepting the desired state to Running, on the device's monotonic clock."""
 
@@ -299,8 +319,12 @@ class DeviceStatus(Struct, frozen=True, kw_only=True):
     os: OperatingSystem = OperatingSystem()
     engines: list[EngineFacts] = []
     runtimes: list[str] = []
+    protection: str = ""
+    """What opens models that are kept encrypted, see docs/encryption.md; empty: it cannot keep any."""
     network: Network = Network()
     limits: LimitFacts = LimitFacts()
+    trust: TrustFacts | None = None
+    """The trust anchor and policy that it obeys; None: it has no anchor, and asks for no signatures."""
     holds: list[HoldStatus] = []
     """Update holds in force on the device."""
     agent_version: str = ""

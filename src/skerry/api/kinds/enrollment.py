@@ -41,6 +41,8 @@ class EnrollmentStatus(Struct, frozen=True, kw_only=True):
     device_name: str = ""
     certificate: str = ""
     """The device's certificate in PEM."""
+    peer_certificate: str = ""
+    """What it shows to neighbours that it serves, in PEM, for the same key; empty from a hub that is too old."""
     ca: str = ""
     """The hub's CA in PEM."""
     desired_keys: dict[str, str] = {}

@@ -133,8 +133,12 @@ class PlacementPolicy(Struct, frozen=True, kw_only=True):
     """When a device refuses its variant: give it the next best of those it has not refused, or leave it failed."""
 
 
+Protection = Literal["none", "encrypted"]
+
+
 class ModelDeploymentSpec(Struct, frozen=True, kw_only=True):
-    """The wish itself; a change of model version, constraints, resources, runtime, serving or link starts a rollout.
+    """The wish itself; a change of model version, constraints, resources, runtime, serving, link or protection starts
+    a rollout.
 
     The selector, placement, the strategy and `paused` take effect on the rollout at hand.
     """
@@ -147,6 +151,9 @@ class ModelDeploymentSpec(Struct, frozen=True, kw_only=True):
     runtime: Literal["auto", "process"] = "auto"
     serving: Serving = Serving()
     link: DeploymentLink = DeploymentLink()
+    protection: Protection = "none"
+    """`encrypted`: model and golden samples lie encrypted on the device's disk, by a key of its own, and are in plain
+    only in memory; devices that cannot do so are not chosen. See docs/encryption.md for what that protects from."""
     placement: PlacementPolicy = PlacementPolicy()
     strategy: Strategy = Strategy()
     paused: bool = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from skerry.api.kinds.tensors import ModelSignature
-from skerry.api.kinds.variants import Delta, Evaluation, Golden, Rejected, Variant
+from skerry.api.kinds.trust_policy import TrustVerdict
+from skerry.api.kinds.variants import Blob, Delta, Evaluation, Golden, Rejected, Variant
 from skerry.api.meta import API_VERSION, Condition, Digest, Name, ObjectMeta, Struct
 
 
@@ -37,6 +38,12 @@ class ModelVersionStatus(Struct, frozen=True, kw_only=True):
     variants: list[Variant] = []
     deltas: list[Delta] = []
     """From variants of versions that were deployed when this one was pushed."""
+    signatures: list[Blob] = []
+    """Sigstore bundles that were attached to it; who signed is judged by whoever trusts. See docs/signing.md."""
+    card: Blob | None = None
+    """The evaluation card as it was pushed: it names the model that a signature is over."""
+    trust: TrustVerdict | None = None
+    """What the namespace's trust policy says of it; None where there is none, or it was not asked yet."""
     conditions: list[Condition] = []
 
 

@@ -10,16 +10,28 @@ from skerry.api.kinds.device_class import DeviceClass
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.kinds.rollout import Rollout
+from skerry.api.kinds.trust_policy import TrustPolicy
 
-Resource: TypeAlias = Device | DeviceClass | Enrollment | JoinToken | ModelVersion | ModelDeployment | Rollout
+Resource: TypeAlias = (
+    Device
+    | DeviceClass
+    | Enrollment
+    | JoinToken
+    | ModelVersion
+    | ModelDeployment
+    | RegistryToken
+    | Rollout
+    | TrustPolicy
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One printed column: `path` is a dotted path into the object, with three display rules in `kind`.
 
-    `string` prints as it is, `age` as the time since, `bytes` in KiB/MiB. `wide` columns show with `-o wide` only.
+    `string` prints as it is, `age` as the time since, `bytes` in KiB/MiB, summed up. `wide` columns show with `-o wide` only.
     """
 
     name: str
@@ -69,6 +81,8 @@ KINDS: tuple[KindInfo, ...] = (
             Column(name="OS", path="status.os.family", wide=True),
             Column(name="CORES", path="status.hardware.cores", wide=True),
             Column(name="NETWORK", path="status.network.kind", wide=True),
+            Column(name="FETCHED", path="status.workloads[].fetchedBytes", kind="bytes", wide=True),
+            Column(name="SAVED", path="status.workloads[].savedBytes", kind="bytes", wide=True),
             Column(name="UID", path="metadata.uid", wide=True),
         ),
     ),
@@ -119,6 +133,20 @@ KINDS: tuple[KindInfo, ...] = (
         columns=(
             Column(name="USED", path="status.used"),
             Column(name="USES", path="spec.uses"),
+            Column(name="EXPIRES", path="status.expiresAt"),
+            _AGE,
+        ),
+    ),
+    KindInfo(
+        kind="RegistryToken",
+        type=RegistryToken,
+        plural="registrytokens",
+        singular="registrytoken",
+        short_names=("rt",),
+        immutable_spec=True,
+        columns=(
+            Column(name="ACTIONS", path="spec.actions[]"),
+            Column(name="REPOSITORIES", path="spec.repositories[]", wide=True),
             Column(name="EXPIRES", path="status.expiresAt"),
             _AGE,
         ),
@@ -175,6 +203,23 @@ KINDS: tuple[KindInfo, ...] = (
             Column(name="STATUS", path="status.phase"),
             _AGE,
             Column(name="MESSAGE", path="status.message"),
+        ),
+    ),
+    KindInfo(
+        kind="TrustPolicy",
+        type=TrustPolicy,
+        plural="trustpolicies",
+        singular="trustpolicy",
+        short_names=("tp",),
+        columns=(
+            Column(name="MODE", path="spec.mode"),
+            Column(name="VERSION", path="spec.version"),
+            Column(name="RULES", path="spec.rules[].name"),
+            Column(name="COVERED", path="status.covered"),
+            Column(name="REFUSED", path="status.refused"),
+            Column(name="STATUS", path="status.conditions[type=Accepted].reason"),
+            _AGE,
+            Column(name="EXPIRES", path="spec.expiresAt", wide=True),
         ),
     ),
 )

@@ -57,6 +57,21 @@ class Fault(msgspec.Struct, kw_only=True):
     """From the fault's end (restart, line mended) to running the wanted revision."""
 
 
+class Update(msgspec.Struct, kw_only=True):
+    """What the update to v1.1 cost one device on the wire."""
+
+    name: str
+    hardware_class: str
+    variant: str
+    full_bytes: int
+    """Of the variant's file, that a device without the version before would have fetched."""
+    fetched_bytes: int
+    """Deltas and golden samples, as the device counted them."""
+    saved_bytes: int
+    seconds: float
+    """Of the whole rollout."""
+
+
 class Report(msgspec.Struct, kw_only=True):
     """Everything measured in one run."""
 
@@ -66,6 +81,7 @@ class Report(msgspec.Struct, kw_only=True):
     rollout_seconds: float = 0.0
     waves: list[dict[str, Any]] = []
     devices: list[DeviceResult] = []
+    updates: list[Update] = []
     bad_version: BadVersion | None = None
     faults: list[Fault] = []
     total_seconds: float = 0.0
@@ -104,6 +120,22 @@ def print_devices(report: Report) -> None:
     output.print_table(columns, rows)
 
 
+def print_updates(report: Report) -> None:
+    """Print what an update cost each device on the wire."""
+    rows = [
+        (
+            one.name,
+            one.variant,
+            quantity.human_bytes(one.full_bytes),
+            quantity.human_bytes(one.fetched_bytes),
+            quantity.human_bytes(one.saved_bytes),
+            f"{one.saved_bytes / one.full_bytes:.0%}",
+        )
+        for one in report.updates
+    ]
+    output.print_table(("DEVICE", "VARIANT", "MODEL", "FETCHED", "SAVED", "OF THE MODEL"), rows)
+
+
 def print_summary(report: Report) -> None:
     """Print what was proved, each line with the number that shows it."""
     bad, accuracies = report.bad_version, [d.test_accuracy for d in report.devices]
@@ -121,6 +153,14 @@ def print_summary(report: Report) -> None:
             f"{min(accuracies):.4f} to {max(accuracies):.4f}",
         ),
     ]
+    if report.updates:
+        fetched, saved = (sum(getattr(one, f"{what}_bytes") for one in report.updates) for what in ("fetched", "saved"))
+        lines.append(
+            (
+                "bytes the update to the tuned v1.1 sent to all devices, and those that did not have to be sent",
+                f"{quantity.human_bytes(fetched)}, {quantity.human_bytes(saved)}",
+            )
+        )
     if bad is not None:
         lines += [
             (

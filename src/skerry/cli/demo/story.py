@@ -9,31 +9,38 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from skerry.api.errors import IntegrityError, SkerryError
-from skerry.api.kinds.device import Device, WorkloadStatus
-from skerry.api.kinds.model_deployment import ModelDeployment
-from skerry.api.kinds.rollout import Rollout
-from skerry.cli import options, output
+from skerry.api.errors import SkerryError
+from skerry.api.kinds.device import Device
+from skerry.cli import output
 from skerry.cli.demo import report as reports
 from skerry.cli.demo.programs import SKERRY, Programs, run, wait_until
-from skerry.cli.demo.proxy import Uplink, uplink
+from skerry.cli.demo.proxy import uplink
+from skerry.cli.demo.stage import (
+    DEPLOYMENT,
+    PATIENCE,
+    Stage,
+    apply,
+    chapter,
+    check,
+    newest_rollout,
+    read_card,
+    running,
+    workload,
+)
+from skerry.cli.demo.update import update
 from skerry.cli.example import copy_out
-from skerry.core import card as cards
 from skerry.core.journal import State
 from skerry.drivers.client.api import HubClient
 
-DEPLOYMENT = "digits"
 TEST_IMAGES = 100
 INSTALLING = ("Fetching", "Verified", "Installed", "Starting", "Probing")
-PATIENCE = 90.0  # seconds; an order of magnitude above what any step takes on two cores
 
 
 @dataclass(frozen=True)
@@ -58,36 +65,14 @@ VARIANTS = "fp32,fp16,int8,tflite-int8"
 FLEET = tuple((f"{kind.name}-{number}", kind) for number in (1, 2) for kind in CLASSES)
 
 
-@dataclass
-class Stage:
-    """What the steps share."""
-
-    directory: Path
-    programs: Programs
-    exits: ExitStack
-    report: reports.Report = field(default_factory=reports.Report)
-    uplinks: dict[str, Uplink] = field(default_factory=dict)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What `skerry` needs to find this demo's hub."""
-        return {"SKERRY_KUBECONFIG": str(self.directory / "hub" / "kubeconfig")}
-
-    def client(self) -> HubClient:
-        """Return a client of this demo's hub."""
-        return options.connect(self.directory / "hub" / "kubeconfig")
-
-    def skerry(self, *arguments: str, show: bool = True) -> str:
-        """Run a command as a user would, against this demo's hub."""
-        return run(arguments, self.environment, show=show)
-
-
 def tell(directory: Path, *, keep: bool) -> reports.Report:
     """Tell the whole story in `directory`. Raises a SkerryError when something it claims does not hold."""
     began = time.monotonic()
     with ExitStack() as exits:
         stage = Stage(directory, exits.enter_context(Programs(directory)), exits)
-        with chapter("1. Three versions are trained on real data: v1, v2 on shuffled labels, v3 from another seed"):
+        with chapter(
+            "1. Four versions are trained: v1, v1.1 tuned further from it, v2 on shuffled labels, v3 by another seed"
+        ):
             train(stage)
         with chapter("2. Each becomes variants, evaluated on the test set and profiled"):
             optimize(stage)
@@ -97,9 +82,11 @@ def tell(directory: Path, *, keep: bool) -> reports.Report:
             roll_out(stage)
         with chapter(f"5. {TEST_IMAGES} real test images are sent to every device"):
             measure_devices(stage)
-        with chapter("6. v2 is applied: the canary's gate fails on the device, and v1 comes back"):
+        with chapter("6. v1.1 is applied: devices fetch what changed, and make it from what they have"):
+            update(stage, {name: kind.name for name, kind in FLEET})
+        with chapter("7. v2 is applied: the canary's gate fails on the device, and v1.1 comes back"):
             bad_version(stage)
-        with chapter("7. v3 is applied; one agent is killed in mid-install, another loses its hub"):
+        with chapter("8. v3 is applied; one agent is killed in mid-install, another loses its hub"):
             faults(stage)
         stage.report.total_seconds = time.monotonic() - began
         (directory / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(stage.report)))
@@ -110,30 +97,18 @@ def tell(directory: Path, *, keep: bool) -> reports.Report:
     return stage.report
 
 
-@contextmanager
-def chapter(title: str) -> Iterator[None]:
-    """Print a heading and, at the end, how long it took."""
-    output.out.print(f"\n[bold]{title}[/]")
-    began = time.monotonic()
-    yield
-    output.out.print(f"[dim]({time.monotonic() - began:.1f} s)[/]")
-
-
-def check(holds: bool, claim: str) -> None:
-    """Raise IntegrityError unless a claim of the demo really holds."""
-    if not holds:
-        raise IntegrityError(
-            "did not hold", element=claim, hint="this is a defect; please report it with the demo's logs"
-        )
-
-
 # --- the factory --------------------------------------------------------------------------------------------------
 
 
 def train(stage: Stage) -> None:
-    """Train the three versions, two at a time."""
+    """Train the versions, two at a time; v1.1 goes on from v1."""
     copy_out("digits", stage.directory / "digits")
-    variations = {"v1": ["--seed", "0"], "v2": ["--seed", "0", "--shuffle-labels"], "v3": ["--seed", "1"]}
+    variations = {
+        "v1": ["--seed", "0"],
+        "v2": ["--seed", "0", "--shuffle-labels"],
+        "v3": ["--seed", "1"],
+        "v1.1": ["--seed", "0", "--tune", str(stage.directory / "v1" / "weights.pt"), "--epochs", "3"],
+    }
 
     def one(version: str) -> str:
         script = str(stage.directory / "digits" / "train.py")
@@ -143,7 +118,7 @@ def train(stage: Stage) -> None:
         return f"{version}: {done.stdout.strip().splitlines()[-1]}"
 
     with ThreadPoolExecutor(2) as pool:
-        for line in pool.map(one, variations):
+        for line in [*pool.map(one, ("v1", "v2", "v3")), one("v1.1")]:
             output.out.print(f"  {line}", markup=False)
 
 
@@ -164,18 +139,13 @@ def optimize(stage: Stage) -> None:
         )
 
     (stage.directory / "packages").mkdir()
-    for version in ("v1", "v2", "v3"):
+    for version in ("v1", "v1.1", "v2", "v3"):
         one(version)
     card = read_card(stage, "v1")
     check(card.evaluation.baseline >= 0.97, f"v1's test accuracy {card.evaluation.baseline:.4f} is at least 0.97")
     stage.report.baseline_accuracy = card.evaluation.baseline
     stage.report.variants = [msgspec.to_builtins(p.variant) for p in card.variants]
     stage.report.rejected = [msgspec.to_builtins(r) for r in card.rejected]
-
-
-def read_card(stage: Stage, version: str) -> cards.EvaluationCard:
-    """Return a package's evaluation card."""
-    return cards.decode((stage.directory / "packages" / version / cards.CARD_FILE).read_bytes())
 
 
 # --- the fleet ----------------------------------------------------------------------------------------------------
@@ -235,18 +205,6 @@ def start_agent(stage: Stage, name: str) -> None:
 
 
 # --- the good version ---------------------------------------------------------------------------------------------
-
-
-def apply(stage: Stage, version: str) -> float:
-    """Point the deployment at a version, as a user would; returns when that was (monotonic)."""
-    path = stage.directory / "digits" / "deployment.yaml"
-    text = path.read_text()
-    for other in ("v1", "v2", "v3"):
-        text = text.replace(f"modelVersion: digits-{other}", f"modelVersion: digits-{version}")
-    path.write_text(text)
-    applied = time.monotonic()
-    stage.skerry("apply", "-f", str(path))
-    return applied
 
 
 def roll_out(stage: Stage) -> None:
@@ -337,7 +295,7 @@ def bad_version(stage: Stage) -> None:
     gates = [gate for wave in rollout.status.waves for gate in wave.gates if gate.verdict == "Failed"]
     check(rollout.status.phase == "RolledBack", f"the rollout of v2 was rolled back ({rollout.status.phase})")
     check([g.gate for g in gates] == ["accuracy"], f"the accuracy gate stopped it ({[g.gate for g in gates]})")
-    check(all(running(d) == "digits-v1" for d in devices), "every device runs digits-v1 again")
+    check(all(running(d) == "digits-v1.1" for d in devices), "every device runs digits-v1.1 again")
     check(len(touched) == 1, f"only the canary was touched ({touched})")
     stage.report.bad_version = reports.BadVersion(
         outcome=rollout.status.phase,
@@ -377,12 +335,12 @@ def faults(stage: Stage) -> None:
             "everybody who is connected on v3",
             seconds=PATIENCE,
         )
-        check(running(client.get(Device, cut_off)) == "digits-v1", f"{cut_off} still serves v1 while it is cut off")
+        check(running(client.get(Device, cut_off)) == "digits-v1.1", f"{cut_off} still serves v1.1 while it is cut off")
         stage.uplinks[cut_off].mend()
         seconds = wait_until(
             lambda: running(client.get(Device, cut_off)) == "digits-v3", f"{cut_off} on v3", seconds=PATIENCE
         )
-        add_fault(stage, client, cut_off, "hub unreachable", "Running v1", seconds)
+        add_fault(stage, client, cut_off, "hub unreachable", "Running v1.1", seconds)
     stage.skerry("rollout", "status", f"deployment/{DEPLOYMENT}", "--watch")
     stage.skerry("get", "devices")
     with stage.client() as client:
@@ -418,34 +376,11 @@ def read_journal(stage: Stage, name: str) -> State:
     return msgspec.json.decode(journal.read_bytes(), type=State)
 
 
-def workload(device: Device) -> WorkloadStatus:
-    """Return the demo's workload on a device. Raises IntegrityError when there is none."""
-    found = next((w for w in device.status.workloads if w.name == DEPLOYMENT), None)
-    check(found is not None, f"{device.metadata.name} has the deployment {DEPLOYMENT}")
-    assert found is not None
-    return found
-
-
-def running_model(status: WorkloadStatus) -> str:
-    """Return the model version that really serves."""
-    return status.running.model_version if status.running else ""
-
-
-def running(device: Device) -> str:
-    """Return the model version that a device serves, or nothing."""
-    return next((running_model(w) for w in device.status.workloads if w.name == DEPLOYMENT), "")
-
-
-def newest_rollout(client: HubClient) -> Rollout:
-    """Return the deployment's newest rollout."""
-    return client.get(Rollout, client.get(ModelDeployment, DEPLOYMENT).status.rollout)
-
-
 def wait_for_interrupt(stage: Stage) -> None:
     """Keep the fleet running until Ctrl-C, saying what can be tried."""
     output.out.print("\nThe fleet keeps running until Ctrl-C. In another terminal:")
     output.out.print(f"  export SKERRY_KUBECONFIG={stage.environment['SKERRY_KUBECONFIG']}", markup=False)
-    for line in ("get devices -o wide", "describe rollout digits-3", "explain deployment/digits device/kiosk-1"):
+    for line in ("get devices -o wide", "describe rollout digits-4", "explain deployment/digits device/kiosk-1"):
         output.out.print(f"  {' '.join(SKERRY[:1])} -m skerry.cli {line}", markup=False)
     try:
         while True:

@@ -21,6 +21,7 @@ import skerry
 from skerry.api import codec, errors, patch
 from skerry.api.kinds import KINDS, KindInfo, Resource
 from skerry.api.meta import API_VERSION
+from skerry.core import garbage
 from skerry.drivers.client import failures
 from skerry.drivers.client.kubeconfig import Connection, load_kubeconfig
 
@@ -34,6 +35,7 @@ RECONNECT_SECONDS = 60.0
 """How long a watch tries to get its hub back before it gives up."""
 
 T = TypeVar("T", bound=Resource)
+R = TypeVar("R", garbage.Report, garbage.Removed)
 Outcome = Literal["created", "configured", "unchanged"]
 _MERGE = "application/merge-patch+json"
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
@@ -131,6 +133,20 @@ class HubClient:
         if name:
             return self._json("GET", self._path(kind, name), headers={"Accept": _TABLE})
         return self._all_pages(kind, "rows", labels=labels, everywhere=everywhere, accept=_TABLE)
+
+    # --- the registry ---------------------------------------------------------------------------------------------
+
+    def collect_garbage(self, *, dry_run: bool, grace: str = "") -> garbage.Report:
+        """Have the hub remove what nothing needs from its registry, or only say what that is. Raises InvalidError."""
+        content = {"dryRun": dry_run, **({"grace": grace} if grace else {})}
+        return self._registry("gc", content, garbage.Report)
+
+    def remove_model(self, repository: str, reference: str) -> garbage.Removed:
+        """Remove a tag or a model version from the hub. Raises NotFoundError; ConflictError while it is needed."""
+        return self._registry("remove", {"repository": repository, "reference": reference}, garbage.Removed)
+
+    def _registry(self, verb: str, content: Any, kind: type[R]) -> R:
+        return msgspec.convert(self._json("POST", f"/apis/{API_VERSION}/registry/{verb}", content=content), kind)
 
     # --- watching -------------------------------------------------------------------------------------------------
 
@@ -413,7 +429,7 @@ class HubClient:
             raise errors.UnavailableError(
                 f"the connection broke ({error})", element=self.server, hint=_START_HINT
             ) from None
-        except (ValueError, msgspec.DecodeError) as error:
+        except (ValueError, msgspec.DecodeError, RecursionError) as error:
             raise errors.UnavailableError(
                 f"sent what is no answer of a hub ({str(error)[:200]})", element=self.server, hint=failures.OTHER_HINT
             ) from None

@@ -36,6 +36,11 @@ class Bandwidth:
             self._rate = None if bytes_per_second is None else max(float(bytes_per_second), 1.0)
             self._tokens = 0.0 if self._rate is None else owed * self._rate
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether there is a bound now."""
+        return self._rate is not None
+
     def piece(self, wanted: int) -> int:
         """Return how much to read at a time, so that no reading takes long to pay for."""
         with self._lock:

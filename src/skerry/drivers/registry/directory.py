@@ -8,6 +8,7 @@
     uploads/<id>/                                  see `uploads`
 
 Content is complete, verified and fsynced before a link to it exists, so a reader or a power cut never meets a part.
+A link's time is when it was last looked at or referred to: what a push or a reader counts on is no garbage for a while.
 No component of a repository's name begins with `_`. Must not live here: HTTP, what manifests mean.
 """
 
@@ -16,85 +17,46 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Literal
 
-from skerry.api.errors import ConflictError, IntegrityError, NotFoundError, StorageFullError, TooLargeError
+from skerry.api.errors import IntegrityError, NotFoundError, StorageFullError, TooLargeError
 from skerry.core import manifest as manifests
-from skerry.core.ports import Manifest
+from skerry.core.ports import Manifest, StoredRepository
+from skerry.drivers.registry import collection
+from skerry.drivers.registry.receiver import CHUNK_BYTES, Receiver, in_thread
 from skerry.drivers.registry.uploads import Upload, Uploads, UploadSettings
 from skerry.kit.files import private_directory, sync_directory, write_atomic
 
 MAX_REFERRERS = 256
 """Manifests that may refer to one subject."""
 
-_CHUNK_BYTES = 1024 * 1024
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
-
-class DirectoryStore:
+class DirectoryStore(Receiver):
     """Implements `core.ports.ArtifactStore`. One process owns the directory, which is made if it is not there."""
 
-    def __init__(self, root: Path, settings: UploadSettings | None = None) -> None:
+    def __init__(
+        self, root: Path, settings: UploadSettings | None = None, *, time_ns: Callable[[], int] = time.time_ns
+    ) -> None:
         self._blobs = private_directory(root / "blobs" / "sha256")
         self._repositories = private_directory(root / "repositories")
-        self._uploads = Uploads(root / "uploads", settings or UploadSettings())
+        super().__init__(Uploads(root / "uploads", settings or UploadSettings()))
         self._links = asyncio.Lock()  # held by whoever adds or removes links
-
-    # --- uploads ---------------------------------------------------------------------------------------------------
-
-    async def start_upload(self, repository: str) -> str:
-        """Begin an upload; return its id. Raises InvalidError, UnavailableError, StorageFullError."""
-        manifests.check_repository(repository)
-        return (await _in_thread(self._uploads.start, repository)).id
-
-    async def upload_repository(self, upload: str) -> str:
-        """Return the repository an upload was begun in. Raises NotFoundError."""
-        return (await _in_thread(self._uploads.find, upload)).repository
-
-    async def upload_size(self, upload: str) -> int:
-        """Return the bytes that have arrived. Raises NotFoundError."""
-        return (await _in_thread(self._uploads.find, upload)).size
-
-    async def append_upload(self, upload: str, chunks: AsyncIterator[bytes], *, offset: int | None = None) -> int:
-        """Add bytes; what arrived before the sender broke off is kept, so that it can go on from there.
-
-        Raises NotFoundError; ConflictError when `offset` is not the upload's size or another request is at it;
-        TooLargeError or StorageFullError, after which the upload is gone.
-        """
-        session = await _in_thread(self._uploads.find, upload)
-        with session.claim():
-            if offset is not None and offset != session.size:
-                raise ConflictError(f"has {session.size} bytes, not {offset}", element=f"upload {upload}")
-            buffer = bytearray()
-            try:
-                async for chunk in chunks:
-                    buffer += chunk
-                    if len(buffer) >= _CHUNK_BYTES:
-                        full, buffer = buffer, bytearray()
-                        await _in_thread(self._uploads.append, session, bytes(full))
-            finally:
-                if buffer:
-                    await _in_thread(self._uploads.append, session, bytes(buffer))
-            return session.size
+        self._touching = threading.Lock()  # so that a link's time is never taken for old while it is renewed
+        self._time_ns = time_ns
 
     async def finish_upload(self, upload: str, digest: str) -> None:
         """Turn an upload into a blob of its repository. Raises IntegrityError: the upload is gone then."""
         manifests.check_digest(digest)
-        session = await _in_thread(self._uploads.find, upload)
+        session = await in_thread(self.uploads.find, upload)
         with session.claim():
-            await _in_thread(self._uploads.verify, session, digest)
+            await in_thread(self.uploads.verify, session, digest)
             async with self._links:
-                await _in_thread(self._take, session, digest)
-
-    async def cancel_upload(self, upload: str) -> None:
-        """Drop an upload. Raises NotFoundError; ConflictError while a request is writing to it."""
-        session = await _in_thread(self._uploads.find, upload)
-        with session.claim():
-            await _in_thread(self._uploads.drop, session)
+                await in_thread(self._take, session, digest)
 
     # --- blobs -----------------------------------------------------------------------------------------------------
 
@@ -103,20 +65,20 @@ class DirectoryStore:
         manifests.check_repository(repository)
         async with self._links:
             await self.stat_blob(source, digest)
-            await _in_thread(self._link, self._home(repository) / "_blobs" / _hex(digest), b"")
+            await in_thread(self._link, self._home(repository) / "_blobs" / _hex(digest), b"")
 
     async def delete_blob(self, repository: str, digest: str) -> None:
         """Take a blob from a repository; its bytes go with the last link to them. Raises NotFoundError."""
         async with self._links:
             await self.stat_blob(repository, digest)
-            await _in_thread(self._unlink, self._home(repository) / "_blobs" / _hex(digest))
-            await _in_thread(self._drop_unused, _hex(digest))
+            await in_thread(self._unlink, self._home(repository) / "_blobs" / _hex(digest))
+            await in_thread(self._drop_unused, _hex(digest))
 
     async def stat_blob(self, repository: str, digest: str) -> int:
         """Return a blob's size in bytes. Raises NotFoundError, InvalidError."""
         manifests.check_repository(repository)
         manifests.check_digest(digest)
-        return await _in_thread(self._stat, repository, digest)
+        return await in_thread(self._stat, repository, digest)
 
     async def read_blob(
         self, repository: str, digest: str, *, start: int = 0, length: int | None = None
@@ -130,7 +92,7 @@ class DirectoryStore:
             raise _missing("blob", digest, repository) from None
         try:
             while start < end:
-                chunk = await _in_thread(os.pread, descriptor, min(_CHUNK_BYTES, end - start), start)
+                chunk = await in_thread(os.pread, descriptor, min(CHUNK_BYTES, end - start), start)
                 if not chunk:
                     raise IntegrityError(f"ends after {start} of {size} bytes", element=digest)
                 start += len(chunk)
@@ -153,34 +115,55 @@ class DirectoryStore:
         if not manifests.is_tag(reference) and reference != stored.digest:
             raise IntegrityError(f"the manifest's digest is {stored.digest}", element=reference)
         async with self._links:
-            await _in_thread(self._put, repository, reference, stored, document)
+            await in_thread(self._put, repository, reference, stored, document)
         return stored
 
     async def get_manifest(self, repository: str, reference: str) -> Manifest:
         """Return a manifest by tag or digest. Raises NotFoundError, InvalidError, IntegrityError."""
         manifests.check_repository(repository)
         manifests.check_reference(reference)
-        return await _in_thread(self._get, repository, reference)
+        return await in_thread(self._get, repository, reference)
 
     async def delete_manifest(self, repository: str, reference: str) -> None:
         """Remove a tag, or a manifest with all its tags. Raises NotFoundError."""
         async with self._links:
             found = await self.get_manifest(repository, reference)
             if manifests.is_tag(reference):
-                await _in_thread(self._unlink, self._home(repository) / "_tags" / reference)
+                await in_thread(self._unlink, self._home(repository) / "_tags" / reference)
             else:
-                await _in_thread(self._remove, repository, found)
+                await in_thread(self._remove, repository, found)
 
     async def list_tags(self, repository: str) -> Sequence[str]:
         """Return a repository's tags in order. Raises NotFoundError."""
         manifests.check_repository(repository)
-        return await _in_thread(self._list_tags, repository)
+        return await in_thread(self._list_tags, repository)
 
     async def list_referrers(self, repository: str, digest: str) -> Sequence[Manifest]:
         """Return the manifests whose subject this is, in the order of their digests; none for an unknown one."""
         manifests.check_repository(repository)
         manifests.check_digest(digest)
-        return await _in_thread(self._list_referrers, repository, digest)
+        return await in_thread(self._list_referrers, repository, digest)
+
+    # --- garbage ---------------------------------------------------------------------------------------------------
+
+    async def survey(self) -> Sequence[StoredRepository]:
+        """Return what all repositories hold, without touching it."""
+        return await in_thread(collection.survey, self._repositories, self._content)
+
+    async def discard(self, repository: str, kind: Literal["manifest", "blob"], digest: str, *, touched: int) -> bool:
+        """Take something from its repository unless it was looked at since `touched`; whether it is gone.
+
+        Its bytes go with `free_unlinked`.
+        """
+        manifests.check_repository(repository)
+        manifests.check_digest(digest)
+        async with self._links:
+            return await in_thread(self._discard, self._home(repository), kind, _hex(digest), touched)
+
+    async def free_unlinked(self) -> int:
+        """Remove content that no repository has any more, also what a crash left behind; returns its bytes."""
+        async with self._links:
+            return await in_thread(collection.free_unlinked, self._repositories, self._blobs)
 
     # --- on the disk; all that follows blocks ----------------------------------------------------------------------
 
@@ -200,11 +183,11 @@ class DirectoryStore:
                 os.replace(upload.file, content)
                 sync_directory(content.parent)
                 self._link(self._home(upload.repository) / "_blobs" / _hex(digest), b"")
-        self._uploads.drop(upload)
+        self.uploads.drop(upload)
 
     def _stat(self, repository: str, digest: str) -> int:
         try:
-            (self._home(repository) / "_blobs" / _hex(digest)).stat()
+            self._touch(self._home(repository) / "_blobs" / _hex(digest))
             return self._content(_hex(digest)).stat().st_size
         except FileNotFoundError:
             raise _missing("blob", digest, repository) from None
@@ -219,8 +202,10 @@ class DirectoryStore:
         home, name = self._home(repository), _hex(stored.digest)
         needed = "_manifests" if isinstance(document, manifests.ImageIndex) else "_blobs"
         for part in document.content:
-            if not (home / needed / _hex(part.digest)).exists():
-                raise _missing(needed[1:-1], part.digest, repository)
+            try:
+                self._touch(home / needed / _hex(part.digest))
+            except FileNotFoundError:
+                raise _missing(needed[1:-1], part.digest, repository) from None
         subject = None
         if document.subject is not None:
             subject = home / "_referrers" / _hex(document.subject.digest)
@@ -246,6 +231,7 @@ class DirectoryStore:
             digest = reference
             if manifests.is_tag(reference):
                 digest = (home / "_tags" / reference).read_text(encoding="ascii")
+            self._touch(home / "_manifests" / _hex(digest))
             media_type = (home / "_manifests" / _hex(digest)).read_text(encoding="utf-8")
             raw = self._content(_hex(digest)).read_bytes()
         except FileNotFoundError:
@@ -288,6 +274,21 @@ class DirectoryStore:
                     continue  # a push that did not come to its end, or a removal under way
         return referrers
 
+    def _discard(self, home: Path, kind: str, name: str, touched: int) -> bool:
+        link = home / f"_{kind}s" / name
+        subject = collection.subject_of(self._content(name)) if kind == "manifest" else None
+        try:
+            with self._touching:
+                if link.stat().st_mtime_ns != touched:
+                    return False
+                if subject is not None:
+                    (home / "_referrers" / _hex(subject) / name).unlink(missing_ok=True)
+                link.unlink()
+        except FileNotFoundError:
+            return True  # somebody else removed it
+        sync_directory(link.parent)
+        return True
+
     def _drop_unused(self, name: str) -> None:
         """Remove content that no repository links to any more."""
         for directory, _, files in os.walk(self._repositories):
@@ -305,6 +306,13 @@ class DirectoryStore:
     def _link(self, path: Path, content: bytes) -> None:
         self._directory(path.parent)
         write_atomic(path, content, mode=0o600)
+        self._touch(path)
+
+    def _touch(self, link: Path) -> None:
+        """Note that somebody counts on a link. Raises FileNotFoundError."""
+        with self._touching:
+            now = self._time_ns()
+            os.utime(link, ns=(now, now))
 
     def _unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -328,15 +336,3 @@ def _full_disk_reported(element: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StorageFullError(element=element, hint="free some space on the hub's disk") from error
-
-
-async def _in_thread(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-    """Run blocking code in a thread, to its end even if the caller is cancelled: it must not go on behind our back."""
-    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # seen, though nobody is left to be told
-        raise

@@ -37,11 +37,15 @@ from skerry.api.errors import (
     StorageFullError,
     UnauthorizedError,
     UnavailableError,
+    UnreachableError,
     UnsupportedError,
 )
 from skerry.api.kinds.variants import Blob
 from skerry.core import manifest as manifests
+from skerry.core.ports import OpenPart, Part
+from skerry.drivers.registry import ahead
 from skerry.drivers.registry.bandwidth import Bandwidth
+from skerry.drivers.registry.lanes import Lanes, NoPartsError
 from skerry.kit.files import sync_directory
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
@@ -59,6 +63,8 @@ class OciSettings:
     """Space a fetch leaves free on the device, for everybody else."""
     sync_bytes: int = 8 * 1024 * 1024
     """Of what has come, at most so much is lost to a power cut."""
+    connections: int = 1
+    """At most so many for one blob, where that is found to be faster; see `ahead`."""
 
 
 class OciArtifactSource:
@@ -73,18 +79,35 @@ class OciArtifactSource:
         tls: ssl.SSLContext | None,
         settings: OciSettings | None = None,
         bandwidth: Bandwidth | None = None,
+        *,
+        accept: Callable[[socket.socket], None] = lambda _: None,
     ) -> None:
-        """All fetches together keep to `bandwidth`, which may be changed at any time."""
+        """All fetches together keep to `bandwidth`, which may be changed at any time.
+
+        `accept` looks at each connection before anything is asked, and raises SkerryError where it is none to ask.
+        """
         self._base = _checked_url(base_url, tls)
         self._tls = tls
         self._settings = settings or OciSettings()
         self._bandwidth = bandwidth or Bandwidth()
+        self._accept = accept
 
-    async def fetch(self, repository: str, blob: Blob, target: Path, *, progress: Callable[[int], None]) -> None:
+    async def fetch(
+        self,
+        repository: str,
+        blob: Blob,
+        target: Path,
+        *,
+        progress: Callable[[int], None],
+        part: OpenPart | None = None,
+    ) -> None:
         """Bring a blob into `target`; nothing is fetched when it is there already. `progress` gets counts of bytes.
 
+        With `part` the file has another form than the blob's bytes, and whether it is there is the caller's to know.
+
         Raises NotFoundError, UnauthorizedError, ForbiddenError, BadRequestError, UnsupportedError: final;
-        UnavailableError: try again, what came is kept; IntegrityError: the registry has something else, nothing is
+        UnavailableError: try again, what came is kept (UnreachableError: nobody is there, which says nothing of this
+        blob); IntegrityError: the registry has something else, nothing is
         kept; StorageFullError: nothing is kept.
         """
         manifests.check_repository(repository)
@@ -96,7 +119,15 @@ class OciArtifactSource:
 
         url = f"{self._base.geturl().rstrip('/')}/v2/{repository}/blobs/{blob.digest}"
         transfer = _Transfer(
-            url, blob, target, tls=self._tls, settings=self._settings, bandwidth=self._bandwidth, report=report
+            url,
+            blob,
+            target,
+            tls=self._tls,
+            settings=self._settings,
+            bandwidth=self._bandwidth,
+            report=report,
+            accept=self._accept,
+            part=part,
         )
         running = asyncio.ensure_future(asyncio.to_thread(transfer.run))
         try:
@@ -107,6 +138,29 @@ class OciArtifactSource:
             if not running.cancelled():
                 running.exception()  # seen, though nobody is left to be told
             raise
+
+
+class _PlainPart:
+    """The blob's first bytes, as they are."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def pread(self, length: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
+
+    def append(self, plain: bytes | memoryview) -> None:
+        view, offset = memoryview(plain), self.size
+        while view:
+            written = os.pwrite(self._descriptor, view, offset)
+            offset, view = offset + written, view[written:]
+
+    def clear(self) -> None:
+        os.ftruncate(self._descriptor, 0)
 
 
 class _Transfer:
@@ -122,6 +176,8 @@ class _Transfer:
         settings: OciSettings,
         bandwidth: Bandwidth,
         report: Callable[[int], None],
+        accept: Callable[[socket.socket], None],
+        part: OpenPart | None,
     ) -> None:
         self._url = url
         self._tls = tls
@@ -130,10 +186,16 @@ class _Transfer:
         self._target = target
         self._partial = target.with_name(f"{target.name}.partial")
         self._report = report
+        self._accept = accept
         self._bandwidth = bandwidth
         self._aborted = threading.Event()
         self._line: socket.socket | None = None
+        self._lanes: Lanes | None = None
+        self._tried_parts = False
+        self._reached = False
         self._file = -1
+        self._open_part = part
+        self._part: Part = _PlainPart(-1)
         self._size = 0  # of what is in the file and in the hash
         self._synced = 0  # of it, what a power cut leaves
         self._hash = hashlib.sha256()
@@ -141,6 +203,8 @@ class _Transfer:
     def abort(self) -> None:
         """Make `run` end soon, with an error nobody is interested in."""
         self._aborted.set()
+        if self._lanes is not None:
+            self._lanes.shut()
         if self._line is not None:
             with suppress(OSError):
                 socket.socket.shutdown(self._line, socket.SHUT_RDWR)  # not TLS's own: it is not for other threads
@@ -172,6 +236,8 @@ class _Transfer:
     # --- the file --------------------------------------------------------------------------------------------------
 
     def _is_there(self) -> bool:
+        if self._open_part is not None:
+            return False
         try:
             if self._target.stat().st_size != self._blob.size:
                 return False
@@ -197,24 +263,23 @@ class _Transfer:
             os.close(self._file)
 
     def _read_partial(self) -> None:
-        if os.fstat(self._file).st_size > self._blob.size:
+        opened = self._open_part
+        self._part = _PlainPart(self._file) if opened is None else opened(self._file, self._blob)
+        if self._part.size > self._blob.size:
             self._start_over()
-        while chunk := os.pread(self._file, _CHUNK_BYTES, self._size):
+        while chunk := self._part.pread(_CHUNK_BYTES, self._size):
             self._hash.update(chunk)
             self._size += len(chunk)
 
     def _start_over(self) -> None:
-        os.ftruncate(self._file, 0)
+        self._part.clear()
         self._size = self._synced = 0
         self._hash = hashlib.sha256()
 
     def _append(self, chunk: bytes) -> None:
-        view = memoryview(chunk)
-        while view:
-            written = os.pwrite(self._file, view, self._size)
-            self._hash.update(view[:written])
-            self._size += written
-            view = view[written:]
+        self._part.append(chunk)
+        self._hash.update(chunk)
+        self._size += len(chunk)
         if self._size - self._synced >= self._settings.sync_bytes:
             os.fdatasync(self._file)
             self._synced = self._size
@@ -238,7 +303,10 @@ class _Transfer:
         """Fetch what is missing; return when all bytes are there."""
         while self._size < self._blob.size:
             self._check_space()
-            self._fetch_rest()
+            if self._may_split():
+                self._fetch_by_parts()
+            if self._size < self._blob.size:
+                self._fetch_rest()
 
     def _fetch_rest(self) -> None:
         """Ask once and take it all; or nothing if the registry has no such part, to be asked from the start then."""
@@ -263,6 +331,44 @@ class _Transfer:
                 f"the connection ended after {self._size} of {self._blob.size} bytes", element=self._blob.digest
             )
 
+    def _may_split(self) -> bool:
+        split, left = not self._tried_parts, self._blob.size - self._size
+        wide = self._settings.connections > 1 and not self._bandwidth.is_bound
+        return split and wide and left >= ahead.LEAST_BYTES
+
+    def _fetch_by_parts(self) -> None:
+        """Fetch by several connections as long as that is faster; what is missing then is asked for at once."""
+        self._tried_parts = True
+        lanes = Lanes(
+            self._url,
+            self._blob.digest,
+            connect=self._connect,
+            accept=self._accept,
+            wanted=self._check_wanted,
+            took=self._took,
+            refused=self._refused,
+        )
+        self._lanes = lanes
+        parts = ahead.widest(lanes.ask, self._size, self._blob.size, self._settings.connections)
+        try:
+            for _, part in parts:
+                self._check_wanted()
+                self._append(part)
+        except NoPartsError:
+            return
+        finally:
+            lanes.shut()
+            parts.close()
+            lanes.close()
+
+    def _took(self, count: int) -> None:
+        """Note what a part brought, and pay for it."""
+        self._bandwidth.take(count)
+        self._report(count)
+        while (pause := self._bandwidth.wait()) > 0:
+            self._aborted.wait(pause)
+            self._check_wanted()
+
     def _check_wanted(self) -> None:
         if self._aborted.is_set():
             raise UnavailableError("was given up", element=self._blob.digest)
@@ -272,8 +378,11 @@ class _Transfer:
         url = urlsplit(self._url)
         for _ in range(_REDIRECTS + 1):
             with closing(self._connect(url)) as connection:
+                self._reached = False
                 connection.connect()
+                self._reached = True
                 self._line = connection.sock
+                self._accept(connection.sock)
                 self._check_wanted()
                 headers = {"Accept-Encoding": "identity", "User-Agent": "skerry"}
                 if self._size:
@@ -338,9 +447,8 @@ class _Transfer:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             self._partial.unlink(missing_ok=True)
             return StorageFullError(element=self._blob.digest, hint="free some space on the device")
-        return UnavailableError(
-            f"cannot be fetched: {str(error)[:300] or type(error).__name__}", element=self._blob.digest
-        )
+        kind = UnavailableError if self._reached else UnreachableError
+        return kind(f"cannot be fetched: {str(error)[:300] or type(error).__name__}", element=self._blob.digest)
 
 
 def _checked_url(text: str, tls: ssl.SSLContext | None) -> SplitResult:

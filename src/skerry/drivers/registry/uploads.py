@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +37,10 @@ class UploadSettings:
     """Bounds of what may come in."""
 
     max_blob_bytes: int = 64 * 1024**3
-    max_uploads: int = 256
+    max_uploads: int = 1024
     """Uploads in progress at the same time."""
+    max_namespace_uploads: int = 256
+    """Of them into one namespace's repositories (`<namespace>/...`): one tenant must not keep out the others."""
     max_age_seconds: float = 24 * 3600.0
     """An upload nobody has added to for so long is given up."""
     reserve_bytes: int = 64 * 1024 * 1024
@@ -82,15 +84,16 @@ class Uploads:
         self._settings = settings
         self._open: dict[str, Upload] = {}
         self.sweep()
+        for directory in self._root.iterdir():
+            with suppress(NotFoundError):  # none of ours, or one that was just being begun
+                self.find(directory.name)
 
     def start(self, repository: str) -> Upload:
         """Begin an upload. Raises UnavailableError when there are too many, StorageFullError."""
-        if len(list(self._root.iterdir())) >= self._settings.max_uploads:
+        if self._progressing(repository):
             self.sweep()
-            if len(list(self._root.iterdir())) >= self._settings.max_uploads:
-                raise UnavailableError(
-                    f"{self._settings.max_uploads} uploads are in progress", element="upload", hint="try again later"
-                )
+            if full := self._progressing(repository):
+                raise UnavailableError(f"{full} are in progress", element="upload", hint="try again later")
         identity = secrets.token_hex(16)
         upload = Upload(id=identity, repository=repository, directory=self._root / identity)
         with self._space_reported(upload):
@@ -99,6 +102,15 @@ class Uploads:
             write_atomic(upload.directory / "repository", repository.encode(), mode=0o600)
         self._open[identity] = upload
         return upload
+
+    def _progressing(self, repository: str) -> str:
+        """Return how many uploads there are where there may be no more; empty where there may."""
+        namespace = repository.partition("/")[0]
+        of_it = sum(upload.repository.partition("/")[0] == namespace for upload in self._open.values())
+        if of_it >= self._settings.max_namespace_uploads:
+            return f"{of_it} uploads into {namespace}"
+        all_of_them = len(list(self._root.iterdir()))
+        return f"{all_of_them} uploads" if all_of_them >= self._settings.max_uploads else ""
 
     def find(self, identity: str) -> Upload:
         """Return an upload, also one begun before a restart. Raises NotFoundError."""
@@ -165,7 +177,7 @@ class Uploads:
 
     def sweep(self) -> None:
         """Give up uploads that nobody has added to for long."""
-        oldest = time.time() - self._settings.max_age_seconds
+        oldest, removed = time.time() - self._settings.max_age_seconds, False
         for directory in self._root.iterdir():
             known = self._open.get(directory.name)
             try:
@@ -175,7 +187,9 @@ class Uploads:
             if touched < oldest and not (known and known.busy):
                 self._open.pop(directory.name, None)
                 shutil.rmtree(directory, ignore_errors=True)
-        sync_directory(self._root)
+                removed = True
+        if removed:  # whoever asks for one more than there may be must not make the disk work
+            sync_directory(self._root)
 
     @contextmanager
     def _space_reported(self, upload: Upload) -> Iterator[None]:

@@ -343,7 +343,7 @@ class ProcessRuntime:
             return self._unwritten[name]
         try:
             return msgspec.json.decode(self._record_path(name).read_bytes(), type=Record)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def _drop_record(self, instance: Instance) -> None:

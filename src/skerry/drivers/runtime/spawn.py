@@ -94,6 +94,7 @@ def spawn(launch: Launch, environment: Mapping[str, str], limiter: Limiter) -> i
             stdout=output,
             stderr=output,
             close_fds=True,
+            pass_fds=launch.descriptors,
             start_new_session=True,
         )
     except (OSError, ValueError, IndexError) as error:

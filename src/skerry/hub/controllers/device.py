@@ -1,4 +1,4 @@
-"""Devices: what the operator wants of a device itself (link policy, update hold) goes into its desired state.
+"""Devices: what is wanted of a device itself goes into its desired state: link policy, update hold, and trust.
 
 Only the few fields that matter are read and kept of each device and record, for a fleet may be large.
 Must not live here: what a device makes of it (the agent), placement (`rollout`).
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from hashlib import sha256
 
 import msgspec
 
+from skerry.api.kinds import trust_policy
 from skerry.api.kinds.device import LinkPolicy, UpdateHold
+from skerry.api.kinds.trust_policy import TrustPolicy
 from skerry.api.meta import Struct
-from skerry.core.desired import DesiredRecord, tell_device
+from skerry.core.desired import DesiredRecord, tell_device, tell_trust
+from skerry.core.messages import TrustDesired
 from skerry.core.ports import Record
 from skerry.hub.context import HubContext
-from skerry.hub.controllers.informer import Informer
+from skerry.hub.controllers.informer import Informer, of_kind
 from skerry.hub.controllers.reconciler import Reconciler
+from skerry.hub.controllers.trust import handed
 from skerry.hub.objects import DESIRED_PREFIX
 
 log = logging.getLogger(__name__)
@@ -36,11 +41,26 @@ class _Spec(Struct, frozen=True, kw_only=True):
     hold: UpdateHold | None = None
 
 
+class _Told(Struct, frozen=True, kw_only=True):
+    """A record, as far as it concerns the same; of what proves itself only that it is there."""
+
+    link: LinkPolicy = LinkPolicy()
+    hold: UpdateHold | None = None
+    trust: str = ""
+    """Digest of it, for it is large."""
+
+
 class _Wanted(Struct, frozen=True, kw_only=True):
     """A Device, as far as it concerns its desired state."""
 
     metadata: _Meta
     spec: _Spec = _Spec()
+
+
+class _Record(Struct, frozen=True, kw_only=True):
+    link: LinkPolicy = LinkPolicy()
+    hold: UpdateHold | None = None
+    trust: TrustDesired | None = None
 
 
 async def run(context: HubContext) -> None:
@@ -56,12 +76,16 @@ class Devices:
         self._work: Reconciler[str] = Reconciler("device", self.reconcile, self._failed)
         self._wanted = Informer(context.objects.store, _DEVICES, _read_device, self._changed)
         self._told = Informer(context.objects.store, DESIRED_PREFIX, _read_record, lambda _, __: None)
+        self._policies = of_kind(context.objects.store, TrustPolicy, self._policy_changed)
+        self._handed: dict[str, TrustDesired | None] = {}
 
     async def run(self) -> None:
         """Watch and reconcile."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._told.run(), name="device-told")
+            group.create_task(self._policies.run(), name="device-policies")
             await self._told.wait_synced()  # else every device would be looked up once at the start
+            await self._policies.wait_synced()
             group.create_task(self._wanted.run(), name="device-informer")
             group.create_task(self._work.run(), name="device-reconciler")
 
@@ -72,13 +96,18 @@ class Devices:
             return None
         meta, spec = wanted.metadata, wanted.spec
         told = self._told.get(meta.uid)
-        if (told or _Spec()) == spec:
+        place = f"{meta.namespace}/{trust_policy.NAME}"
+        if self._policies.is_unreadable(place):
+            return None
+        trust = self._handed.get(meta.namespace)
+        now = _Told(link=spec.link, hold=spec.hold, trust=_digest(trust))
+        if (told or _Told()) == now:
             return None
         stored = await self._objects.update_desired(
             DesiredRecord(uid=meta.uid, namespace=meta.namespace, device=meta.name),
-            lambda record: tell_device(record, link=spec.link, hold=spec.hold),
+            lambda record: tell_trust(tell_device(record, link=spec.link, hold=spec.hold), trust),
         )
-        self._told.observe(meta.uid, spec, stored.revision)
+        self._told.observe(meta.uid, now, stored.revision)
         log.info("device.told namespace=%s name=%s version=%d", *_place(meta), stored.record.manifest_version)
         return None
 
@@ -89,6 +118,13 @@ class Devices:
         if new is not None and old != new:
             self._work.add(f"{new.metadata.namespace}/{new.metadata.name}")
 
+    def _policy_changed(self, old: TrustPolicy | None, new: TrustPolicy | None) -> None:
+        item, after = new or old, handed(new)
+        if item is not None and self._handed.get(item.metadata.namespace) != after:
+            self._handed[item.metadata.namespace] = after
+            for device in self._wanted.values(f"{item.metadata.namespace}/"):
+                self._work.add(f"{device.metadata.namespace}/{device.metadata.name}")
+
 
 def _place(meta: _Meta) -> tuple[str, str]:
     return meta.namespace, meta.name
@@ -98,5 +134,10 @@ def _read_device(record: Record) -> _Wanted:
     return msgspec.json.decode(record.value, type=_Wanted)
 
 
-def _read_record(record: Record) -> _Spec:
-    return msgspec.json.decode(record.value, type=_Spec)
+def _read_record(record: Record) -> _Told:
+    found = msgspec.json.decode(record.value, type=_Record)
+    return _Told(link=found.link, hold=found.hold, trust=_digest(found.trust))
+
+
+def _digest(trust: TrustDesired | None) -> str:
+    return "" if trust is None else sha256(msgspec.json.encode(trust)).hexdigest()

@@ -17,15 +17,19 @@ from skerry.api.kinds.device_class import DeviceClass
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
+from skerry.api.kinds.trust_policy import NAME as TRUST_POLICY
+from skerry.api.kinds.trust_policy import TrustPolicy
 from skerry.api.meta import LabelSelector, LabelSelectorRequirement, find_condition
-from skerry.core import benchmarks, classes, steps
+from skerry.core import benchmarks, classes, steps, trusted
 from skerry.core import deployment as deployments
 from skerry.core.desired import DesiredRecord
 from skerry.core.kinds import Fits, Kind, Kinds
+from skerry.core.messages import TrustDesired
 from skerry.core.placement import Cost
 from skerry.core.ports import Store
 from skerry.core.steps import Hold
 from skerry.hub.controllers import informer
+from skerry.hub.controllers.trust import handed
 from skerry.hub.device_status import AWAITING_RECONCILIATION
 
 Key = tuple[str, str]
@@ -66,6 +70,9 @@ class Fleet:
         self.devices = informer.of_kind(store, Device, self._device_changed, self._device_doubted)
         self.records = informer.of_desired(store, self._record_changed, self._record_doubted)
         self.classes = informer.of_kind(store, DeviceClass, self._class_changed)
+        self.policies = informer.of_kind(store, TrustPolicy, self._policy_changed, self._policy_doubted)
+        self._handed: dict[str, TrustDesired | None] = {}
+        """By namespace: what its devices are handed of a signed policy."""
         self.kinds = Kinds()
         self._fits: dict[str, tuple[ModelVersion, Fits]] = {}
         """By a rollout's uid, with the model version that they are about."""
@@ -82,7 +89,10 @@ class Fleet:
     @asynccontextmanager
     async def follow(self) -> AsyncIterator[None]:
         """Keep the copies up to date inside the block, which is entered when all are complete."""
-        copies = (self.deployments, self.rollouts, self.models, self.devices, self.records, self.classes)
+        copies = (
+            self.policies,
+            *(self.deployments, self.rollouts, self.models, self.devices, self.records, self.classes),
+        )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(copy.run()) for copy in copies]
             for copy in copies:
@@ -159,7 +169,7 @@ class Fleet:
     def model_of(self, rollout: Rollout) -> ModelVersion | None:
         """Return the model version that a rollout began with, if it is there and can be rolled out."""
         model = self.models.get(f"{rollout.metadata.namespace}/{rollout.spec.template.model_version}")
-        if model is None or model.status.phase != "Ready":
+        if model is None or model.status.phase != "Ready" or trusted.is_refused(model):
             return None
         return model if rollout.spec.model_digest in ("", model.spec.artifact.digest) else None
 
@@ -181,13 +191,25 @@ class Fleet:
             text = f'model version "{name}" does not exist in {namespace}; push it, or correct spec.modelVersion'
             return Hold(reason="ModelVersionMissing", message=text)
         if model.status.phase == "Ready":
-            return None
+            return self._trust_hold(namespace, model)
         why = next((c.message for c in model.status.conditions if c.type == "Ready"), "its artifacts are being checked")
         broken = model.status.phase == "Broken"
         return Hold(
             reason="ModelVersionBroken" if broken else deployments.PENDING,
             message=f'model version "{name}" is {"broken" if broken else "not ready yet"}: {why}',
         )
+
+    def _trust_hold(self, namespace: str, model: ModelVersion) -> Hold | None:
+        place = f"{namespace}/{TRUST_POLICY}"
+        if self.policies.is_unreadable(place):
+            return Hold(
+                reason=trusted.REFUSED, message=f"the trust policy of {namespace} cannot be read; repair or delete it"
+            )
+        return trusted.hold_of(self.policies.get(place), model)
+
+    def trust_of(self, namespace: str) -> TrustDesired | None:
+        """Return what a namespace's devices are handed of its trust anchor and policy."""
+        return self._handed.get(namespace)
 
     def unfit(self, kind: Kind, rollout: Rollout | None, device: Device | None) -> str:
         """Return why nothing of a rollout fits a kind of machine; found once for all devices that are alike.
@@ -198,7 +220,9 @@ class Fleet:
             return "there is no rollout"
         model = self.model_of(rollout)
         if model is None:
-            return f'model version "{rollout.spec.template.model_version}" is not ready'
+            name = rollout.spec.template.model_version
+            hold = self.hold_of(rollout.metadata.namespace, name, digest=rollout.spec.model_digest)
+            return f'model version "{name}" is not ready' if hold is None else hold.message
         uid = rollout.metadata.uid
         known = self._fits.get(uid)
         if known is None or known[0].metadata.resource_version != model.metadata.resource_version:
@@ -235,6 +259,18 @@ class Fleet:
             named = [deployment.spec, *(rollout.spec.template for rollout in self.rollouts_of(key))]
             if any(spec.model_version == name for spec in named):
                 self._listener.concern(key)
+
+    def _policy_changed(self, old: TrustPolicy | None, new: TrustPolicy | None) -> None:
+        item = new or old
+        if item is None or (old and new and (old.metadata.uid, old.spec) == (new.metadata.uid, new.spec)):
+            return
+        self._handed[item.metadata.namespace] = handed(new)
+        self._policy_doubted(f"{item.metadata.namespace}/{item.metadata.name}")
+
+    def _policy_doubted(self, place: str) -> None:
+        namespace = place.partition("/")[0]
+        for deployment in self.deployments.values(f"{namespace}/"):
+            self._listener.concern((namespace, deployment.metadata.name))
 
     def _class_changed(self, old: DeviceClass | None, new: DeviceClass | None) -> None:
         """What was measured concerns the rollouts that are under way."""

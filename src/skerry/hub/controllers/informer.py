@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Generic, TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ import msgspec
 from skerry.api.errors import ExpiredError, SkerryError
 from skerry.api.kinds import Resource
 from skerry.core.desired import DesiredRecord
+from skerry.core.messages import TrustDesired
 from skerry.core.ports import Change, Record, Store
 from skerry.hub import objects
 
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 PAGE = 500
 """Records read at a time."""
 _RETRY_SECONDS = 1.0
+_MAX_HANDED = 64
+"""Anchors with policies of which one copy is kept."""
 
 V = TypeVar("V", bound=msgspec.Struct)
 R = TypeVar("R", bound=Resource)
@@ -198,10 +202,16 @@ def of_desired(
     doubted: Callable[[str], None] = lambda _: None,
 ) -> Informer[DesiredRecord]:
     """Return an informer of the devices' records; keys are device uids."""
-    return Informer(
-        store,
-        objects.DESIRED_PREFIX,
-        lambda record: msgspec.json.decode(record.value, type=DesiredRecord),
-        changed,
-        doubted,
-    )
+    handed: dict[bytes, TrustDesired] = {}
+
+    def decode(record: Record) -> DesiredRecord:
+        """A namespace's devices are handed the same anchor and policy: one copy of it is kept for all."""
+        found = msgspec.json.decode(record.value, type=DesiredRecord)
+        if found.trust is None:
+            return found
+        digest = sha256(msgspec.json.encode(found.trust)).digest()
+        if digest not in handed and len(handed) >= _MAX_HANDED:
+            handed.clear()
+        return msgspec.structs.replace(found, trust=handed.setdefault(digest, found.trust))
+
+    return Informer(store, objects.DESIRED_PREFIX, decode, changed, doubted)

@@ -1,24 +1,27 @@
 """ModelVersions: what the registry holds of them. Ready when every manifest and blob is there, Broken when one is not.
 
-A broken one is looked at again, ever later, for what is missing may still be pushed. Must not live here: how manifests
-are read (`core.manifest`).
+A broken one is looked at again, ever later, for what is missing may still be pushed. A Ready one never changes, but for
+the signatures attached to it, which are looked for every SIGNATURES_SECONDS. Must not live here: how manifests are read
+(`core.manifest`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from skerry.api.errors import ConflictError, IntegrityError, InvalidError, NotFoundError
+from skerry.api.errors import ConflictError, IntegrityError, InvalidError, NotFoundError, SkerryError
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.variants import Blob, Delta, Variant
 from skerry.api.meta import Condition, set_condition
 from skerry.core import manifest
 from skerry.core.ports import ArtifactStore
+from skerry.hub import signatures
 from skerry.hub.context import HubContext
 from skerry.hub.controllers import informer, reconciler
 from skerry.hub.deltas import Deltas
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 Phase: TypeAlias = Literal["Pending", "Ready", "Broken"]
+SIGNATURES_SECONDS = 60.0
+"""On average, between two looks at what is attached to a version."""
 
 
 async def run(context: HubContext) -> None:
@@ -78,14 +83,45 @@ class ModelVersions:
     async def reconcile(self, key: Key) -> float | None:
         """Look once. Raises what is wrong, so that it is shown and looked at again."""
         item = self._items.get("/".join(key))
-        if item is None or (item.status.phase == "Ready" and item.status.variants):
+        if item is None:
             return None
+        if item.status.phase == "Ready" and item.status.variants:
+            await self._look_for_signatures(item)
+            return _soon()
         variants = await inspect(self._context.artifacts, item)
         sentence = f"{len(variants)} variants: {', '.join(variant.name for variant in variants)}"
         deltas = await self._deltas.make(item, variants)
-        await self._write(item, "Ready", "Complete", sentence, (variants, deltas))
-        log.info("model_version.ready namespace=%s name=%s variants=%d", *key, len(variants))
-        return None
+        signed, card = await self._signatures(item), await self._card(item)
+        await self._write(item, "Ready", "Complete", sentence, (variants, deltas), signed=signed, card=card)
+        log.info("model_version.ready namespace=%s name=%s variants=%d signatures=%d", *key, len(variants), len(signed))
+        return _soon()
+
+    async def _signatures(self, item: ModelVersion) -> list[Blob]:
+        artifact = item.spec.artifact
+        return await signatures.find(self._context.artifacts, artifact.repository, artifact.digest)
+
+    async def _card(self, item: ModelVersion) -> Blob | None:
+        artifact = item.spec.artifact
+        return await signatures.find_card(self._context.artifacts, artifact.repository, artifact.digest)
+
+    async def _look_for_signatures(self, item: ModelVersion) -> None:
+        """Write down which signatures are attached now; a registry that does not answer changes nothing."""
+        namespace, name = item.metadata.namespace, item.metadata.name
+        try:
+            found = await self._signatures(item)
+            card = item.status.card or await self._card(item)
+        except (SkerryError, OSError) as error:
+            log.warning("model_version.signatures_unknown namespace=%s name=%s error=%s", namespace, name, error)
+            return
+        if (found, card) == (item.status.signatures, item.status.card):
+            return
+
+        def change(current: ModelVersion) -> ModelVersion:
+            status = msgspec.structs.replace(current.status, signatures=found, card=card)
+            return msgspec.structs.replace(current, status=status)
+
+        await self._update(item, change)
+        log.info("model_version.signatures namespace=%s name=%s signatures=%d", namespace, name, len(found))
 
     async def _failed(self, key: Key, error: Exception) -> None:
         item = self._items.get("/".join(key))
@@ -103,8 +139,10 @@ class ModelVersions:
         reason: str,
         message: str,
         found: tuple[Sequence[Variant], Sequence[Delta]] = ((), ()),
+        *,
+        signed: Sequence[Blob] = (),
+        card: Blob | None = None,
     ) -> None:
-        namespace, name = item.metadata.namespace, item.metadata.name
         condition = Condition(
             type="Ready",
             status="True" if phase == "Ready" else "False",
@@ -118,16 +156,24 @@ class ModelVersions:
             phase=phase,
             variants=list(found[0]),
             deltas=list(found[1]),
+            signatures=list(signed),
+            card=card or item.status.card,
             conditions=set_condition(item.status.conditions, condition),
         )
 
-        def change(current: ModelVersion) -> ModelVersion:
+        await self._update(item, lambda current: msgspec.structs.replace(current, status=status))
+
+    async def _update(self, item: ModelVersion, change: Callable[[ModelVersion], ModelVersion]) -> None:
+        """Write what came of looking at that very version. Raises ConflictError if another one has its name now."""
+        namespace, name = item.metadata.namespace, item.metadata.name
+
+        def checked(current: ModelVersion) -> ModelVersion:
             if current.metadata.uid != item.metadata.uid:
                 raise ConflictError(element=f'modelversions "{name}"')
-            return msgspec.structs.replace(current, status=status)
+            return change(current)
 
         try:
-            written = await self._context.objects.update_status(ModelVersion, namespace, name, change)
+            written = await self._context.objects.update_status(ModelVersion, namespace, name, checked)
         except NotFoundError:  # deleted meanwhile
             return
         self._items.observe(f"{namespace}/{name}", written, int(written.metadata.resource_version))
@@ -135,6 +181,11 @@ class ModelVersions:
     def _changed(self, old: ModelVersion | None, new: ModelVersion | None) -> None:
         if new is not None and (old is None or old.spec != new.spec or old.metadata.uid != new.metadata.uid):
             self._work.add((new.metadata.namespace, new.metadata.name))
+
+
+def _soon() -> float:
+    """Seconds until signatures are looked for again; spread, for all versions are looked at when a hub starts."""
+    return SIGNATURES_SECONDS * random.uniform(0.75, 1.25)  # noqa: S311
 
 
 async def _check_blob(artifacts: ArtifactStore, repository: str, blob: Blob) -> None:

@@ -27,11 +27,11 @@ from skerry.api.errors import (
 from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentStatus
 from skerry.api.kinds.rollout import Rollout, RolloutSpec
 from skerry.api.meta import API_VERSION, ObjectMeta, OwnerReference
-from skerry.core import assignment, steps
+from skerry.core import assignment, steps, trusted
 from skerry.core import deployment as deployments
 from skerry.core.assignment import Target
 from skerry.core.deployment import Census
-from skerry.core.desired import DesiredRecord
+from skerry.core.desired import DesiredRecord, tell_trust
 from skerry.core.desired import withdraw as withdraw_from
 from skerry.core.roster import Roster
 from skerry.core.steps import Action, Assign, Hold, Return, SetStatus, Withdraw
@@ -252,13 +252,14 @@ class Rollouts:
         model = self._fleet.model_of(target)
         bound, now = Target(rollout=target, model=model), self._clock.now()
         empty = DesiredRecord(uid=member.uid, namespace=device.metadata.namespace, device=member.name)
+        trust = self._fleet.trust_of(device.metadata.namespace)
         try:
             async with gate:
                 stored = await self._objects.update_desired(
                     empty,
                     lambda record: assignment.carry_out(
                         action,
-                        record,
+                        tell_trust(record, trust),  # with what the device is to judge it by
                         device.status,
                         bound,
                         now,
@@ -281,7 +282,13 @@ class Rollouts:
             r for r in self._fleet.rollouts_of((meta.namespace, meta.name)) if r.spec.deployment_uid == meta.uid
         ]
         now = self._clock.now()
-        await self._write(found, lambda item: deployments.summarize(item, rollouts, census, now, hold=hold))
+        model = self._fleet.models.get(f"{meta.namespace}/{found.spec.model_version}")
+
+        def status(item: ModelDeployment) -> ModelDeploymentStatus:
+            summary = deployments.summarize(item, rollouts, census, now, hold=hold)
+            return trusted.with_condition(summary, item, model, now)
+
+        await self._write(found, status)
 
     async def _failed(self, key: Key, error: Exception) -> None:
         found = self._fleet.deployments.get("/".join(key))

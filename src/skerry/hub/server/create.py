@@ -10,8 +10,9 @@ from starlette.responses import Response
 from skerry.api.errors import AlreadyExistsError, BadRequestError, ForbiddenError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
+from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.meta import ObjectMeta
-from skerry.hub import enrollment
+from skerry.hub import enrollment, registry_tokens
 from skerry.hub.server import access, answer, owners
 from skerry.hub.server.call import Call
 
@@ -35,6 +36,8 @@ async def store(call: Call, item: Resource) -> Resource:
     match item:
         case JoinToken():
             return await enrollment.create_token(context, item)
+        case RegistryToken():
+            return await registry_tokens.create_token(context, item)
         case Enrollment():
             token = access.join_token(call.request.headers.get("authorization", ""))
             return await enrollment.enroll(context, item, join_token=token, identity=call.identity)

@@ -101,7 +101,7 @@ def _cell(column: Column, item: Resource, now: datetime) -> str:
         case "age":
             return age(values[0], now) if values else "<unknown>"
         case "bytes":
-            return quantity.human_bytes(values[0]) if values and values[0] else "<none>"
+            return quantity.human_bytes(sum(values)) if any(values) else "<none>"
         case _:
             words = [_word(value) for value in values if value != ""]
             return ",".join(dict.fromkeys(words)) or "<none>"

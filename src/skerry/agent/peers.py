@@ -1,0 +1,382 @@
+"""Models from neighbours of the same site, and one of them alone to fetch what none has: this device's part in it.
+
+Before a blob is fetched from the hub, neighbours are asked. What one has comes from there, verified by the same digest.
+What several want and none has is fetched by one (`core.peering`), and the others wait for it, as long as it comes on. A
+neighbour that lies, crawls or is silent is left alone for a while; the hub can be asked at any time. Bytes from
+neighbours do not count as metered.
+Lives here: what is sought and from whom. Must not live here: the rule (`core.peering`), sockets (`peers_asking`,
+`peers_server`), when the line to the hub may be used (`policy`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from skerry.agent import peers_asking, settings
+from skerry.agent.disk import Disk
+from skerry.agent.peers_server import PeerServer, Shop
+from skerry.agent.settings import PeerSettings
+from skerry.api import duration, quantity
+from skerry.api.errors import IntegrityError, SkerryError, StorageFullError, UnavailableError
+from skerry.api.kinds.variants import Blob
+from skerry.core import peering
+from skerry.core.journal import Slot
+from skerry.core.messages import WorkloadDesired
+from skerry.core.peering import Go, Stand, Take, Told, Wait
+from skerry.core.ports import ArtifactSource, Clock
+from skerry.drivers.registry.bandwidth import Bandwidth
+
+log = logging.getLogger(__name__)
+
+LEAST_BYTES = 16 * 1024
+"""Of a blob for which asking around is worth it."""
+MAX_ASKED = 8
+"""Neighbours for one blob, those that rank first: with more of them, all ask the same ones."""
+ASK_AGAIN_SECONDS = 1.0
+SILENT_SECONDS, SLOW_SECONDS, LIAR_SECONDS = 30.0, 600.0, 3600.0
+"""How long a neighbour is left alone that could not be asked or broke off, that crawled, that gave something else."""
+SPEED_SECONDS = 10.0
+LEAST_SPEED = 32 * 1024
+"""Bytes per second, over any SPEED_SECONDS; slower is no help."""
+PROGRESS = 100
+"""A neighbour that fetches for all is waited for while it brings so little as one part of this many."""
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbourhood:
+    """What it takes to be one of them."""
+
+    uid: str
+    asking: ssl.SSLContext
+    serving: ssl.SSLContext | None
+    """None: this device has no certificate to serve with."""
+    server_uid: Callable[[ssl.SSLObject], str]
+    """Who answers. Raises UnauthorizedError."""
+    client_uid: Callable[[ssl.SSLObject], str]
+    """Who asks. Raises UnauthorizedError."""
+    source: Callable[[Address, str], ArtifactSource]
+    """Fetches from the neighbour of that address and uid."""
+    discovery: Callable[[PeerSettings, Callable[[], int]], contextlib.AbstractAsyncContextManager[Found]] | None = None
+    """Finds others, and has them find this one's port, while the context lasts."""
+
+
+Found = Mapping[str, Address]
+"""Neighbours that were found, by uid; it changes."""
+
+
+class Peers:
+    """This device among its neighbours; without a neighbourhood, or settings that name one, it is alone."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        clock: Clock,
+        wanted: PeerSettings,
+        hood: Neighbourhood | None,
+        *,
+        named: Callable[[], Mapping[str, Iterable[Slot]]],
+    ) -> None:
+        """`named` gives the slots of all workloads, whose blobs are what there is to give."""
+        self._disk = disk
+        self._clock = clock
+        self._wanted = wanted
+        self._named = named
+        self._hood = hood if wanted.listen or wanted.neighbours or wanted.discover else None
+        self._patience = duration.to_seconds(wanted.patience)
+        self._addresses = [settings.address(one) for one in wanted.neighbours]
+        self._found: Found = {}
+        self._uids: dict[Address, str] = {}
+        self._leave_until: dict[Address, float] = {}
+        self._seeking: dict[str, Seeking] = {}
+        self.server = self._server()
+
+    @property
+    def asks(self) -> bool:
+        """Whether there may be anybody to ask."""
+        return self._hood is not None and bool(self._addresses or self._wanted.discover)
+
+    async def run(self) -> None:
+        """Serve neighbours and find them, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            if self.server is not None:
+                tasks.create_task(self.server.run(), name="peers")
+            if self._hood is not None and self._wanted.discover:
+                tasks.create_task(self._discover(self._hood), name="peer discovery")
+
+    async def _discover(self, hood: Neighbourhood) -> None:
+        if hood.discovery is None:
+            log.error("peers.not_discovered error=%s", "multicast DNS is not installed; install skerry[peers]")
+            return
+        try:
+            async with hood.discovery(
+                self._wanted, lambda: 0 if self.server is None else self.server.port
+            ) as self._found:
+                await asyncio.Event().wait()
+        except (OSError, SkerryError) as error:
+            log.error("peers.not_discovered error=%s", error)
+
+    # --- giving -----------------------------------------------------------------------------------------------------
+
+    def _server(self) -> PeerServer | None:
+        hood, wanted = self._hood, self._wanted
+        if hood is None or not wanted.listen:
+            return None
+        if hood.serving is None:
+            log.error("peers.no_certificate hint=%s", "run `skerry agent renew`, then start the agent again")
+            return None
+        shop = Shop(find=self.find, stand=self.stand, client=hood.client_uid)
+        bandwidth = Bandwidth(quantity.to_bytes(wanted.max_bandwidth))
+        host, port = settings.address(wanted.listen)
+        return PeerServer(host, port, hood.serving, shop, bandwidth, transfers=wanted.max_transfers)
+
+    def find(self, digest: str) -> Path | None:
+        """Return where a blob lies that may be given away."""
+        for listed in self._named().values():
+            for slot in listed:
+                for blob in (slot.desired.blob, slot.desired.golden):
+                    if blob is not None and blob.digest == digest and is_open(slot.desired):
+                        path = self._disk.blob(blob)
+                        with contextlib.suppress(OSError):
+                            return path if path.stat().st_size == blob.size else None
+        return None
+
+    def stand(self, digest: str) -> Told:
+        """Return where this device stands towards a blob that it does not give away."""
+        seeking = self._seeking.get(digest)
+        return Told(stand="none") if seeking is None else Told(stand=seeking.stand, came=seeking.came)
+
+    # --- taking -----------------------------------------------------------------------------------------------------
+
+    def is_worth(self, desired: WorkloadDesired, blob: Blob) -> bool:
+        """Whether neighbours are asked for a blob."""
+        return self.asks and blob.size >= LEAST_BYTES and is_open(desired)
+
+    @contextlib.contextmanager
+    def seeking(self, desired: WorkloadDesired, blob: Blob) -> Iterator[Seeking]:
+        """Seek a blob inside the block: this device's stand towards it is told to whoever asks."""
+        made = Seeking(self, desired, blob)
+        if not self.is_worth(desired, blob):
+            yield made
+            return
+        self._seeking[blob.digest] = made
+        try:
+            yield made
+        finally:
+            if self._seeking.get(blob.digest) is made:
+                del self._seeking[blob.digest]
+
+    async def offered(self, desired: WorkloadDesired, blobs: Iterable[Blob]) -> set[str]:
+        """Return the digests that some neighbour gives away now."""
+        sought = [blob for blob in blobs if self.is_worth(desired, blob)]
+        told = [await self.ask(desired.repository, blob) for blob in sought]
+        return {
+            blob.digest for blob, one in zip(sought, told, strict=True) if any(t.stand == "has" for t in one.values())
+        }
+
+    async def ask(self, repository: str, blob: Blob) -> dict[str, Told]:
+        """Ask the neighbours that count; return what those told that could be asked, by uid."""
+        hood = self._hood
+        if hood is None:
+            return {}
+        path = f"/v2/{repository}/blobs/{blob.digest}"
+        asked = self._chosen(blob.digest, hood.uid)
+        answers = await asyncio.gather(
+            *(peers_asking.ask(*one, path, hood.asking, identify=hood.server_uid) for one in asked),
+            return_exceptions=True,
+        )
+        told: dict[str, Told] = {}
+        for address, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, UnavailableError):
+                self._leave(address, SILENT_SECONDS, answer)
+            elif isinstance(answer, SkerryError):
+                self._leave(address, LIAR_SECONDS, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                uid, said = answer
+                self._uids[address] = uid
+                if uid != hood.uid:
+                    told[uid] = said
+        return told
+
+    def _chosen(self, digest: str, own: str) -> list[Address]:
+        now = self._clock.monotonic()
+        known = {address: uid for uid, address in self._found.items()}
+        there = {one: known.get(one) or self._uids.get(one, f"{one[0]}:{one[1]}") for one in [*self._addresses, *known]}
+        near = [one for one, uid in there.items() if uid != own and now >= self._leave_until.get(one, now)]
+        return sorted(near, key=lambda one: peering.rank(digest, there[one]))[:MAX_ASKED]
+
+    def _leave(self, address: Address, seconds: float, error: SkerryError) -> None:
+        log.info("peers.left_alone address=%s:%d seconds=%d error=%s", *address, seconds, error)
+        self._leave_until[address] = self._clock.monotonic() + seconds
+
+    def leave(self, uid: str, seconds: float, error: SkerryError) -> None:
+        """Ask a neighbour nothing for a while."""
+        for address, known in self._uids.items():
+            if known == uid:
+                self._leave(address, seconds, error)
+
+    def source(self, uid: str) -> ArtifactSource | None:
+        """Return what fetches from a neighbour that was asked; None when it is left alone since."""
+        now, hood = self._clock.monotonic(), self._hood
+        for address, known in self._uids.items():
+            if known == uid and hood is not None and now >= self._leave_until.get(address, now):
+                return hood.source(address, uid)
+        return None
+
+    @property
+    def uid(self) -> str:
+        """This device's; "" while it is alone."""
+        return "" if self._hood is None else self._hood.uid
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a neighbour's fetch may stand still."""
+        return self._patience
+
+    @property
+    def clock(self) -> Clock:
+        """What time it is."""
+        return self._clock
+
+
+class Seeking:
+    """One blob that is sought."""
+
+    def __init__(self, peers: Peers, desired: WorkloadDesired, blob: Blob) -> None:
+        self._peers = peers
+        self._desired = desired
+        self._blob = blob
+        self._best: dict[str, int] = {}
+        """How far those have come that fetched it."""
+        self._most = 0
+        """Neighbours that had it at the same time."""
+        self._moved = peers.clock.monotonic()
+        self.stand: Stand = "none"
+        self.came = 0
+
+    def note(self, count: int) -> None:
+        """Note bytes that came over the line to the hub."""
+        self.came += count
+
+    async def brought(self, target: Path, progress: Callable[[int], None], may_fetch: Callable[[], bool]) -> bool:
+        """Bring the blob from a neighbour; False when nobody has it and it is this device's turn, or nobody's.
+
+        Waits while another one's turn is. While `may_fetch` says no, this device is not to fetch it, so it takes what
+        there is and waits for nobody. Raises StorageFullError.
+        """
+        if not self._peers.is_worth(self._desired, self._blob):
+            return False
+        while True:
+            if not may_fetch():
+                self.stand = "none"
+            elif self.stand == "none":
+                self.stand = "wants"
+            told = await self._peers.ask(self._desired.repository, self._blob)
+            seen_as: Stand = "wants" if self.stand == "none" else self.stand
+            choice = peering.choose(self._blob.digest, self._peers.uid, seen_as, told)
+            if isinstance(choice, Take):
+                if await self._take_from(choice.peers, target, progress):
+                    return True
+            elif not await self._goes_on(choice, told):
+                return False
+
+    async def _goes_on(self, choice: Go | Wait, told: Mapping[str, Told]) -> bool:
+        """Follow the rule where there is nothing to take; False when this device is to stop asking."""
+        if self.stand == "none":  # it may not fetch: it only waits where somebody will soon have a hand free
+            if not any(one.stand == "has" for one in told.values()):
+                return False
+        elif isinstance(choice, Go):
+            self.stand = choice.stand
+            return choice.stand != "fetches"
+        elif self._has_waited_enough(told):
+            log.warning("peers.waited_in_vain digest=%s peer=%s", self._blob.digest, choice.peer)
+            self.stand = "fetches"
+            return False
+        else:
+            self.stand = "wants"
+        await asyncio.sleep(ASK_AGAIN_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+        return True
+
+    def _has_waited_enough(self, told: Mapping[str, Told]) -> bool:
+        """Whether nobody who is ahead has come on for too long; next to nothing is no progress."""
+        step, now = max(self._blob.size // PROGRESS, 1), self._peers.clock.monotonic()
+        steps = {peer: min(one.came, self._blob.size) // step for peer, one in told.items() if one.stand == "fetches"}
+        most = sum(one.stand == "has" for one in told.values())
+        if most > self._most or any(count > self._best.get(peer, -1) for peer, count in steps.items()):
+            self._moved = now
+        self._most = max(most, self._most)
+        self._best |= {peer: max(count, self._best.get(peer, -1)) for peer, count in steps.items()}
+        return now - self._moved > self._peers.patience
+
+    async def _take_from(self, peers: Iterable[str], target: Path, progress: Callable[[int], None]) -> bool:
+        for uid in peers:
+            source = self._peers.source(uid)
+            if source is None:
+                continue
+            try:
+                await _at_speed(source, self._desired.repository, self._blob, target, progress)
+            except StorageFullError:
+                raise
+            except _SlowError as error:
+                self._peers.leave(uid, SLOW_SECONDS, error)
+            except IntegrityError as error:
+                log.warning("peers.lied peer=%s digest=%s error=%s", uid, self._blob.digest, error)
+                self._peers.leave(uid, LIAR_SECONDS, error)
+            except SkerryError as error:
+                self._peers.leave(uid, SILENT_SECONDS, error)
+            else:
+                log.info("peers.brought peer=%s digest=%s bytes=%d", uid, self._blob.digest, self._blob.size)
+                return True
+        return False
+
+
+class _SlowError(SkerryError):
+    """Gives too slowly."""
+
+
+async def _at_speed(
+    source: ArtifactSource, repository: str, blob: Blob, target: Path, progress: Callable[[int], None]
+) -> None:
+    """Fetch as long as it comes on at least so fast. Raises what the source does, and _SlowError."""
+    came = 0
+
+    def count(size: int) -> None:
+        nonlocal came
+        came += size
+        progress(size)
+
+    fetching = asyncio.ensure_future(source.fetch(repository, blob, target, progress=count))
+    try:
+        while True:
+            before = came
+            ended, _ = await asyncio.wait({fetching}, timeout=SPEED_SECONDS)
+            if ended:
+                fetching.result()
+                return
+            if came - before < LEAST_SPEED * SPEED_SECONDS:
+                raise _SlowError(f"gave {came - before} bytes in {SPEED_SECONDS:g} s", element=blob.digest)
+    finally:
+        if not fetching.done():
+            fetching.cancel()
+            await asyncio.wait({fetching})
+
+
+def is_open(desired: WorkloadDesired) -> bool:
+    """Whether a workload's model may lie about, and be given to neighbours: not where it is under protection."""
+    return desired.protection == "none"
+
+
+@contextlib.asynccontextmanager
+async def nobody() -> AsyncIterator[Found]:
+    """Find nobody."""
+    yield {}

@@ -1,0 +1,310 @@
+"""The device's own word on what it takes: its trust anchor, and its namespace's policy signed by the anchor's keys.
+
+    trust.json    `core.anchor.Anchored`, 0600: atomic and fsynced before anything follows from it
+
+Without that file the device asks for no signatures. With it nothing is fetched, laid or served that the policy does not
+cover, whatever the hub says: no policy yet, an expired one, or a damaged file mean that nothing new is taken. What
+serves goes on: its server is asked for its signatures again when it is started, not while it runs, and expiry does
+not count then, for a device that was cut off must come back after a reboot.
+
+Lives here: that file, and the verdict over one workload with the bundles in the cache. Must not live here: the rules
+(`core.anchor`, `core.trust_policy`), how bundles get into the cache (`work`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from skerry.agent.admission import RefusedError
+from skerry.agent.disk import Disk
+from skerry.agent.identity import PEM_FILE
+from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, SkerryError
+from skerry.api.kinds.device import TrustFacts
+from skerry.api.kinds.trust_policy import MAX_ROOT_CHARACTERS, TrustTerms
+from skerry.core import anchor, trust_policy
+from skerry.core.anchor import Anchored, Root, SignedPolicy
+from skerry.core.card import CARD_FILE, MAX_CARD_BYTES
+from skerry.core.journal import Slot
+from skerry.core.messages import TrustDesired, WorkloadDesired
+from skerry.core.ports import Clock
+
+log = logging.getLogger(__name__)
+
+FILE = "trust.json"
+MAX_BUNDLE_BYTES = 1024 * 1024
+"""Of one signature; larger ones are not fetched."""
+_NO_CARD = "none"
+_HINT = "have it signed by those whom the namespace's trust policy names, or ask its owners"
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Anchor and policy, read."""
+
+    root: Root
+    policy: SignedPolicy
+
+
+class Trust:
+    """The trust of one device."""
+
+    def __init__(self, disk: Disk, clock: Clock) -> None:
+        """Read what is kept. A file that cannot be read leaves a device that takes nothing."""
+        self._disk, self._clock = disk, clock
+        self._state: Anchored | None = None
+        self._damage = ""
+        self._problem = ""
+        try:
+            self._state = read(disk)
+        except SkerryError as error:
+            self._damage = error.sentence
+            log.error("trust.unreadable error=%s", error)
+        self._root: Root | None = None
+        if self._state is not None and not self._state.namespace:
+            self._state = msgspec.structs.replace(self._state, namespace=_namespace(disk))
+            try:
+                write(disk, self._state)
+            except (SkerryError, OSError) as error:  # a disk that is full or became read-only; at the next start then
+                log.error("trust.not_written error=%s", error)
+        self._standing, self._why = self._read()
+
+    @property
+    def asks(self) -> bool:
+        """Whether this device asks for signatures at all."""
+        return self._state is not None or bool(self._damage)
+
+    def facts(self) -> TrustFacts | None:
+        """Return what the hub is told; None for a device without an anchor."""
+        if not self.asks:
+            return None
+        standing, root = self._standing, self._root
+        return TrustFacts(
+            anchor=0 if root is None else root.version,
+            policy=0 if standing is None else standing.policy.terms.version,
+            anchor_expires_at=None if root is None else root.expires_at,
+            policy_expires_at=None if standing is None else standing.policy.terms.expires_at,
+            message=(self._damage or self._problem or self._why)[:1000],
+        )
+
+    def accept(self, offered: TrustDesired | None) -> None:
+        """Follow what the hub hands over as far as it proves itself, durably. Raises StorageFullError, OSError.
+
+        What is not good is told (`facts`), and changes nothing; so does an offer of nothing.
+        """
+        if self._state is None or offered is None:
+            return
+        from skerry.drivers import owner_keys  # noqa: PLC0415 - for devices with an anchor alone; the agent stays small
+
+        after, problem = anchor.accept(self._state, offered, owner_keys.verify)
+        if problem != self._problem:
+            log.log(logging.WARNING if problem else logging.INFO, "trust.offered problem=%s", problem or "-")
+        if after != self._state:
+            self._keep(after)
+            self._standing, self._why = self._read()
+            log.info("trust.accepted policy_version=%d", after.policy_version)
+        self._problem = problem
+
+    def expect(self, desired: WorkloadDesired) -> None:
+        """Refuse early what could not be taken whatever its signatures say. Raises RefusedError("Trust")."""
+        standing = self._new(desired)
+        if standing is None or standing.policy.terms.mode != "enforce":
+            return
+        terms = standing.policy.terms
+        large = max((blob.size for blob in desired.signatures), default=0)
+        if large > MAX_BUNDLE_BYTES:
+            raise self._refused(desired, f"one of its signatures has {large} bytes")
+        if desired.card is None or desired.card.size > MAX_CARD_BYTES:
+            raise self._refused(desired, "found no card, which says of which model a signature is")
+        if not desired.signatures or trust_policy.rule_of(terms, desired.model) is None:
+            raise self._refused(desired, trust_policy.judge(terms, desired.model, [], needed=_needed(desired)).message)
+
+    def check(self, desired: WorkloadDesired) -> None:
+        """Refuse to take something new that the policy does not cover, or that it covered until it expired.
+
+        Its bundles must be in the cache; blocks. Raises RefusedError("Trust"), IntegrityError for one that is lost.
+        """
+        standing = self._new(desired)
+        if standing is not None:
+            self._judge(standing, desired)
+
+    def check_slot(self, slot: Slot) -> None:
+        """Refuse to start what the policy does not cover, expired or not. Raises as `check`."""
+        standing = self._stand(slot.desired)
+        if standing is not None:
+            self._judge(standing, slot.desired)
+
+    # --- the verdict ------------------------------------------------------------------------------------------------
+
+    def _stand(self, desired: WorkloadDesired) -> _Standing | None:
+        """Return what counts; None for a device that asks for nothing, or whose policy is off."""
+        if not self.asks:
+            return None
+        if self._standing is None:
+            raise self._refused(desired, self._damage or self._why)
+        return None if self._standing.policy.terms.mode == "off" else self._standing
+
+    def _new(self, desired: WorkloadDesired) -> _Standing | None:
+        standing = self._stand(desired)
+        if standing is not None and standing.policy.terms.mode == "enforce":
+            try:
+                anchor.check_current(standing.root, standing.policy, self._clock.now())
+            except IntegrityError as error:
+                raise RefusedError("Trust", error.cause, element=error.element, hint=error.hint) from None
+        return standing
+
+    def _judge(self, standing: _Standing, desired: WorkloadDesired) -> None:
+        terms = standing.policy.terms
+        moment = max([self._clock.now(), *([terms.issued_at] if terms.issued_at else [])])
+        found, failures, lost = self._verified(terms, desired, moment)
+        card = desired.card.digest if desired.card is not None else _NO_CARD
+        needed = _needed(desired)
+        verdict = trust_policy.judge(terms, desired.model, found, needed=needed, card=card, failures=failures)
+        if verdict.covered:
+            verdict = self._read_card(desired, verdict, lost)
+        if verdict.covered:
+            return
+        if lost and terms.mode == "enforce":  # it is fetched again; what is there may be enough meanwhile
+            raise IntegrityError(f"what it was signed with is lost: {lost[0]}", element=_element(desired))
+        if terms.mode == "warn":
+            log.warning("trust.not_covered model_version=%s message=%s", desired.model_version, verdict.message)
+            return
+        raise self._refused(desired, verdict.message)
+
+    def _verified(
+        self, terms: TrustTerms, desired: WorkloadDesired, moment: datetime
+    ) -> tuple[list[trust_policy.Signed], list[str], list[str]]:
+        """Return what holds, why the rest does not, and what of it is not in the cache (any more)."""
+        from skerry.drivers.signing import policy  # noqa: PLC0415 - as in `accept`
+
+        bundles, lost = [], []
+        for blob in desired.signatures:
+            try:
+                bundles.append(self._disk.read_blob(blob, most=MAX_BUNDLE_BYTES))
+            except (NotFoundError, IntegrityError) as error:
+                lost.append(error.sentence)
+        try:
+            found, failures = policy.verify_all(bundles, terms, moment)
+        except SkerryError as error:  # the policy's own keys
+            found, failures = [], [error.sentence]
+        return found, failures, lost
+
+    def _read_card(
+        self, desired: WorkloadDesired, verdict: trust_policy.Verdict, lost: list[str]
+    ) -> trust_policy.Verdict:
+        """Return the verdict with what the card says; one that is not in the cache is added to what is lost."""
+        golden = desired.golden.digest if desired.golden is not None else ""
+        try:
+            if desired.card is None:
+                raise InvalidError("is missing", element=CARD_FILE)
+            raw = self._disk.read_blob(desired.card, most=MAX_CARD_BYTES)
+        except (NotFoundError, IntegrityError, InvalidError) as error:
+            lost.append(error.sentence)
+            return trust_policy.Verdict(covered=False, message=error.sentence)
+        try:
+            trust_policy.check_card(
+                raw,
+                model=desired.model,
+                version=desired.version,
+                variants={desired.variant: desired.blob.digest},
+                golden=golden,
+            )
+        except SkerryError as error:
+            return trust_policy.Verdict(covered=False, message=error.sentence)
+        return verdict
+
+    def _refused(self, desired: WorkloadDesired, cause: str) -> RefusedError:
+        told = f"{cause}; {self._problem}" if self._problem else cause
+        return RefusedError("Trust", told, element=_element(desired), hint=_HINT)
+
+    # --- what is kept -----------------------------------------------------------------------------------------------
+
+    def _keep(self, state: Anchored) -> None:
+        write(self._disk, state)
+        self._state = state
+
+    def _read(self) -> tuple[_Standing | None, str]:
+        """Return what counts now, or why nothing does."""
+        state, self._root = self._state, None
+        if state is None:
+            return None, ""
+        if not state.root:
+            return None, "it has no trust anchor yet"
+        try:
+            self._root = anchor.read_root(anchor.read(state.root, FILE))
+            if not state.policy:
+                return None, "it has no policy signed by its trust anchor's keys yet"
+            return _Standing(self._root, anchor.read_policy(anchor.read(state.policy, FILE))), ""
+        except SkerryError as error:
+            return None, error.sentence
+
+
+def read(disk: Disk) -> Anchored | None:
+    """Return what is kept; None for a device without an anchor. Raises InvalidError when it is damaged."""
+    try:
+        return msgspec.json.decode(disk.read(FILE), type=Anchored)
+    except NotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise InvalidError(
+            f"is damaged: {str(error)[:200]}",
+            element=str(disk.root / FILE),
+            hint="nothing new is taken; set the anchor again with `skerry agent trust`",
+        ) from None
+
+
+def write(disk: Disk, state: Anchored) -> None:
+    """Make it durable. Raises StorageFullError, OSError."""
+    disk.write(FILE, msgspec.json.encode(state))
+
+
+def begin(disk: Disk, word: str) -> None:
+    """Set a device's anchor as a person on the device wants it, in place of an earlier one.
+
+    `word` is a file with a root, `sha256:<hex>` of what is signed of one, or `first-use` for the first that the hub
+    offers. The namespace is the device's own at its next start. Raises InvalidError, IntegrityError, NotFoundError.
+    """
+    if word == "first-use":
+        state = Anchored(namespace="")
+    elif word.startswith("sha256:"):
+        if len(word) != 71 or not set(word[7:]) <= set("0123456789abcdef"):
+            raise InvalidError("is no digest", element=word[:80], hint="`skerry trust show root.json` prints it")
+        state = Anchored(namespace="", pin=word)
+    else:
+        from skerry.drivers import owner_keys  # noqa: PLC0415 - as in `accept`
+
+        sealed = anchor.read(_read_file(word), word)
+        anchor.check_first(sealed, owner_keys.verify)
+        state = Anchored(namespace="", root=anchor.write(sealed))
+    write(disk, state)
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return file.read(MAX_ROOT_CHARACTERS + 1)
+    except OSError as error:
+        raise NotFoundError(f"cannot be read: {error.strerror}", element=path) from None
+
+
+def _namespace(disk: Disk) -> str:
+    """Return the namespace this device was enrolled into; from now on it stays the one whose policies count."""
+    from cryptography import x509  # noqa: PLC0415 - once in an anchor's life
+
+    subject = x509.load_pem_x509_certificate(disk.read(PEM_FILE)).subject
+    units = subject.get_attributes_for_oid(x509.NameOID.ORGANIZATIONAL_UNIT_NAME)
+    return str(units[0].value) if units else "default"
+
+
+def _needed(desired: WorkloadDesired) -> Sequence[str]:
+    """The files that a signature must be over: the model, and the samples that it is judged by."""
+    return [desired.blob.digest, *([desired.golden.digest] if desired.golden is not None else [])]
+
+
+def _element(desired: WorkloadDesired) -> str:
+    return f"{desired.model_version} {desired.variant}"[:200]

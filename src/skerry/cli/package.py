@@ -1,0 +1,62 @@
+"""Model packages as the command line shows them: reading a card, printing its table.
+
+Lives here: what several verbs print of a package. Must not live here: a verb, how packages are made or sent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skerry.api import quantity
+from skerry.api.errors import InvalidError
+from skerry.api.kinds.variants import Variant
+from skerry.cli import output
+from skerry.core import card as cards
+from skerry.core import pareto
+
+
+def read_card(package: Path) -> cards.EvaluationCard:
+    """Read a package's card. Raises InvalidError."""
+    path = package / cards.CARD_FILE
+    try:
+        return cards.decode(path.read_bytes())
+    except OSError as error:
+        raise InvalidError(
+            error.strerror or str(error), element=str(path), hint="make a package with `skerry model optimize`"
+        ) from None
+
+
+def print_card(card: cards.EvaluationCard) -> None:
+    """Print a card's table of variants, those on the Pareto front marked, then what was rejected and why."""
+    metric = card.evaluation.metric
+    variants = [packaged.variant for packaged in card.variants]
+    front = pareto.front(variants)
+    rows = [
+        (
+            v.name,
+            quantity.human_bytes(v.blob.size),
+            f"{v.metric:.4f}",
+            _interval(v),
+            f"{round(v.metric - card.evaluation.baseline, 4) or 0.0:+.4f}",
+            f"{v.profile.latency_p50_ms:.3f} ms",
+            f"{v.profile.latency_p95_ms:.3f} ms",
+            quantity.human_bytes(v.profile.peak_memory_bytes),
+            f"{v.error.max_abs:.2g}",
+            "*" if v.name in front else "-",
+            v.recipe,
+        )
+        for v in variants
+    ]
+    columns = ("VARIANT", "SIZE", metric.upper(), "95% INTERVAL", "CHANGE", "P50", "P95", "PEAK MEMORY", "MAX ERROR")
+    output.print_table((*columns, "FRONT", "RECIPE"), rows)
+    for rejected in card.rejected:
+        output.say(f"rejected {rejected.name}: {rejected.reason}")
+    output.say(
+        f"{card.model} {card.version}: source {metric} {card.evaluation.baseline:.4f} on {card.evaluation.samples} "
+        f"test samples, {card.golden.samples} golden samples; * = no other variant is both better and faster"
+    )
+
+
+def _interval(variant: Variant) -> str:
+    found = variant.metric_interval
+    return f"{found.low:.4f}-{found.high:.4f}" if found is not None else ""

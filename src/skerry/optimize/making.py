@@ -118,9 +118,11 @@ def recipes_for(job: VariantJob, facts: Facts) -> Sequence[Recipe]:
         raise UnsupportedError(cause, element=name)
     complete = [recipe for recipe in fitting if not recipe.missing()]
     if not complete:
-        missing = sorted({distribution for recipe in fitting for distribution in recipe.missing()})
-        hint = f"pip install 'skerry[{fitting[0].extra}]'"
-        raise UnsupportedError(f"needs {', '.join(missing)}, not installed here", element=name, hint=hint)
+        best = fitting[0]
+        hint = f"pip install 'skerry[{best.extra}]'"
+        raise UnsupportedError(
+            f"needs {', '.join(sorted(best.missing()))}, not installed here", element=name, hint=hint
+        )
     return complete
 
 

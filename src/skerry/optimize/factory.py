@@ -212,6 +212,8 @@ def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[Varian
             places = beside.places(run.wanted, spec)
             directory = run.cache.keep("variant", key, directory, inputs=verdict.read, places=places)
         made[spec.name] = _Made(spec=spec, directory=directory, verdict=verdict, key=key)
+        if verdict.outcome == "kept":
+            run.tell("variant.made", variant=spec.name)
     return made
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from skerry.api.errors import InvalidError
+from skerry.optimize import graph
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.evaluate import Runner
 from skerry.optimize.importers import torch_onnx
 from skerry.optimize.importers.tensors import Reference
 from skerry.optimize.importers.torch_onnx import Wanted
+from skerry.optimize.passes import layers, simplify
 
 SAMPLES = np.arange(24, dtype=np.float32).reshape(6, 4) - 10
 
@@ -89,3 +91,41 @@ def test_what_the_tracer_does_not_see_is_found_by_the_check() -> None:
     traced = torch_onnx.by_trace(module, wanted())
     with pytest.raises(InvalidError):
         torch_onnx.check(traced, reference(module), {"x": SAMPLES})
+
+
+class Blocks(torch.nn.Module):
+    """Weights that the exporter or the simplifier fuses, transposes or folds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        part = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+        self.block = torch.nn.Sequential(part, torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 1))
+        self.blocker = torch.nn.Linear(4, 4)
+        self.last = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.blocker(self.block(x)))
+
+
+@pytest.mark.parametrize(
+    ("module", "nodes"),
+    [
+        ("last", ["/last/MatMul", "/last/Add"]),
+        ("block.0", ["/block/block.0/block.0.0/Conv_output_0"]),
+        ("block.0.0", ["/block/block.0/block.0.0/Conv_output_0"]),
+        ("block.2", ["/block/block.2/Conv"]),
+        ("block", ["/block/block.0/block.0.0/Conv_output_0", "/block/block.1/Relu", "/block/block.2/Conv"]),
+    ],
+)
+def test_layers_are_found_by_their_modules_name(module: str, nodes: list[str]) -> None:
+    asked = Wanted(inputs=["x"], outputs=["y"], examples=(torch.zeros(2, 1, 6, 6),), opset=20)
+    model = graph.parse(simplify.simplify(torch_onnx.by_trace(Blocks().eval(), asked)))
+    assert layers.matching(model, [module]) == nodes
+
+
+def test_a_name_that_stands_for_no_layer_is_refused() -> None:
+    asked = Wanted(inputs=["x"], outputs=["y"], examples=(torch.zeros(2, 1, 6, 6),), opset=20)
+    model = graph.parse(torch_onnx.by_trace(Blocks().eval(), asked))
+    with pytest.raises(InvalidError, match=r"layer bloc: there is no such layer"):
+        layers.matching(model, ["bloc"])

@@ -116,6 +116,9 @@ def _traced(module: torch.nn.Module, wanted: Wanted) -> bytes:
         wanted.examples,
         target,  # type: ignore[arg-type]
         dynamo=False,
+        # the module is in evaluation; told so, the exporter would fuse and fold weights under names of its own
+        training=torch.onnx.TrainingMode.PRESERVE,
+        do_constant_folding=False,
         verbose=False,
         input_names=wanted.inputs,
         output_names=wanted.outputs,

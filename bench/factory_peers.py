@@ -11,7 +11,8 @@ The peer needs an environment of its own; --peer names its interpreter:
 
     python -m venv peer && peer/bin/pip install olive-ai==0.13.0 requests torch==2.13.0 onnxruntime==1.32.0 onnxscript
 
-(`requests` is undeclared there, its telemetry is turned off here, and its evaluator fails unless its type is given.)
+(`requests` is undeclared there, and its evaluator fails unless its type is given.) Its telemetry is turned off, unless
+--telemetry leaves it as it comes.
 """
 
 import argparse
@@ -79,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", type=Path, help="the Python of an environment with olive-ai")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--telemetry", action="store_true", help="leave the peer's telemetry as it comes: on")
     parser.add_argument("--trained", type=Path, help="a directory with weights.pt and data.npz")
     options = parser.parse_args()
     versions = peer_versions(options.peer)
@@ -94,7 +96,8 @@ def main() -> None:
             given = {"scratch": scratch, "trained": trained, "source": source}
             walls = {"skerry": rounds("skerry", origin, options.rounds, **given)}
             if versions is not None:
-                walls["olive"] = rounds("olive", origin, options.rounds, **given, peer=options.peer)
+                own = {"peer": options.peer, "telemetry": options.telemetry}
+                walls["olive"] = rounds("olive", origin, options.rounds, **given, **own)
                 print(f"from {origin}: olive / skerry = {walls['olive'] / walls['skerry']:.2f}")
     if versions is None:
         print(f"Olive was not measured: {'no --peer given' if options.peer is None else f'{options.peer} has none'}")
@@ -118,7 +121,15 @@ def export(trained: Path, scratch: Path) -> Path:
 
 
 def rounds(
-    tool: str, origin: str, count: int, *, scratch: Path, trained: Path, source: Path | None, peer: Path | None = None
+    tool: str,
+    origin: str,
+    count: int,
+    *,
+    scratch: Path,
+    trained: Path,
+    source: Path | None,
+    peer: Path | None = None,
+    telemetry: bool = False,
 ) -> float:
     """Run one tool, print its row, return its median wall time."""
     walls, peaks = [], []
@@ -126,7 +137,9 @@ def rounds(
         out = scratch / "out"
         shutil.rmtree(out, ignore_errors=True)
         command = ours(trained, out, source, "int8") if peer is None else theirs(trained, scratch, out, source, peer)
-        wall, peak = run(command, scratch)
+        if telemetry and peer is not None:
+            command = [word for word in command if word != "--disable_telemetry"]
+        wall, peak = run(command, scratch, telemetry=telemetry)
         walls.append(wall)
         peaks.append(peak / 2**20)
     (made,) = out.glob("*.onnx")
@@ -207,12 +220,12 @@ def workflow(script: Path, scratch: Path, out: Path, source: Path | None) -> Map
     }
 
 
-def run(command: Sequence[str], scratch: Path) -> tuple[float, int]:
+def run(command: Sequence[str], scratch: Path, *, telemetry: bool = False) -> tuple[float, int]:
     """Run a command; return its wall time, seconds, and the peak memory of all its processes, bytes."""
     own = "skerry.optimize" in command
     with (scratch / "said").open("wb") as said:
         start = time.monotonic()
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=None if own else clean())
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=None if own else clean(telemetry=telemetry))
         peak, ended = 0, threading.Event()
 
         def watch() -> None:
@@ -249,12 +262,14 @@ def memory(pid: int) -> int:
     return total
 
 
-def clean() -> Mapping[str, str]:
-    """Return the environment without what is ours, and with the peer's telemetry off.
+def clean(*, telemetry: bool = False) -> Mapping[str, str]:
+    """Return the environment without what is ours, and with the peer's telemetry off unless it is wanted.
 
     Its own switch still sends one message, and retries for seconds where there is no network; `CI` stops that too.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    if telemetry:
+        return {name: value for name, value in own.items() if name != "CI"}
     return {**own, "OLIVE_DISABLE_TELEMETRY": "1", "CI": "true"}
 
 

@@ -19,12 +19,15 @@ from skerry.optimize.__main__ import DONE, ERROR, PARTIAL, run
 WIDTH, CLASSES = 64, 8
 LIMIT = 300
 STARVING = """
-import json, sys
+import sys
 
 def score(outputs, answers):
-    job = json.load(open(sys.argv[1]))
-    if job["type"] == "variant" and job["variant"]["name"] == "onnx-fp16":
-        bytearray(64 << 30)
+    frame = sys._getframe()
+    while frame is not None:
+        variant = getattr(frame.f_locals.get("job"), "variant", None)
+        if variant is not None and variant.name == "onnx-fp16":
+            bytearray(64 << 30)
+        frame = frame.f_back
     return float((outputs[0].argmax(axis=1) == answers).mean())
 
 score.targets = "classes"

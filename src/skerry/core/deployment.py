@@ -18,6 +18,7 @@ import msgspec
 
 from skerry.api.kinds.device import RunningRevision
 from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus
+from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.meta import Condition, find_condition, set_condition
 from skerry.core import steps
@@ -132,6 +133,19 @@ def summarize(
             _available(deployment, census, now),
         ),
     )
+
+
+def meaningless(wish: ModelDeploymentSpec, model: ModelVersion) -> Hold | None:
+    """Say which constraint means nothing for how this model was judged; None when each means something."""
+    evaluation = model.spec.evaluation
+    if wish.constraints.min_accuracy is None or evaluation.higher_is_better:
+        return None
+    text = (
+        f'spec.constraints.minAccuracy is a lower limit, and model version "{model.metadata.name}" is judged by '
+        f"{evaluation.metric[:_MAX_WORD]}, of which less is better; leave it out: the factory's allowed drop has "
+        "bounded what its variants lose"
+    )
+    return Hold(reason="ConstraintMeaningless", message=text)
 
 
 def failing(deployment: ModelDeployment, reason: str, message: str, now: datetime) -> ModelDeploymentStatus:

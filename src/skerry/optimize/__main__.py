@@ -24,9 +24,10 @@ from typing import NoReturn, TextIO
 import msgspec
 
 from skerry.api.errors import InvalidError, SkerryError, UnsupportedError
-from skerry.optimize import progress
+from skerry.optimize import jobs, progress
 from skerry.optimize.foreign import first_line
 from skerry.optimize.recipe import Optimization
+from skerry.optimize.standby import Standby
 
 DONE, ERROR, USAGE, PARTIAL, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -85,10 +86,18 @@ def run(arguments: Sequence[str], stream: TextIO) -> int:
 
 
 def _optimize(options: argparse.Namespace, tell: progress.Progress, stream: TextIO) -> int:
+    with Standby(own_groups=True) as ready:
+        if len(os.sched_getaffinity(0)) > 1 and not (options.schema or options.list or options.on == "kubernetes"):
+            # what takes long to import is imported there while this process reads the recipe
+            ready.start(jobs.WORKER, ahead=[*jobs.SIMPLIFIER, *_importers(options)])
+        return _carry_out(options, tell, stream, ready)
+
+
+def _carry_out(options: argparse.Namespace, tell: progress.Progress, stream: TextIO, ready: Standby) -> int:
     try:
         from skerry.optimize import cache, capabilities, factory, package, request  # noqa: PLC0415 - not needed for --help
     except ModuleNotFoundError as error:
-        hint = "pip install 'skerry[torch]'"
+        hint = "pip install 'skerry[factory]'"
         raise UnsupportedError(f"{error.name} is not installed", element="factory", hint=hint) from error
     if options.schema or options.list:
         answer = request.json_schema() if options.schema else capabilities.report()
@@ -103,10 +112,17 @@ def _optimize(options: argparse.Namespace, tell: progress.Progress, stream: Text
         package.check_target(Path(wanted.out))
     with _cache_root(options, cache.default_root()) as root:
         if options.step is not None:
-            factory.make_step(wanted, cache.Cache(root), tell, options.step)
+            factory.make_step(wanted, cache.Cache(root), tell, options.step, ready)
             return DONE
-        outcome = factory.make_package(wanted, cache.Cache(root), tell)
+        outcome = factory.make_package(wanted, cache.Cache(root), tell, ready)
     return PARTIAL if outcome.failed else DONE
+
+
+def _importers(options: argparse.Namespace) -> list[str]:
+    """Return the importer that a source needs, where the options alone tell; the recipe is not read yet."""
+    if options.torch:
+        return ["skerry.optimize.importers.torch"]
+    return ["skerry.optimize.importers.onnx"] if str(options.source).endswith(".onnx") else []
 
 
 def _on_kubernetes(options: argparse.Namespace, wanted: Optimization, tell: progress.Progress, stream: TextIO) -> int:

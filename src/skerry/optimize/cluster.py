@@ -5,10 +5,10 @@ Lives here: what is sent, and calling the two tools. Must not live here: the man
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,47 @@ from typing import Any
 import msgspec
 
 from skerry.api import codec
-from skerry.api.errors import InvalidError, NotFoundError, SkerryError, TimedOutError, UnsupportedError
-from skerry.optimize import kubernetes, package
+from skerry.api.errors import SkerryError, TimedOutError, UnsupportedError
+from skerry.optimize import inputs, kubernetes, package
 from skerry.optimize.kubernetes import Cluster
 from skerry.optimize.progress import Progress
 from skerry.optimize.recipe import Optimization
 
 TRANSFER_SECONDS = 3600.0
 COMMAND_SECONDS = 120.0
+LOOK_SECONDS = 5.0
+"""Between two looks at the Jobs."""
+
+
+class _Condition(msgspec.Struct, frozen=True):
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+
+
+class _Status(msgspec.Struct, frozen=True):
+    conditions: list[_Condition] = []
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    name: str
+    labels: dict[str, str] = {}
+
+
+class _Job(msgspec.Struct, frozen=True):
+    """What counts here of a batch/v1 Job."""
+
+    metadata: _Metadata
+    status: _Status = _Status()
+
+    def condition(self, name: str) -> _Condition | None:
+        """Return a condition that is true."""
+        return next((one for one in self.status.conditions if one.type == name and one.status == "True"), None)
+
+
+class _Jobs(msgspec.Struct, frozen=True):
+    items: list[_Job]
 
 
 def to_yaml(jobs: Sequence[dict[str, Any]]) -> str:
@@ -32,29 +65,22 @@ def to_yaml(jobs: Sequence[dict[str, Any]]) -> str:
 
 
 def gather(wanted: Optimization, directory: Path) -> None:
-    """Copy everything that the Jobs need into a directory, with a recipe that names it there.
-
-    Beside a Python file go the Python files of its directory, which it may import. Raises NotFoundError, InvalidError
-    when two files of the same name are needed.
-    """
-    plain = msgspec.to_builtins(wanted)
-    plain["out"] = "package"
-    plain.get("resources", {}).pop("memory", None)  # there it is what the container may take
-    source, data = plain["source"], plain["data"]
-    for holder, field in ((source, "path"), (source, "weights"), (source, "code"), (data, "path"), (plain, "metric")):
-        if os.path.isabs(value := holder.get(field, "")):
-            holder[field] = _copy(value, directory)
-    for variant in plain["variants"]:
-        tune = variant.get("pruning", {}).get("fineTune", "")
-        if os.path.isabs(tune):
-            variant["pruning"]["fineTune"] = _copy(tune, directory)
-    (directory / kubernetes.RECIPE).write_text(codec.to_yaml(plain), encoding="utf-8")
+    """Copy everything that the Jobs need into a directory, with a recipe that names it there. Raises as `inputs`."""
+    for name, path in inputs.files(wanted).items():
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copyfile(path, target)
+    (directory / kubernetes.RECIPE).write_text(codec.to_yaml(inputs.localised(wanted)), encoding="utf-8")
 
 
 def run(wanted: Optimization, cluster: Cluster, tell: Progress) -> None:
-    """Carry it out and bring the package to its place. Blocks until the last Job has ended.
+    """Carry it out and bring the package to its place. Blocks until the last Job has ended, or one has failed.
 
-    Raises UnsupportedError when a tool is missing, SkerryError with what a tool said, TimedOutError.
+    Raises UnsupportedError when a tool is missing, SkerryError with what a tool said or which Job failed,
+    TimedOutError.
     """
     for tool in ("oras", "kubectl"):
         if shutil.which(tool) is None:
@@ -64,49 +90,60 @@ def run(wanted: Optimization, cluster: Cluster, tell: Progress) -> None:
     jobs, name = kubernetes.manifests(wanted, cluster), kubernetes.run_name(wanted)
     plain = ["--plain-http"] if cluster.plain_http else []
     with tempfile.TemporaryDirectory(prefix="skerry-factory-") as scratch:
-        inputs, made = Path(scratch) / "inputs", Path(scratch) / "package"
-        inputs.mkdir()
-        gather(wanted, inputs)
+        sent, made = Path(scratch) / "inputs", Path(scratch) / "package"
+        sent.mkdir()
+        gather(wanted, sent)
         _call(
             ["oras", "push", *plain, kubernetes.reference(cluster, name, "inputs"), "inputs"],
             Path(scratch),
             TRANSFER_SECONDS,
         )
         tell("kubernetes.sent", run=name)
-        _call(["kubectl", "apply", "-f", "-"], inputs, COMMAND_SECONDS, given=to_yaml(jobs))
+        _call(["kubectl", "apply", "-f", "-"], sent, COMMAND_SECONDS, given=to_yaml(jobs))
         tell("kubernetes.applied", jobs=[job["metadata"]["name"] for job in jobs])
-        last, seconds = jobs[-1]["metadata"]["name"], jobs[-1]["spec"]["activeDeadlineSeconds"]
-        wait = ["kubectl", "wait", "--namespace", cluster.namespace, f"job/{last}", "--for=condition=complete"]
-        _call([*wait, f"--timeout={seconds}s"], inputs, seconds + COMMAND_SECONDS)
+        _wait(name, cluster, jobs, tell)
         where = kubernetes.reference(cluster, name, "package")
-        _call(["oras", "pull", *plain, where, "-o", scratch], inputs, TRANSFER_SECONDS)
+        _call(["oras", "pull", *plain, where, "-o", scratch], sent, TRANSFER_SECONDS)
         card = package.adopt(made, target)
     kept = [packaged.variant.name for packaged in card.variants]
     tell("done", package=str(target), kept=kept, rejected=[one.name for one in card.rejected], seconds=0.0)
 
 
-def _copy(value: str, directory: Path) -> str:
-    """Copy a file or directory in; return what it is called there."""
-    file, _, function = value.rpartition(":") if ".py:" in value else (value, "", "")
-    path = Path(file)
-    if not path.exists():
-        raise NotFoundError("no such file", element=file)
-    beside = sorted(path.parent.glob("*.py")) if path.suffix == ".py" else [path]
-    for each in beside:
-        target = directory / each.name
-        if each.is_dir():
-            shutil.copytree(each, target)
-        elif not target.exists():
-            shutil.copyfile(each, target)
-        elif target.read_bytes() != each.read_bytes():
-            hint = "give them different names"
-            raise InvalidError(
-                "two files have this name, and Jobs get all in one directory", element=each.name, hint=hint
-            )
-    return f"{path.name}:{function}" if function else path.name
+def _wait(run: str, cluster: Cluster, jobs: Sequence[dict[str, Any]], tell: Progress) -> None:
+    """Wait until the Job that collects is complete. Raises SkerryError as soon as one fails for good, TimedOutError."""
+    last = jobs[-1]
+    deadline = time.monotonic() + last["spec"]["activeDeadlineSeconds"] + COMMAND_SECONDS
+    label = f"app.kubernetes.io/instance={run}"
+    ask = ["kubectl", "get", "jobs", "--namespace", cluster.namespace, "--selector", label, "--output", "json"]
+    done: set[str] = set()
+    while True:
+        found = _decode(_call(ask, Path.cwd(), COMMAND_SECONDS))
+        for job in found.items:
+            part = job.metadata.labels.get(kubernetes.PART, "")
+            if failed := job.condition("Failed"):
+                said = ": ".join(filter(None, (failed.reason, failed.message)))
+                name = f"job/{job.metadata.name}"
+                see = f"kubectl logs --namespace {cluster.namespace} {name} --all-containers"
+                hint = f"see `{see}`; run again after `kubectl delete jobs --namespace {cluster.namespace} -l {label}`"
+                raise SkerryError(f"failed: {said}" if said else "failed", element=name, hint=hint)
+            if job.condition("Complete") and part not in done:
+                done.add(part)
+                tell("kubernetes.finished", part=part)
+        if last["metadata"]["labels"][kubernetes.PART] in done:
+            return
+        if time.monotonic() > deadline:
+            raise TimedOutError("not done within its deadline", element=f"job/{last['metadata']['name']}")
+        time.sleep(LOOK_SECONDS)
 
 
-def _call(command: Sequence[str], directory: Path, seconds: float, *, given: str = "") -> None:
+def _decode(said: str) -> _Jobs:
+    try:
+        return msgspec.json.decode(said, type=_Jobs)
+    except msgspec.DecodeError as error:
+        raise SkerryError(f"answered nonsense ({error})", element="kubectl get jobs") from error
+
+
+def _call(command: Sequence[str], directory: Path, seconds: float, *, given: str = "") -> str:
     try:
         done = subprocess.run(
             command, input=given, cwd=directory, capture_output=True, text=True, timeout=seconds, check=False
@@ -116,3 +153,4 @@ def _call(command: Sequence[str], directory: Path, seconds: float, *, given: str
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise SkerryError(said[-1][:400], element=" ".join(command[:2]))
+    return done.stdout

@@ -26,6 +26,7 @@ from skerry.optimize.package import Draft
 from skerry.optimize.pool import Ended, Event, Job, Pool
 from skerry.optimize.progress import Progress
 from skerry.optimize.recipe import Optimization, VariantSpec
+from skerry.optimize.standby import Standby
 
 _RELAYED = {"source.loaded", "baseline", "exported", "variant.retried"}
 _FAILED = "error"
@@ -47,7 +48,10 @@ class _Run:
     cache: Cache
     tell: Progress
     memory: int
+    ready: Standby
     keep_failures: bool = False
+    expected: Sequence[VariantSpec] = ()
+    """Variants whose workers are to get ready once the source is loaded."""
     errors: dict[str, Event] = field(default_factory=dict)
 
     def hear(self, job: Job, event: Event) -> None:
@@ -56,6 +60,9 @@ class _Run:
         if name == _FAILED:
             self.errors[job.name] = event
         elif name in _RELAYED:
+            if name == "source.loaded":
+                for spec in self.expected:
+                    self.ready.start(jobs.WORKER, ahead=_loads(spec))
             self.tell(name, **{_snake(key): value for key, value in event.items()})
 
 
@@ -69,16 +76,17 @@ class _Made:
     key: str
 
 
-def make_package(wanted: Optimization, cache: Cache, tell: Progress) -> Outcome:
+def make_package(wanted: Optimization, cache: Cache, tell: Progress, ready: Standby) -> Outcome:
     """Make, judge and measure all variants and publish the package. Blocks for seconds to minutes, or hours.
 
-    Raises InvalidError when no variant survives, AlreadyExistsError, StorageFullError; then nothing is published.
+    `ready` may have workers that wait. Raises InvalidError when no variant survives, AlreadyExistsError,
+    StorageFullError; then nothing is published.
     """
     started = time.time()
     clock = time.monotonic()
     with package.draft(Path(wanted.out)) as draft, _room(cache):
-        run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted))
-        source = _import(run)
+        run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted), ready=ready)
+        source = _import(run, wanted.variants)
         facts = jobs.read_facts(source)
         golden = Golden(blob=draft.take(source / jobs.GOLDEN_FILE, GOLDEN_FILE), samples=facts.golden_samples)
         made = _make_variants(run, source, facts, wanted.variants)
@@ -111,7 +119,7 @@ def _draw(card: EvaluationCard, draft: Draft, tell: Progress) -> None:
         tell("plot.skipped", reason=error.sentence)
 
 
-def make_step(wanted: Optimization, cache: Cache, tell: Progress, step: str) -> None:
+def make_step(wanted: Optimization, cache: Cache, tell: Progress, step: str, ready: Standby) -> None:
     """Do one step and leave it in the cache: `import`, or a variant's name, of which a failure is kept as well.
 
     Raises InvalidError for a variant that is not wanted, and what the import may raise.
@@ -120,8 +128,8 @@ def make_step(wanted: Optimization, cache: Cache, tell: Progress, step: str) -> 
     if step != "import" and not specs:
         known = ", ".join(["import", *(spec.name for spec in wanted.variants)])
         raise InvalidError("is not a step of this run", element=f"--step {step[:80]}", hint=f"choose from {known}")
-    run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted), keep_failures=True)
-    source = _import(run)
+    run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted), ready=ready, keep_failures=True)
+    source = _import(run, specs)
     for spec in specs:
         facts = jobs.read_facts(source)
         made = _make_variants(run, source, facts, specs)[spec.name]
@@ -144,11 +152,15 @@ def _room(cache: Cache) -> Iterator[None]:
         cache.prune()
 
 
-def _import(run: _Run) -> Path:
-    """Return the directory of the finished import. Raises what the worker says."""
+def _import(run: _Run, specs: Sequence[VariantSpec]) -> Path:
+    """Return the directory of the finished import; workers for the variants get ready meanwhile.
+
+    Raises what the worker says.
+    """
     key, places = keys.of_import(run.wanted), beside.places(run.wanted)
     found = run.cache.find("import", key, places=places)
     if found is not None:
+        run.ready.close()  # what waits may have a framework in it that the variants do not need
         facts = jobs.read_facts(found)
         run.tell("source.cached", kind=facts.kind)
         run.tell("baseline", metric_name=facts.metric, metric=facts.baseline, samples=facts.samples)
@@ -159,6 +171,7 @@ def _import(run: _Run) -> Path:
     job = _write_job(
         "import", jobs.ImportJob(optimization=run.wanted, directory=str(directory)), need=0, memory=run.memory
     )
+    run.expected = specs[: min(_parallel(run), bounds.processors()) - 1]  # one processor is the import's
     (ended,) = _pool(run, parallel=1).run([job])
     (directory / jobs.JOB_FILE).unlink()
     _raise_failure(run, ended)
@@ -188,8 +201,7 @@ def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[Varian
         forms = {recipe.form for recipe in passes.RECIPES.get(jobs.parse_name(spec.name), ())}
         need = bounds.need(source, facts, graph_alone=forms <= {"onnx"})
         todo[spec.name] = spec, _write_job(spec.name, job, need=need, memory=run.memory), directory, key
-    parallel = run.wanted.resources.parallel or bounds.processors()
-    for ended in _pool(run, parallel=parallel).run([job for _, job, _, _ in todo.values()]):
+    for ended in _pool(run, parallel=_parallel(run)).run([job for _, job, _, _ in todo.values()]):
         spec, _, directory, key = todo[ended.job.name]
         (directory / jobs.JOB_FILE).unlink()
         verdict = _heard(run, ended) or jobs.read_verdict(directory)
@@ -200,6 +212,8 @@ def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[Varian
             places = beside.places(run.wanted, spec)
             directory = run.cache.keep("variant", key, directory, inputs=verdict.read, places=places)
         made[spec.name] = _Made(spec=spec, directory=directory, verdict=verdict, key=key)
+        if verdict.outcome == "kept":
+            run.tell("variant.made", variant=spec.name)
     return made
 
 
@@ -216,13 +230,29 @@ def _pool(run: _Run, *, parallel: int) -> Pool:
             run.tell("variant.started", variant=job.name, precision=precision)
 
     timeout = run.wanted.resources.timeout_seconds
-    return Pool(memory=run.memory, parallel=parallel, timeout_seconds=timeout, tell=run.hear, started=started)
+    return Pool(
+        memory=run.memory,
+        parallel=parallel,
+        timeout_seconds=timeout,
+        tell=run.hear,
+        started=started,
+        ready=run.ready,
+    )
+
+
+def _parallel(run: _Run) -> int:
+    return run.wanted.resources.parallel or bounds.processors()
+
+
+def _loads(spec: VariantSpec) -> list[str]:
+    """Return what the first recipe of a variant imports."""
+    return list(next((recipe.loads for recipe in passes.RECIPES.get(jobs.parse_name(spec.name), ())), ()))
 
 
 def _write_job(name: str, job: jobs.AnyJob, *, need: int, memory: int) -> Job:
     file = Path(job.directory) / jobs.JOB_FILE
     file.write_bytes(msgspec.json.encode(job))
-    return Job(name=name, arguments=["-m", "skerry.optimize.worker", str(file), str(memory)], need=need)
+    return Job(name=name, arguments=jobs.WORKER, need=need, given=jobs.line(file, memory))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

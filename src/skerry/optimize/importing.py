@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -24,11 +25,14 @@ from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Dataset, Inputs
 from skerry.optimize.importers import Source
 from skerry.optimize.metrics import Metric
-from skerry.optimize.passes import material
+from skerry.optimize.passes import material, simplify
 from skerry.optimize.progress import Progress
+from skerry.optimize.standby import Standby
 
 OPSET = 20
 """What torch's exporter recommends and ONNX Runtime 1.18 already runs."""
+SIMPLIFY_SECONDS = 600.0
+"""Beyond that the graph stays as it was exported."""
 _SAME = 0.99999
 """Cosine of two outputs that differ by rounding alone."""
 _MEASURED = 16
@@ -36,8 +40,8 @@ _CHECKED = 64
 """Samples on which a simplified graph is compared with the one it came from."""
 
 
-def run(job: jobs.ImportJob, tell: Progress) -> None:
-    """Do it. Raises SkerryError, with the file, array or tensor as the element."""
+def run(job: jobs.ImportJob, tell: Progress, ready: Standby) -> None:
+    """Do it; `ready` may have a simplifier. Raises SkerryError, with the file, array or tensor as the element."""
     wanted, directory = job.optimization, Path(job.directory)
     started = time.monotonic()
     metric = find_metric(wanted.metric)
@@ -52,7 +56,7 @@ def run(job: jobs.ImportJob, tell: Progress) -> None:
     _check_finite(golden, "golden samples")
     _check_golden(metric, golden, data)
     _write_samples(directory, data, signature, golden)
-    size, problem = _write_graph(directory, source, data, opset=wanted.opset or OPSET, tell=tell)
+    size, problem = _write_graph(directory, source, data, opset=wanted.opset or OPSET, tell=tell, ready=ready)
     read = beside.imported(wanted)
     if source.kind == "onnx":
         read |= beside.external(wanted, source.digests)
@@ -137,14 +141,16 @@ def _write_samples(directory: Path, data: Dataset, signature: ModelSignature, go
     write_arrays(directory / jobs.GOLDEN_FILE, arrays, compress=True)
 
 
-def _write_graph(directory: Path, source: Source, data: Dataset, *, opset: int, tell: Progress) -> tuple[int, str]:
+def _write_graph(
+    directory: Path, source: Source, data: Dataset, *, opset: int, tell: Progress, ready: Standby
+) -> tuple[int, str]:
     """Write the ONNX graph if the source has one; return its size, and why there is none."""
     started = time.monotonic()
     if "onnx" not in source.forms:
         return 0, ""
     try:
         exported = source.onnx(material.first(data.test.inputs, _CHECKED), opset=opset)
-        simplified = _simplified(exported, material.first(data.golden.inputs, _CHECKED))
+        simplified = _simplified(exported, material.first(data.golden.inputs, _CHECKED), directory, ready)
     except SkerryError as error:
         return 0, error.sentence
     (directory / jobs.GRAPH_FILE).write_bytes(simplified)
@@ -152,17 +158,25 @@ def _write_graph(directory: Path, source: Source, data: Dataset, *, opset: int, 
     return len(simplified), ""
 
 
-def _simplified(exported: bytes, inputs: Inputs) -> bytes:
+def _simplified(exported: bytes, inputs: Inputs, directory: Path, ready: Standby) -> bytes:
     """Return the simplified graph if the simplifier can cope with it and the result does the same."""
-    from skerry.optimize.passes import simplify  # noqa: PLC0415 - heavy
-
+    given, made = directory / ".exported.onnx", directory / ".simplified.onnx"
     try:
-        simplified = simplify.simplify(exported)
+        given.write_bytes(exported)
+        with ready.take(jobs.SIMPLIFIER) as process:
+            try:
+                process.communicate(msgspec.json.encode([str(given), str(made)]) + b"\n", timeout=SIMPLIFY_SECONDS)
+            finally:
+                process.kill()
+        simplified = made.read_bytes() if process.returncode == 0 else b""
         before, after = evaluate.Runner(exported).predict(inputs), evaluate.Runner(simplified).predict(inputs)
         if evaluate.numerical_error(after, before).cosine > _SAME:
             return simplified
-    except Exception:  # noqa: BLE001, S110 - it fails in many ways, and is only there to help
+    except (OSError, SkerryError, subprocess.TimeoutExpired):  # it is only there to help
         pass
+    finally:
+        given.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
     return simplify.infer_shapes(exported)
 
 

@@ -28,6 +28,11 @@ GOLDEN_FILE = "golden.npz"
 SIGNATURE_FILE = "signature.json"
 VERDICT_FILE = "verdict.json"
 
+WORKER = ("-m", "skerry.optimize.worker")
+"""The interpreter's arguments for a worker; behind them, modules that it shall import before its job comes."""
+SIMPLIFIER = ("-m", "skerry.optimize.passes.simplify")
+"""What an import has its graph simplified by; behind WORKER, the worker shall have it started before its job comes."""
+
 ENGINES: dict[Format, Engine] = {
     "onnx": "onnxruntime",
     "tflite": "litert",
@@ -104,6 +109,16 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, str] = {}
     read: dict[str, str] = {}
     """Name (`beside`) -> sha256 of what the user's code imported."""
+
+
+def line(file: Path, memory: int) -> bytes:
+    """Return what tells a worker its job: the file, and how many bytes of its own data it may have."""
+    return msgspec.json.encode([str(file), memory])
+
+
+def read_line(given: bytes) -> tuple[str, int]:
+    """Return what `line` wrote."""
+    return msgspec.json.decode(given, type=tuple[str, int])
 
 
 def parse_name(name: str) -> tuple[Format, Precision]:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from skerry.optimize import keys
+from skerry.optimize import inputs, keys
 from skerry.optimize.recipe import Optimization
 
 ORAS = "ghcr.io/oras-project/oras:v1.3.0"
 RECIPE = "optimize.yaml"
 DEFAULT_MEMORY = "4Gi"
+PART = "app.kubernetes.io/component"
+"""The label that says which Job of a run it is: `import`, a variant's name, or `collect`."""
 KEEP_SECONDS = 24 * 3600
 """A finished Job stays this long, for its logs."""
 _MAX_NAME = 63
@@ -49,9 +51,9 @@ class Cluster:
 
 
 def run_name(wanted: Optimization) -> str:
-    """Return the run's name: the same model, data and recipe have the same one."""
+    """Return the run's name: the same model, data and recipe have the same one, with all files that are sent."""
     options = [keys.of_options(wanted, spec) for spec in wanted.variants]
-    parts = [keys.of_import(wanted), wanted.name, wanted.version, *options, str(wanted.runs)]
+    parts = [keys.of_import(wanted), inputs.digest(wanted), wanted.name, wanted.version, *options, str(wanted.runs)]
     return f"{wanted.name}-{wanted.version}"[:30].rstrip("-.").replace(".", "-") + "-" + _short("\n".join(parts))
 
 
@@ -91,7 +93,7 @@ class _Job:
         labels = {
             "app.kubernetes.io/name": "skerry-optimize",
             "app.kubernetes.io/instance": self._run,
-            "app.kubernetes.io/component": self._part,
+            PART: self._part,
         }
         name = _name(f"{self._run}-{self._part}")
         return {

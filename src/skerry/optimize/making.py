@@ -18,8 +18,8 @@ import numpy as np
 
 from skerry.api.errors import InvalidError, SkerryError, StorageFullError, UnsupportedError
 from skerry.api.kinds.tensors import ModelSignature
-from skerry.api.kinds.variants import Interval, NumericalError
-from skerry.optimize import beside, evaluate, importers, importing, jobs, passes
+from skerry.api.kinds.variants import Engine, Interval, NumericalError
+from skerry.optimize import beside, evaluate, importers, importing, jobs, passes, trial
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line, is_out_of_memory
@@ -29,6 +29,7 @@ from skerry.optimize.metrics import Metric
 from skerry.optimize.passes import Form, Material, Recipe
 from skerry.optimize.passes.material import first
 from skerry.optimize.progress import Progress
+from skerry.optimize.standby import Standby
 from skerry.optimize.trial import Trial
 
 _ROUNDING = 1e-9
@@ -47,10 +48,15 @@ class _Bench:
     golden: Sequence[Array]
     scratch: Path
     tell: Progress
+    ready: Standby
 
     @property
     def source(self) -> Path:
         return Path(self.job.source)
+
+    @property
+    def engine(self) -> Engine:
+        return jobs.ENGINES[jobs.parse_name(self.job.variant.name)[0]]
 
     @property
     def allowed(self) -> float:
@@ -80,12 +86,12 @@ class _Trials:
     tried: list[str] = field(default_factory=list)
 
 
-def run(job: VariantJob, tell: Progress) -> None:
+def run(job: VariantJob, tell: Progress, ready: Standby) -> None:
     """Do it, and write the verdict, whatever it is. Raises StorageFullError."""
     directory = Path(job.directory)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".scratch-") as scratch:
         try:
-            verdict = _verdict(_set_up(job, Path(scratch), tell), directory)
+            verdict = _verdict(_set_up(job, Path(scratch), tell, ready), directory)
         except StorageFullError:
             raise
         except MemoryError as error:
@@ -112,20 +118,24 @@ def recipes_for(job: VariantJob, facts: Facts) -> Sequence[Recipe]:
         raise UnsupportedError(cause, element=name)
     complete = [recipe for recipe in fitting if not recipe.missing()]
     if not complete:
-        missing = sorted({distribution for recipe in fitting for distribution in recipe.missing()})
-        hint = f"pip install 'skerry[{fitting[0].extra}]'"
-        raise UnsupportedError(f"needs {', '.join(missing)}, not installed here", element=name, hint=hint)
+        best = fitting[0]
+        hint = f"pip install 'skerry[{best.extra}]'"
+        raise UnsupportedError(
+            f"needs {', '.join(sorted(best.missing()))}, not installed here", element=name, hint=hint
+        )
     return complete
 
 
-def _set_up(job: VariantJob, scratch: Path, tell: Progress) -> _Bench:
+def _set_up(job: VariantJob, scratch: Path, tell: Progress, ready: Standby) -> _Bench:
     source = Path(job.source)
     facts, metric = jobs.read_facts(source), importing.find_metric(job.optimization.metric)
     with np.load(source / jobs.GOLDEN_FILE, allow_pickle=False) as stored:
         golden = [stored[f"output.{spec.name}"] for spec in facts.signature.outputs]
     with np.load(source / jobs.TARGETS_FILE, allow_pickle=False) as stored:
         targets = stored["targets"]
-    return _Bench(job=job, facts=facts, metric=metric, targets=targets, golden=golden, scratch=scratch, tell=tell)
+    return _Bench(
+        job=job, facts=facts, metric=metric, targets=targets, golden=golden, scratch=scratch, tell=tell, ready=ready
+    )
 
 
 def _verdict(bench: _Bench, directory: Path) -> Verdict:
@@ -163,6 +173,7 @@ def _verdict(bench: _Bench, directory: Path) -> Verdict:
 def _try(bench: _Bench, recipes: Sequence[Recipe]) -> _Trials:
     """Try one recipe after the other until one is within the allowed drop; keep the best."""
     trials, load = _Trials(), _Loader(bench)
+    bench.ready.start(trial.arguments(bench.engine))  # it imports the engine while the first recipe is at work
     for recipe, following in zip(recipes, (*recipes[1:], None), strict=True):
         try:
             candidate = _judge(bench, recipe, load)
@@ -276,9 +287,8 @@ def _judge(bench: _Bench, recipe: Recipe, load: _Loader) -> _Candidate:
 
 def _answers(bench: _Bench, file: Path) -> tuple[list[Array], str]:
     """Run test set and golden samples, one after the other, through the engine that devices use."""
-    form, _ = jobs.parse_name(bench.job.variant.name)
-    trial = Trial(jobs.ENGINES[form], file, bench.source / jobs.SIGNATURE_FILE, bench.facts.signature)
-    outputs, costs = trial.answers(bench.source / jobs.TEST_FILE)
+    own = Trial(bench.engine, file, bench.source / jobs.SIGNATURE_FILE, bench.facts.signature, ready=bench.ready)
+    outputs, costs = own.answers(bench.source / jobs.TEST_FILE)
     if not all(np.isfinite(output).all() for output in outputs if output.dtype.kind == "f"):
         raise InvalidError("gives outputs that are not finite")
     return outputs, costs.engine_version

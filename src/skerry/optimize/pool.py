@@ -23,7 +23,8 @@ from typing import Any
 import msgspec
 import psutil
 
-from skerry.kit import processes
+from skerry.optimize import standby
+from skerry.optimize.standby import Standby
 
 WATCH_SECONDS = 0.2
 STOP_SECONDS = 5.0
@@ -41,6 +42,8 @@ class Job:
     """Of the Python interpreter; what it prints are events, one JSON object on a line."""
     need: int
     """Memory it is expected to take, in bytes."""
+    given: bytes = b""
+    """The line that it finds on standard input."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +72,10 @@ class _Running:
 
 
 class Pool:
-    """Runs jobs. `tell` gets every event that a worker writes, as soon as it is written; `started` each job's start."""
+    """Runs jobs. `tell` gets every event that a worker writes, as soon as it is written; `started` each job's start.
+
+    `ready` may have processes that wait for jobs with the same arguments: they are taken first, and count as memory.
+    """
 
     def __init__(
         self,
@@ -79,7 +85,9 @@ class Pool:
         timeout_seconds: float,
         tell: Callable[[Job, Event], None],
         started: Callable[[Job], None],
+        ready: Standby | None = None,
     ) -> None:
+        self._ready = Standby(own_groups=True) if ready is None else ready
         self._memory = memory
         self._parallel = parallel
         self._timeout = timeout_seconds
@@ -96,7 +104,10 @@ class Pool:
                 for chosen, _ in selector.select(WATCH_SECONDS):
                     self._read(chosen, selector)
                 self._watch(running)
-                for worker in [w for w in running if not w.open and w.process.poll() is not None]:
+                for worker in [w for w in running if w.process.poll() is not None]:
+                    if worker.open:  # what it started holds its streams
+                        _kill(worker)
+                        continue
                     running.remove(worker)
                     if worker.verdict == "again":
                         _close(worker)
@@ -121,13 +132,8 @@ class Pool:
             self._spawn(alone.popleft(), running, selector, alone=True)
 
     def _spawn(self, job: Job, running: list[_Running], selector: selectors.BaseSelector, *, alone: bool) -> None:
-        process = subprocess.Popen(
-            processes.python(job.arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            process_group=0,
-        )
+        process = self._ready.take(job.arguments)
+        standby.give(process, job.given)
         assert process.stdout is not None
         assert process.stderr is not None
         worker = _Running(job=job, process=process, started=time.monotonic(), alone=alone)
@@ -162,6 +168,9 @@ class Pool:
             if time.monotonic() - worker.started > self._timeout and not worker.verdict:
                 worker.verdict = f"not done within {self._timeout:.0f} s"
                 _kill(worker)
+        waiting = sum(memory_of(pid) for pid in self._ready.pids)
+        if waiting and total + waiting > self._memory:
+            self._ready.close()
         if total > self._memory and not any(worker.verdict for worker in running):
             youngest = max(running, key=lambda worker: worker.started)
             youngest.verdict = "again" if len(running) > 1 else _too_little(youngest.peak, self._memory)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from skerry.api.errors import InvalidError
+from skerry.api.errors import InvalidError, SkerryError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Engine, Profile
-from skerry.optimize import serving
+from skerry.optimize import serving, trial
+from skerry.optimize.standby import Standby
 from skerry.optimize.trial import Trial
 
 MAX_SECONDS = 30.0
@@ -40,14 +41,26 @@ class Conditions:
 
 
 def measure(model: Path, given: Conditions) -> Profile:
-    """Measure one model file. Raises InvalidError when the engine or the server refuses it, TimedOutError."""
-    trial = Trial(given.engine, model, given.signature_file, given.signature)
-    costs = trial.latencies(given.samples_file, runs=given.runs, seconds=MAX_SECONDS, grace=GRACE_SECONDS)
-    if costs.latency_p50_ms is None or costs.latency_p95_ms is None:
-        raise InvalidError("no run of it was measured")
+    """Measure one model file. Raises InvalidError when the engine or the server refuses it, TimedOutError.
+
+    Both processes start beside each other; runs are timed when the server is up and has nothing to do.
+    """
     with np.load(given.samples_file, allow_pickle=False) as stored:
         sample = {spec.name: stored[spec.name][:1] for spec in given.signature.inputs}
-    memory = serving.peak_memory(given.engine, model, given.signature_file, given.signature, sample)
+    with Standby() as ready, serving.Server(given.engine, model, given.signature_file) as server:
+        ready.start(trial.arguments(given.engine))
+        refused: SkerryError | None = None
+        try:
+            server.wait_ready()
+        except SkerryError as error:  # where the engine refuses the model too, its reason is the better one
+            refused = error
+        own = Trial(given.engine, model, given.signature_file, given.signature, ready=ready)
+        costs = own.latencies(given.samples_file, runs=given.runs, seconds=MAX_SECONDS, grace=GRACE_SECONDS)
+        if refused is not None:
+            raise refused
+        if costs.latency_p50_ms is None or costs.latency_p95_ms is None:
+            raise InvalidError("no run of it was measured")
+        memory = server.peak_memory(given.signature, sample)
     return Profile(
         latency_p50_ms=round(costs.latency_p50_ms, 4),
         latency_p95_ms=round(costs.latency_p95_ms, 4),

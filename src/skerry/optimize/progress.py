@@ -81,6 +81,7 @@ _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "variant.rejected": lambda f: f"{f['variant']:<12} rejected: {f['reason']}",
     "kubernetes.sent": lambda f: f"inputs of {f['run']} are in the registry",
     "kubernetes.applied": lambda f: f"{len(f['jobs'])} Jobs: {', '.join(f['jobs'])}",
+    "kubernetes.finished": lambda f: f"{f['part']:<12} is done",
     "plot.skipped": lambda f: f"no picture: {f['reason']}",
     "done": _done,
     "error": lambda f: f"error: {f['sentence']}",

@@ -1,8 +1,10 @@
 """Which ONNX Runtime reads which files: opset and IR version by release.
 
-Source: ONNX Runtime's compatibility page (onnxruntime.ai/docs/reference/compatibility.html, "ONNX opset support");
-files made for 1.15, 1.16, 1.17 and 1.18 were run by those releases. Every release reads all older opsets. Must not live
-here: rewriting a file for an older release (`passes.opset`).
+Source: the version matrix of ONNX Runtime (docs/Versioning.md up to 1.12, then onnxruntime.ai/docs/reference/
+compatibility.html, "ONNX opset support"), held against ONNX's own table of opsets and IR versions; 1.9's release notes
+(opset 15, IR 8; the matrix says 7 there); its issues 15874 (1.14 refuses IR 9), 15576 and 16904 (1.15 and opset 19) and
+20559 (1.17 refuses IR 10). Files made for 1.15, 1.16, 1.17 and 1.18 were run by those releases. Every release reads all
+older opsets. Must not live here: rewriting a file for an older release (`passes.opset`).
 """
 
 from __future__ import annotations

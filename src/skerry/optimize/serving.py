@@ -14,9 +14,9 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
@@ -35,67 +35,83 @@ _MODEL = "profiled"
 _MOST_OUTPUT = 1 << 20
 
 
-def peak_memory(engine: Engine, model: Path, signature_file: Path, signature: ModelSignature, sample: Inputs) -> int:
-    """Return the server's peak resident memory in bytes after some requests of batch 1.
+class Server:
+    """The server with one model, while the block runs; `signature_file` holds the signature as JSON."""
 
-    `sample` has one array [1, ...] for each input, `signature_file` holds the signature as JSON. Raises InvalidError,
-    TimedOutError.
-    """
-    raws = [sample[tensor.name].tobytes() for tensor in signature.inputs]
-    header = msgspec.json.encode(
-        {
-            "inputs": [
-                {
-                    "name": tensor.name,
-                    "datatype": tensor.datatype,
-                    "shape": list(sample[tensor.name].shape),
-                    "parameters": {"binary_data_size": len(raw)},
-                }
-                for tensor, raw in zip(signature.inputs, raws, strict=True)
-            ],
-            "outputs": [{"name": output.name, "parameters": {"binary_data": True}} for output in signature.outputs],
-        }
-    )
-    with _server(engine, model, signature_file) as (pid, port):
-        for _ in range(REQUESTS):
-            _ask(port, header, b"".join(raws))
-        return _high_water_mark(pid)
+    def __init__(self, engine: Engine, model: Path, signature_file: Path) -> None:
+        argv = ["-m", "skerry.serve", "--model", _MODEL, "--version", "0", "--engine", engine, "--file", str(model)]
+        argv += ["--signature", str(signature_file), "--host", "127.0.0.1", "--port", "0", "--threads", "1"]
+        self._argv = processes.python(argv, signal_number=signal.SIGTERM)
+        self._port = 0
 
+    def __enter__(self) -> Self:
+        """Start it."""
+        self._process = subprocess.Popen(
+            self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        self._deadline = time.monotonic() + START_SECONDS
+        return self
 
-@contextmanager
-def _server(engine: Engine, model: Path, signature_file: Path) -> Iterator[tuple[int, int]]:
-    """Start the server; yield its pid and port once it is ready, and stop it afterwards."""
-    argv = ["-m", "skerry.serve", "--model", _MODEL, "--version", "0", "--engine", engine, "--file", str(model)]
-    argv += ["--signature", str(signature_file), "--host", "127.0.0.1", "--port", "0", "--threads", "1"]
-    argv = processes.python(argv, signal_number=signal.SIGTERM)
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        assert self._process.stderr is not None
+        self._process.terminate()
         try:
-            yield process.pid, _wait_ready(process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(STOP_SECONDS)
+        self._process.stderr.close()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
 
-def _wait_ready(process: subprocess.Popen[bytes]) -> int:
-    assert process.stderr is not None
-    descriptor, said = process.stderr.fileno(), b""
-    deadline = time.monotonic() + START_SECONDS
-    while len(said) < _MOST_OUTPUT:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-            raise TimedOutError(f"the inference server is not ready within {START_SECONDS:.0f} s")
-        part = os.read(descriptor, 65536)
-        said += part
-        ready = _READY.search(said)
-        if ready:
-            return int(ready.group(1))
-        if not part:
-            break
-    lines = said.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-    raise InvalidError(f"the inference server does not take it ({lines[-1][:240]})")
+    def wait_ready(self) -> None:
+        """Wait until it answers. Raises InvalidError with its reason when it ends instead, TimedOutError."""
+        assert self._process.stderr is not None
+        descriptor, said = self._process.stderr.fileno(), b""
+        while len(said) < _MOST_OUTPUT:
+            left = self._deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                raise TimedOutError(f"the inference server is not ready within {START_SECONDS:.0f} s")
+            part = os.read(descriptor, 65536)
+            said += part
+            ready = _READY.search(said)
+            if ready:
+                self._port = int(ready.group(1))
+                return
+            if not part:
+                break
+        lines = said.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise InvalidError(f"the inference server does not take it ({lines[-1][:240]})")
+
+    def peak_memory(self, signature: ModelSignature, sample: Inputs) -> int:
+        """Return its peak resident memory in bytes after some requests of batch 1, once it is ready.
+
+        `sample` has one array [1, ...] for each input. Raises InvalidError, TimedOutError.
+        """
+        raws = [sample[tensor.name].tobytes() for tensor in signature.inputs]
+        header = msgspec.json.encode(
+            {
+                "inputs": [
+                    {
+                        "name": tensor.name,
+                        "datatype": tensor.datatype,
+                        "shape": list(sample[tensor.name].shape),
+                        "parameters": {"binary_data_size": len(raw)},
+                    }
+                    for tensor, raw in zip(signature.inputs, raws, strict=True)
+                ],
+                "outputs": [{"name": output.name, "parameters": {"binary_data": True}} for output in signature.outputs],
+            }
+        )
+        for _ in range(REQUESTS):
+            _ask(self._port, header, b"".join(raws))
+        return _high_water_mark(self.pid)
 
 
 def _ask(port: int, header: bytes, raw: bytes) -> None:

@@ -16,9 +16,9 @@ import numpy as np
 from skerry.api.errors import InvalidError, TimedOutError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Engine
-from skerry.kit import processes
 from skerry.optimize.arrays import Array
 from skerry.optimize.foreign import shortened
+from skerry.optimize.standby import Standby
 
 ANSWER_SECONDS = 1800.0
 """For all answers on the test set; beyond that the process is stopped."""
@@ -34,10 +34,25 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     engine_version: str = ""
 
 
-class Trial:
-    """One engine with one model file; the signature's batch dimension is -1."""
+def arguments(engine: Engine) -> list[str]:
+    """Return the interpreter's arguments for a process that has an engine ready for its model (`Standby.start`)."""
+    return ["-m", "skerry.serve.once", "--ready", engine]
 
-    def __init__(self, engine: Engine, model: Path, signature_file: Path, signature: ModelSignature) -> None:
+
+class Trial:
+    """One engine with one model file; the signature's batch dimension is -1. `ready` may have a process for it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: Path,
+        signature_file: Path,
+        signature: ModelSignature,
+        *,
+        ready: Standby | None = None,
+    ) -> None:
+        self._arguments = arguments(engine)
+        self._ready = ready or Standby()
         self._given = ["--engine", engine, "--model", str(model), "--signature", str(signature_file)]
         self._outputs = [spec.name for spec in signature.outputs]
         self._scratch = model.parent
@@ -64,17 +79,20 @@ class Trial:
             outputs.unlink(missing_ok=True)
 
     def _run(self, arguments: Sequence[str], limit: float) -> Costs:
-        argv = processes.python(["-m", "skerry.serve.once", *self._given, *arguments])
-        try:
-            done = subprocess.run(argv, capture_output=True, timeout=limit, stdin=subprocess.DEVNULL, check=False)
-        except subprocess.TimeoutExpired:
-            hint = "a model this slow cannot be judged here"
-            raise TimedOutError(f"no answer from its engine within {limit:.0f} s", hint=hint) from None
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        line = msgspec.json.encode([*self._given, *arguments]) + b"\n"
+        with self._ready.take(self._arguments) as process:
+            try:
+                answer, errors = process.communicate(line, timeout=limit)
+            except subprocess.TimeoutExpired:
+                hint = "a model this slow cannot be judged here"
+                raise TimedOutError(f"no answer from its engine within {limit:.0f} s", hint=hint) from None
+            finally:
+                process.kill()
+        if process.returncode != 0:
+            said = errors.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
             reason = shortened(said[-1].removeprefix("skerry serve once: "))
             raise InvalidError(f"its engine does not run it ({reason})")
         try:
-            return msgspec.json.decode(done.stdout.strip().rpartition(b"\n")[2], type=Costs)
+            return msgspec.json.decode(answer.strip().rpartition(b"\n")[2], type=Costs)
         except msgspec.DecodeError as error:
             raise InvalidError(f"the process that runs it answered nonsense ({error})") from error

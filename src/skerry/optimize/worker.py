@@ -1,38 +1,62 @@
-"""One job in a process of its own: `python -m skerry.optimize.worker JOB.json MEMORY`.
+"""One job in a process of its own: `python -m skerry.optimize.worker [SIMPLIFIER] [MODULE...]`, started ahead of it.
 
-Events go to standard output as JSON lines, as the factory's own do; `error` is the last one of a job that failed. Exit
-codes: 0 the job's files are complete, 1 it failed. Lives here: the process. Must not live here: the work itself
-(`importing`, `making`).
+It starts a simplifier and imports the modules, as far as they are here, and then reads one line from standard input:
+the job's file and the bytes that it may take (`jobs.line`). Events go to standard output as JSON lines, as the
+factory's own do; `error` is the last one of a job that failed. Exit codes: 0 the job's files are complete, 1 it failed.
+Lives here: the process. Must not live here: the work itself (`importing`, `making`).
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 import resource
 import sys
 import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
 from skerry.api.errors import SkerryError
-from skerry.optimize import importing, jobs, making, progress
+from skerry.optimize import jobs, progress
 from skerry.optimize.foreign import first_line, is_out_of_memory
+from skerry.optimize.standby import Standby
 
 
-def main(file: str, memory: int) -> int:
-    """Do the job with at most so many bytes of its own data; return the exit code."""
+def main(ahead: Sequence[str]) -> int:
+    """Get ready, wait for the job and do it with at most so many bytes of its own data; return the exit code."""
+    with Standby() as ready:
+        return _main(ahead, ready)
+
+
+def _main(ahead: Sequence[str], ready: Standby) -> int:
     stream = progress.own_stdout()
     tell = progress.json_lines(stream)
     logging.disable(logging.WARNING)  # the exporters warn about what the checks here decide
+    if tuple(ahead[:2]) == jobs.SIMPLIFIER:
+        ready.start(jobs.SIMPLIFIER)
+        ahead = ahead[2:]
+    from skerry.optimize import importing, making  # noqa: PLC0415 - heavy: after the simplifier's start
+
+    for module in ahead:
+        with suppress(Exception):  # the job says what is wrong with it, if it needs it at all
+            importlib.import_module(module)
+    line = sys.stdin.buffer.readline()
+    if not line:  # nobody wants it any more
+        return 1
+    file, memory = jobs.read_line(line)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     job = msgspec.json.decode(Path(file).read_bytes(), type=jobs.AnyJob)
     try:
         match job:
             case jobs.ImportJob():
-                importing.run(job, tell)
+                importing.run(job, tell, ready)
             case jobs.VariantJob():
-                making.run(job, tell)
+                making.run(job, tell, ready)
     except SkerryError as error:
         tell("error", sentence=error.sentence, element=error.element, cause=error.cause, hint=error.hint)
     except Exception as error:  # noqa: BLE001 - a defect still ends in one sentence
@@ -47,5 +71,11 @@ def main(file: str, memory: int) -> int:
     return 1
 
 
+def _end(code: int) -> NoReturn:
+    """End at once: all that counts is in files, and frameworks take up to a second to take themselves apart."""
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    _end(main(sys.argv[1:]))

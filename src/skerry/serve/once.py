@@ -1,6 +1,9 @@
 """A process that loads one model into one engine, answers given samples, and says what that cost: no server.
 
     python -m skerry.serve.once --engine E --model F --signature S.json --inputs in.npz --outputs out.npz
+    python -m skerry.serve.once --ready E
+
+The second imports the engine and then reads the arguments of the first from standard input: one line, a JSON array.
 
 It goes through the same engine port as the server, so what holds here holds on a device. Lives here: the command line,
 running all samples in pieces, timing batch 1. Must not live here: an engine's ways (`engines`), or judging the answers.
@@ -18,6 +21,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Samples at once where the signature leaves it open: enough to be quick, few enough to stay small."""
+READY = "--ready"
+MOST_LINE = 1 << 20
 LEAST_RUNS = 10
 """Timed runs that are made however long they take, if as many are asked for."""
 
@@ -65,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     """Run once; return the exit code."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which computes nothing here but would start threads
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_args(_awaited(argv[1]) if argv[:1] == [READY] and len(argv) > 1 else argv)
         signature = read_signature(arguments.signature)
         plane = _plane(arguments, signature)
         plane.load()
@@ -82,6 +88,17 @@ def main(argv: Sequence[str]) -> int:
         return 1
     sys.stdout.write(msgspec.json.encode(costs).decode() + "\n")
     return 0
+
+
+def _awaited(engine: str) -> list[str]:
+    """Import an engine while nobody waits for it; return the arguments that come when somebody does."""
+    with suppress(SkerryError):  # told when the model is loaded
+        engines.open_engine(engine)
+        from skerry.serve import tensors  # noqa: F401, PLC0415 (after the engine, as below)
+    try:
+        return msgspec.json.decode(sys.stdin.buffer.readline(MOST_LINE), type=list[str])
+    except msgspec.DecodeError as error:
+        raise InvalidError(f"holds no JSON array of arguments ({error})", element="standard input") from error
 
 
 def _plane(arguments: argparse.Namespace, signature: ModelSignature) -> DataPlane:

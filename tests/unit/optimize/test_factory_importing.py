@@ -12,6 +12,7 @@ from skerry.api.errors import InvalidError
 from skerry.optimize import importing, jobs
 from skerry.optimize.jobs import Facts, ImportJob
 from skerry.optimize.recipe import Optimization
+from skerry.optimize.standby import Standby
 
 MODEL = """
 import torch
@@ -51,7 +52,8 @@ def run(site: Path, **changes: Any) -> Facts:
     directory = site / "import"
     directory.mkdir()
     job = ImportJob(optimization=msgspec.convert(wanted | changes, Optimization), directory=str(directory))
-    importing.run(job, lambda *_said, **_more: None)
+    with Standby() as ready:
+        importing.run(job, lambda *_said, **_more: None, ready)
     return jobs.read_facts(directory)
 
 

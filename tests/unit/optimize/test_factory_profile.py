@@ -42,7 +42,9 @@ def conditions(model: Path, size: int, *, runs: int = 20) -> profile.Conditions:
 
 def peak_memory(model: Path, given: profile.Conditions, size: int = 4) -> int:
     sample = {"input": np.zeros((1, size), np.float32)}
-    return serving.peak_memory(given.engine, model, given.signature_file, given.signature, sample)
+    with serving.Server(given.engine, model, given.signature_file) as server:
+        server.wait_ready()
+        return server.peak_memory(given.signature, sample)
 
 
 def test_larger_models_are_seen_to_need_more_memory(tmp_path: Path) -> None:
@@ -93,8 +95,8 @@ def test_no_server_is_left_when_the_factory_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from skerry.optimize import serving\n"
         f"model, signature = Path({str(model)!r}), Path({str(given.signature_file)!r})\n"
-        "with serving._server('onnxruntime', model, signature) as (pid, port):\n"
-        "    print(pid, flush=True); time.sleep(60)\n"
+        "with serving.Server('onnxruntime', model, signature) as server:\n"
+        "    server.wait_ready(); print(server.pid, flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as factory:
         assert factory.stdout is not None

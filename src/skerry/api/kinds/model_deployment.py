@@ -21,7 +21,7 @@ class Constraints(Struct, frozen=True, kw_only=True):
     max_latency: Duration | None = None
     """Highest p95 latency."""
     min_accuracy: Ratio | None = None
-    """Lowest evaluation metric."""
+    """Lowest evaluation metric; of a model that is judged by a metric of which less is better, refused."""
     max_memory: Quantity | None = None
     """Highest peak memory of the inference server."""
     engines: list[Engine] = []

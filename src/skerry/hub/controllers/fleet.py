@@ -14,7 +14,7 @@ from skerry.api import selector
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import Device, DeviceStatus
 from skerry.api.kinds.device_class import DeviceClass
-from skerry.api.kinds.model_deployment import ModelDeployment
+from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentSpec
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.api.kinds.trust_policy import NAME as TRUST_POLICY
@@ -210,6 +210,11 @@ class Fleet:
     def trust_of(self, namespace: str) -> TrustDesired | None:
         """Return what a namespace's devices are handed of its trust anchor and policy."""
         return self._handed.get(namespace)
+
+    def hold_of_wish(self, namespace: str, wish: ModelDeploymentSpec) -> Hold | None:
+        """Say why no rollout of a deployment's wish can begin; None when one can."""
+        hold, model = self.hold_of(namespace, wish.model_version), self.models.get(f"{namespace}/{wish.model_version}")
+        return hold if hold is not None or model is None else deployments.meaningless(wish, model)
 
     def unfit(self, kind: Kind, rollout: Rollout | None, device: Device | None) -> str:
         """Return why nothing of a rollout fits a kind of machine; found once for all devices that are alike.

@@ -76,7 +76,7 @@ class Rollouts:
             await self._clear(key)
             return None
         rollouts = await self._own_rollouts(found)
-        hold = self._fleet.hold_of(key[0], found.spec.model_version)
+        hold = self._fleet.hold_of_wish(key[0], found.spec)
         newest = deployments.newest_of(rollouts)
         waits = newest is None or not deployments.same_template(newest.spec.template, found.spec)
         if waits and hold is None:

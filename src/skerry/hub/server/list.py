@@ -167,13 +167,8 @@ def key_of(call: Call, item: Resource) -> str:
 def _decode(text: str) -> Position:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-<<<<<<< HEAD
         token = msgspec.json.decode(raw, type=Position)
-    except (binascii.Error, msgspec.DecodeError, ValueError):
-=======
-        token = msgspec.json.decode(raw, type=_Token)
     except (binascii.Error, msgspec.DecodeError, ValueError, RecursionError):
->>>>>>> five
         token = None
     if token is None or token.v != 1 or not 0 < token.revision < 2**62 or token.skip < 0:
         raise BadRequestError("is not a token this hub gave out", element="continue", hint="list again from the start")

@@ -112,7 +112,7 @@ def load(builder: str, weights: Path, *, seed: int) -> TorchSource:
         forms=frozenset({"torch", "onnx"}),
         digests={function.path.name: function.digest, weights.name: sha256(content).hexdigest()},
         names=_parameters(module),
-        ways=(torch_onnx.by_program, torch_onnx.by_script),
+        ways=(torch_onnx.by_trace, torch_onnx.by_program, torch_onnx.by_script),
     )
 
 

@@ -44,7 +44,8 @@ def ends(model: onnx.ModelProto) -> list[str]:
 
 
 def matching(model: onnx.ModelProto, wanted: Collection[str]) -> list[str]:
-    """Return the nodes that names stand for: a node's own name, or a module's (`features.0`: nodes with its weights).
+    """Return the nodes that names stand for: a node's own name, or a module's (`features.0`: nodes with its weights,
+    and those that the tracer saw in it).
 
     Raises InvalidError for a name that stands for none.
     """
@@ -54,10 +55,22 @@ def matching(model: onnx.ModelProto, wanted: Collection[str]) -> list[str]:
         meant = [
             node.name
             for node in model.graph.node
-            if node.name == name or any(t in constants and t.startswith(f"{name}.") for t in node.input)
+            if node.name == name
+            or f"{_module(node.name)}.".startswith(f"{name}.")
+            or any(t in constants and t.startswith(f"{name}.") for t in node.input)
         ]
         if not meant:
             hint = f"layers are {', '.join(heavy(model)[:8])}, ..."
             raise InvalidError("there is no such layer in the graph", element=f"layer {name[:80]}", hint=hint)
         found += meant
     return list(dict.fromkeys(found))
+
+
+def _module(node: str) -> str:
+    """Return the module that a traced node belongs to: `/block/layers/layers.0/Conv` -> `block.layers.0`."""
+    path, before = "", ""
+    for scope in node.split("/")[1:-1]:
+        # a container's child is called by the container's own name and its number
+        path += scope.removeprefix(before) if before and scope.startswith(f"{before}.") else f".{scope}"
+        before = scope
+    return path.removeprefix(".")

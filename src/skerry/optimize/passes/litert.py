@@ -89,7 +89,7 @@ def _recipe(name: str, form: Form, lowering: _Lowering | None = None, *, by_name
         form=form,
         build=build,
         requires=requires if lowering in {None, _quantised} else (*requires, "ai-edge-quantizer"),
-        extra="factory",
+        extra="torch" if form == "torch" else "factory",
         toolchain=TOOLCHAIN if form == "torch" else "",
         asked=lambda options: not by_name or options.recipe == name,
     )

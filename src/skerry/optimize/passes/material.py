@@ -68,6 +68,9 @@ class Recipe:
     toolchain: str = ""
     """The environment of its own it runs in; empty is this one."""
 
+    loads: tuple[str, ...] = ()
+    """Modules that `build` imports and that take long: a process with nothing else to do imports them ahead."""
+
     asked: Callable[[VariantOptions], bool] = _always
     """Whether a variant with these options wants it."""
 

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from skerry.optimize.passes.ranges import Method, Range
 
 REQUIRES = ("onnx", "onnxruntime", "onnxconverter-common", "onnxslim")
-EXTRA = "torch"
+EXTRA = "factory"
+LOADS = ("skerry.optimize.graph", "skerry.optimize.passes.quantize", "skerry.optimize.passes.ranges")
 MATRICES = ("Gemm", "LSTM", "MatMul")
 """Operators that gain from dynamic quantisation; convolutions become several times slower (ConvInteger)."""
 SEARCH = "static-qdq-sensitivity"
 
 
 def _recipe(name: str, build: Callable[[Material], None], **more: Any) -> Recipe:
-    return Recipe(name=name, form="onnx", build=build, requires=REQUIRES, extra=EXTRA, **more)
+    return Recipe(name=name, form="onnx", build=build, requires=REQUIRES, extra=EXTRA, loads=LOADS, **more)
 
 
 def _graph(material: Material) -> bytes:

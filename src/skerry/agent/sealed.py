@@ -120,7 +120,7 @@ class Vault:
             return
         if ring is None or ring.source == "file":
             return
-        found = self._unwrap(ring, self._identity_keys())
+        found = self._unwrap(ring, self._identity_keys(needed=False))
         if found is not None:
             present, key = found
             self._write(Ring(id=ring.id, source="identity", wraps=[_wrap(one, key) for one in (present, following)]))

@@ -312,7 +312,8 @@ def main() -> None:
             print(f"  {'our delta':24} {len(packed):>11} bytes  {100 * len(packed) / len(new):7.3f} %")
             print(f"    made in {made:.2f} s of CPU; {applied(old, new, packed)}", flush=True)
             for way, (size, undoing) in others(old, new, quick=asked.quick).items():
-                print(f"  {way:24} {size:>11} bytes  {100 * size / len(new):7.3f} %{undoing}", flush=True)
+                sent = f"{size:>11} bytes  {100 * size / len(new):7.3f} %" if size else f"{'-':>11}"
+                print(f"  {way:24} {sent}{undoing}", flush=True)
 
 
 if __name__ == "__main__":

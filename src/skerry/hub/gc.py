@@ -13,7 +13,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
-from skerry.api.errors import ConflictError, InvalidError, NotFoundError
+from skerry.api.errors import ConflictError, InvalidError, NotFoundError, UnsupportedError
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
@@ -85,16 +85,19 @@ async def remove_model(context: HubContext, repository: str, reference: str) -> 
         if (version.spec.artifact.repository, version.spec.artifact.digest) == (repository, found.digest)
     ]
     await _check_idle(context, versions, repository, found.digest)
-    gone = []
     for version in versions:
         if version.metadata.finalizers:
             raise ConflictError("has finalizers", element=f"modelversion/{version.metadata.name}", hint="delete it")
+    try:
+        for tag in tags:
+            await artifacts.delete_manifest(repository, tag)
+    except UnsupportedError:  # a registry that removes no tags but with what they name
+        await artifacts.delete_manifest(repository, found.digest)
+    gone = [f"{repository}:{tag}" for tag in tags]
+    for version in versions:
         namespace, name = version.metadata.namespace, version.metadata.name
         await context.objects.delete(ModelVersion, namespace, name, uid=version.metadata.uid)
         gone.append(f"modelversion/{name}")
-    for tag in tags:
-        await artifacts.delete_manifest(repository, tag)
-        gone.append(f"{repository}:{tag}")
     if not gone:  # by digest, and nothing stands for it
         await artifacts.delete_manifest(repository, found.digest)
         gone.append(f"{repository}@{found.digest}")

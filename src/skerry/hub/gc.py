@@ -31,7 +31,6 @@ GRACE = timedelta(hours=24)
 LEAST_GRACE = timedelta(minutes=1)
 MAX_ITEMS = 5000
 """Listed in a report, of what stays and of what goes; the bytes are those of all."""
-_COLLECTING = asyncio.Lock()
 
 
 async def collect(context: HubContext, *, dry_run: bool, grace: timedelta = GRACE) -> Report:
@@ -42,9 +41,9 @@ async def collect(context: HubContext, *, dry_run: bool, grace: timedelta = GRAC
     """
     if grace < LEAST_GRACE:
         raise InvalidError(f"is shorter than {LEAST_GRACE}", element="grace", hint="pushes under way need that time")
-    if _COLLECTING.locked():
+    if context.collecting.locked():
         raise ConflictError("is under way already", element="garbage collection", hint="wait for it to end")
-    async with _COLLECTING:
+    async with context.collecting:
         repositories = await context.artifacts.survey()
         found = await needs.read_needs(context.objects)
         fresh_after = int((context.clock.now() - grace).timestamp() * 1e9)

@@ -306,7 +306,7 @@ class Disk:
             files.sync_directory(target.parent)
         except OSError as error:
             shutil.rmtree(building, ignore_errors=True)
-            raise _full_or(error, str(target)) from error
+            raise plain.full_or(error, str(target)) from error
 
     def check_slot(self, slot: Slot) -> None:
         """Read a slot's files once more, since nothing but verified bytes may reach an engine.
@@ -577,9 +577,3 @@ def _remove(paths: Iterable[Path]) -> Freed:
             continue
         freed += Freed(1, found.st_blocks * 512 if found.st_nlink == 1 else 0)
     return freed
-
-
-def _full_or(error: OSError, element: str) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageFullError(element=element, hint="free some space; nothing was changed")
-    return error

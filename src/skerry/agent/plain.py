@@ -5,6 +5,7 @@ Lives here: bytes of one file. Must not live here: which files there are (`disk`
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from skerry.api.errors import IntegrityError, NotFoundError
+from skerry.api.errors import IntegrityError, NotFoundError, StorageFullError
 from skerry.api.kinds.variants import Blob
 from skerry.core.ports import Content
 from skerry.kit import files
@@ -67,7 +68,7 @@ def verify(path: Path, blob: Blob) -> None:
 def write(target: Path, blob: Blob, pieces: Iterable[bytes]) -> None:
     """Make a file from its content, in order; its name exists once its digest holds.
 
-    Raises IntegrityError when it does not, OSError.
+    Raises IntegrityError when it does not, StorageFullError, OSError.
     """
     draft, hasher = target.with_name(f".{target.name}.{os.getpid()}.tmp"), hashlib.sha256()
     draft.unlink(missing_ok=True)
@@ -83,5 +84,14 @@ def write(target: Path, blob: Blob, pieces: Iterable[bytes]) -> None:
             os.fsync(new.fileno())
         os.replace(draft, target)
         files.sync_directory(target.parent)
+    except OSError as error:
+        raise full_or(error, blob.digest) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def full_or(error: OSError, element: str) -> Exception:
+    """Return what is raised for a write that failed: StorageFullError where there was no room, else the error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFullError(element=element, hint="free some space; nothing was changed")
+    return error

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from skerry.agent import memory_file
+from skerry.agent import memory_file, plain
 from skerry.agent.settings import ProtectionSettings
 from skerry.api.errors import (
     IntegrityError,
@@ -120,7 +120,7 @@ class Vault:
             return
         if ring is None or ring.source == "file":
             return
-        found = self._unwrap(ring, self._identity_keys())
+        found = self._unwrap(ring, self._identity_keys(needed=False))
         if found is not None:
             present, key = found
             self._write(Ring(id=ring.id, source="identity", wraps=[_wrap(one, key) for one in (present, following)]))
@@ -378,13 +378,13 @@ class SealedBlobs:
     def seal(self, source: Path, blob: Blob) -> None:
         """Seal a plain file into the cache. Raises IntegrityError when it is not that blob, StorageFullError."""
         self._disk.check_room(self.stored_size(blob), blob.digest)
-        with source.open("rb") as plain:
-            self.write_blob(blob, iter(lambda: plain.read(_PIECE_BYTES), b""))
+        with source.open("rb") as file:
+            self.write_blob(blob, iter(lambda: file.read(_PIECE_BYTES), b""))
 
     def write_blob(self, blob: Blob, pieces: Iterable[bytes]) -> None:
         """Make a blob from its content, in order; its name exists once its digest holds.
 
-        Raises IntegrityError when it does not, OSError.
+        Raises IntegrityError when it does not, StorageFullError, OSError.
         """
         from skerry.kit.sealing import SealedWriter  # noqa: PLC0415 - see above
 
@@ -406,6 +406,8 @@ class SealedBlobs:
                 os.close(descriptor)
             os.replace(draft, target)
             files.sync_directory(target.parent)
+        except OSError as error:
+            raise plain.full_or(error, blob.digest) from error
         finally:
             draft.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from skerry.api.meta import ObjectMeta
 from skerry.cli import options, output, package, places
 from skerry.core import card as cards
 from skerry.core import manifest as manifests
+from skerry.core.ports import Manifest
 from skerry.core.reference import Reference
 from skerry.drivers.client.copy import copy_model
 from skerry.drivers.client.pull import FoundModel, find_model, pull_package
@@ -258,7 +259,7 @@ def remove(
         return
     with options.connect(given.kubeconfig, given.namespace) as client:
         removed = client.remove_model(where.repository, where.name)
-    for line in removed:
+    for line in removed.names:
         output.say(f"{line} removed")
 
 
@@ -293,7 +294,7 @@ def _print_push(repository: str, name: str, pushed: PushedModel, applied: str, *
         output.say(applied)
 
 
-def _kind_of(manifest: manifests.Manifest) -> str:
+def _kind_of(manifest: Manifest) -> str:
     kind = manifests.parse(manifest.raw, manifest.media_type).type
     return "model version" if kind == manifests.MODEL_TYPE else _KINDS.get(kind, kind or "index")
 

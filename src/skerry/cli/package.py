@@ -10,17 +10,21 @@ from pathlib import Path
 from skerry.api import quantity
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.variants import Variant
-from skerry.cli import output
+from skerry.cli import foreign, output
 from skerry.core import card as cards
 from skerry.core import pareto
 
 
 def read_card(package: Path) -> cards.EvaluationCard:
-    """Read a package's card. Raises InvalidError."""
+    """Read a package's card. Raises InvalidError, UnsupportedError for a model's directory that is no package."""
     path = package / cards.CARD_FILE
     try:
-        return cards.decode(path.read_bytes())
+        with path.open("rb") as file:
+            return cards.decode(file.read(cards.MAX_CARD_BYTES + 1))
     except OSError as error:
+        said = foreign.explain(package)
+        if said is not None:
+            raise said from None
         raise InvalidError(
             error.strerror or str(error), element=str(path), hint="make a package with `skerry model optimize`"
         ) from None

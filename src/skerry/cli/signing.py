@@ -98,7 +98,7 @@ def sign(
         output.say(f"{path} signs {package.count(raw)} files; `skerry model push` sends it")
         return
     given = places.access(kubeconfig, namespace, username, password_stdin=password_stdin, plain_http=plain_http)
-    where = given.parse(model)
+    where = parse_version(given, model)
     with places.open_repository(where, given) as place, tempfile.TemporaryDirectory() as directory:
         pulled = pull_package(place, where.name, Path(directory))
         raw = _sign(Path(directory), how)
@@ -178,6 +178,14 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
         if made:
             path.unlink(missing_ok=True)
         raise InvalidError(f"cannot be written: {error.strerror}", element=str(path)) from error
+
+
+def parse_version(given: places.Access, model: str) -> references.Reference:
+    """Parse a reference to one model version. Raises InvalidError where it names a whole repository."""
+    where = given.parse(model)
+    if not where.name:
+        raise InvalidError("names no version", element=model, hint=f"write {model}:VERSION")
+    return where
 
 
 def is_remote(model: str) -> bool:

@@ -229,6 +229,12 @@ def _sealed_terms(item: TrustPolicy, namespace: str, version: int, days: int) ->
         known = anchor.read_policy(sealed)
         if known.namespace == namespace and known.terms == _terms(item):
             return sealed
+        if item.spec.version <= known.terms.version:
+            raise InvalidError(
+                f"was signed as version {known.terms.version} with other terms",
+                element="spec.version",
+                hint=f"give --version {known.terms.version + 1}: devices take no version twice",
+            )
     if not (version or item.spec.version):
         raise InvalidError("has no version", element="spec.version", hint="give --version, higher than the last one")
     now = _now()

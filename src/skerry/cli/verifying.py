@@ -17,7 +17,7 @@ import typer
 
 from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, SkerryError
 from skerry.cli import options, output, places
-from skerry.cli.signing import Model, is_remote, read_file
+from skerry.cli.signing import Model, is_remote, parse_version, read_file
 from skerry.core import manifest as manifests
 from skerry.drivers.client.pull import find_model
 from skerry.drivers.client.signatures import fetch
@@ -99,7 +99,7 @@ def _opened(model: str, given: places.Access, signature: Path | None) -> Iterato
         beside = chosen or [(path.name, package.read_signature(path)) for path in package.signatures(directory)]
         yield _Subject(element=model, files=found, signatures=beside, directory=directory)
         return
-    where = given.parse(model)
+    where = parse_version(given, model)
     with places.open_repository(where, given) as place:
         version = find_model(place, where.name)
         if version.card is None:
@@ -116,7 +116,8 @@ def _judge(subject: _Subject, name: str, raw: bytes, trust: _Trust) -> _Result:
             found = bundle.verify(raw, keys=trust.keys, authorities=trust.authorities, now=SystemClock().now())
             who, files = found.signers[0], found.files
             if trust.identity and trust.identity not in (who.identity, who.subject):
-                raise IntegrityError(f"is by {who.identity or who.subject}, not {trust.identity}", element="signature")
+                other = who.identity or who.subject or "a key alone"
+                raise IntegrityError(f"is by {other}, not {trust.identity}", element="signature")
         unsigned = package.compare(subject.files, files, subject.element)
     except SkerryError as error:
         return _Result(signature=name, status="Refused", error=error)

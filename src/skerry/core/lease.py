@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Annotated
 
 import msgspec
 
@@ -32,9 +33,9 @@ class Lease(Struct, frozen=True, kw_only=True):
 
     holder: str
     reason: str = ""
-    seconds: float
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=MAX_HOLD.total_seconds())]
     """What was left of it then."""
-    wall: datetime
+    wall: Annotated[datetime, msgspec.Meta(tz=True)]
     monotonic: float
     boot: str
     source: str = ""

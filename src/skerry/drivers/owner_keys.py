@@ -1,8 +1,8 @@
 """Keys that sign trust anchors and policies: made, kept in a file behind a passphrase, and verified with. No clock.
 
-A key file is PKCS#8 in PEM, encrypted by the best that `cryptography` has, 0600. Ed25519 is what is made; ECDSA on P-256
-and P-384, as tokens and HSMs hold it, is verified too. Must not live here: which keys are trusted (`core.anchor`), keys
-of models' signers (`drivers.signing`).
+A key file is PKCS#8 in PEM, encrypted by the best that `cryptography` has, 0600. Ed25519 is what is made; ECDSA on
+P-256 and P-384, as tokens and HSMs hold it, is verified too. Must not live here: which keys are trusted
+(`core.anchor`), keys of models' signers (`drivers.signing`).
 """
 
 from __future__ import annotations

@@ -31,3 +31,5 @@ class HubContext:
     mqtt_port: int
     claim_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     """Uses of one token are taken one after the other; the store's revisions make it right, this makes it quick."""
+    collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the registry's garbage is collected: one at a time."""

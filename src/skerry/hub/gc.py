@@ -13,7 +13,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
-from skerry.api.errors import ConflictError, InvalidError, NotFoundError
+from skerry.api.errors import ConflictError, InvalidError, NotFoundError, UnsupportedError
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
@@ -31,7 +31,6 @@ GRACE = timedelta(hours=24)
 LEAST_GRACE = timedelta(minutes=1)
 MAX_ITEMS = 5000
 """Listed in a report, of what stays and of what goes; the bytes are those of all."""
-_COLLECTING = asyncio.Lock()
 
 
 async def collect(context: HubContext, *, dry_run: bool, grace: timedelta = GRACE) -> Report:
@@ -42,9 +41,9 @@ async def collect(context: HubContext, *, dry_run: bool, grace: timedelta = GRAC
     """
     if grace < LEAST_GRACE:
         raise InvalidError(f"is shorter than {LEAST_GRACE}", element="grace", hint="pushes under way need that time")
-    if _COLLECTING.locked():
+    if context.collecting.locked():
         raise ConflictError("is under way already", element="garbage collection", hint="wait for it to end")
-    async with _COLLECTING:
+    async with context.collecting:
         repositories = await context.artifacts.survey()
         found = await needs.read_needs(context.objects)
         fresh_after = int((context.clock.now() - grace).timestamp() * 1e9)
@@ -85,16 +84,19 @@ async def remove_model(context: HubContext, repository: str, reference: str) -> 
         if (version.spec.artifact.repository, version.spec.artifact.digest) == (repository, found.digest)
     ]
     await _check_idle(context, versions, repository, found.digest)
-    gone = []
     for version in versions:
         if version.metadata.finalizers:
             raise ConflictError("has finalizers", element=f"modelversion/{version.metadata.name}", hint="delete it")
+    try:
+        for tag in tags:
+            await artifacts.delete_manifest(repository, tag)
+    except UnsupportedError:  # a registry that removes no tags but with what they name
+        await artifacts.delete_manifest(repository, found.digest)
+    gone = [f"{repository}:{tag}" for tag in tags]
+    for version in versions:
         namespace, name = version.metadata.namespace, version.metadata.name
         await context.objects.delete(ModelVersion, namespace, name, uid=version.metadata.uid)
         gone.append(f"modelversion/{name}")
-    for tag in tags:
-        await artifacts.delete_manifest(repository, tag)
-        gone.append(f"{repository}:{tag}")
     if not gone:  # by digest, and nothing stands for it
         await artifacts.delete_manifest(repository, found.digest)
         gone.append(f"{repository}@{found.digest}")

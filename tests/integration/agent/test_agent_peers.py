@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.integration.agent.neighbours import enrolled, open_authority
 
 from skerry.agent import neighbourhood, peers, peers_asking, peers_server, peers_tls
@@ -29,7 +31,7 @@ from skerry.api.kinds.variants import Blob, Requirements
 from skerry.core import access
 from skerry.core.journal import Slot
 from skerry.core.messages import WorkloadDesired
-from skerry.core.peering import Told
+from skerry.core.peering import STANDS, Told
 from skerry.hub.pki import Authority
 from skerry.kit.clock import SystemClock
 
@@ -486,3 +488,26 @@ def test_a_subject_of_any_other_form_is_no_neighbour(subject: tuple[Any, ...]) -
 async def test_an_address_where_nobody_is_cannot_be_asked() -> None:
     with pytest.raises(UnavailableError, match="neighbour"):
         await peers_asking.ask("127.0.0.1", 1, PATH, ssl.create_default_context(), identify=lambda _: "")
+
+
+@given(st.one_of(st.binary(max_size=300), st.from_regex(rb"HTTP/1.1 [0-9]{3} .{0,9}\r\n(Skerry-Stand: .{0,40}\r\n)*")))
+def test_whatever_is_answered_is_a_stand(head: bytes) -> None:
+    told = peers_asking.read_answer(head)
+    assert told.stand in STANDS
+    assert 0 <= told.came < 10**18
+
+
+@pytest.mark.parametrize(
+    ("head", "stand"),
+    [
+        (b"HTTP/1.1 200 OK\r\nSkerry-Stand: has 5\r\n", "has"),
+        (b"HTTP/1.1 404 No\r\nskerry-stand:fetches 5\r\n", "fetches"),
+        (b"HTTP/1.1 404 No\r\nSkerry-Stand: has 5\r\n", "none"),
+        (b"HTTP/1.1 200 OK\r\nSkerry-Stand: wants 0\r\n", "none"),
+        (b"HTTP/1.1 200 OK\r\n", "none"),
+        (b"HTTP/1.1 503 Busy\r\nSkerry-Stand: fetches 5\r\n", "none"),
+        (b"HTTP/1.1 404 No\r\nSkerry-Stand: rules 5\r\n", "none"),
+    ],
+)
+def test_answers(head: bytes, stand: str) -> None:
+    assert peers_asking.read_answer(head).stand == stand

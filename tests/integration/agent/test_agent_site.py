@@ -177,3 +177,20 @@ def test_when_the_one_that_gives_is_killed_all_still_have_it_in_the_end(site: Si
     blob = site.desired.blob
     assert site.registry.given[blob.digest] <= 2 * blob.size, site.logs()  # the first one's, and what was missing
     assert sum(state.peer_bytes for state in states.values()) >= (SIZE - 2) * blob.size * 0.9
+
+
+def test_a_device_that_waits_for_an_unmetered_link_takes_it_from_a_neighbour(site: Site) -> None:
+    site.ports = site.ports[:2]
+    first, second = site.uids
+    site.prepare()
+    with (site.root / first / "agent.toml").open("a") as text:
+        text.write('[network]\nkind = "cellular"\ninterface = "wwan0"\nallow_metered_downloads = "10Ki"\n')
+    site.start(first)
+    site.until(lambda: (state := site.state(first)) is not None and state.waiting_for == "Link")
+    assert site.registry.given == {}
+    site.start(second)
+    state = site.until_running(first, second)[first]
+    golden = site.desired.golden
+    assert golden is not None
+    assert (state.peer_bytes, state.fetched_bytes) == (site.desired.blob.size, golden.size)
+    assert site.registry.given[site.desired.blob.digest] == site.desired.blob.size

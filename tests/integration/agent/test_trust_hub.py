@@ -217,9 +217,11 @@ def test_a_device_with_an_anchor_outlives_its_hub(site: Site, client: HubClient,
     until(lambda: runs_at(client, "v1"), "what serves goes on")
     until(lambda: "Paused" in {r.status.phase for r in client.list(Rollout)}, "the rollout is given up")
 
-    found = condition(client, "Progressing")
-    assert found is not None
-    assert "the device's own check (Trust)" in found.message, found.message
+    def told_by_the_device() -> bool:
+        found = condition(client, "Progressing")
+        return found is not None and "the device's own check (Trust)" in found.message
+
+    until(told_by_the_device, "the deployment says why")
     explained = skerry("explain", "deployment/digits", "device/till-1", "--kubeconfig", kubeconfig)
     assert "the device obeys trust anchor 1 and policy 1" in explained
 

@@ -60,7 +60,7 @@ def test_a_version_goes_when_nothing_deploys_it_and_its_bytes_when_collected(hub
             client.remove_model(REPOSITORY, "v1")
         place = Repository(client.http, REPOSITORY)
         variant = next(iter(msgspec.json.decode(place.get_manifest(first).raw)["manifests"]))["digest"]
-        assert client.remove_model(REPOSITORY, "v2").names == ["modelversion/digits-v2", f"{REPOSITORY}:v2"]
+        assert client.remove_model(REPOSITORY, "v2").names == [f"{REPOSITORY}:v2", "modelversion/digits-v2"]
         with pytest.raises(NotFoundError):
             client.get(ModelVersion, "digits-v2")
         fresh = client.collect_garbage(dry_run=False)

@@ -79,6 +79,9 @@ def test_everything_is_kept_there_and_comes_through_the_hub(
         direct.request("GET", "/v2/fleet/models/default/digits/tags/list")
         assert "v1" in json.loads(direct.getresponse().read())["tags"]
         direct.close()
+        assert "modelversion/digits-v1 removed" in skerry(hub, "model", "rm", "digits:v1")
+        assert "answers 404" in skerry(hub, "model", "inspect", "digits:v1", ok=False)
+        assert not hub.items("modelversions")
         assert "collects its own garbage" in skerry(hub, "registry", "gc", "--dry-run", ok=False)
         hub.terminate()
 

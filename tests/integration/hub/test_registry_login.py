@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 
 def skerry(hub: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,3 +53,29 @@ def test_a_token_of_the_command_line_logs_in(hub: Any) -> None:
     assert "is not a repository of default" in " ".join(foreign.stderr.split())
     long = skerry(hub, "registry", "token", "--ttl", "9000h")
     assert long.returncode != 0
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+def test_skopeo_shows_the_admins_certificate_or_a_token(hub: Any, tmp_path: Path) -> None:
+    trusting, showing = tmp_path / "trusting", tmp_path / "showing"
+    for directory in (trusting, showing):
+        directory.mkdir()
+        shutil.copy(hub.state_dir / "pki" / "ca.crt", directory / "ca.crt")
+    shutil.copy(hub.state_dir / "pki" / "admin.crt", showing / "client.cert")
+    shutil.copy(hub.state_dir / "pki" / "admin.key", showing / "client.key")
+    raw = b"weights"
+    digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
+    with httpx.Client(base_url=f"https://127.0.0.1:{hub.record['apiPort']}", verify=hub.admin, timeout=20) as client:
+        assert client.post(f"/v2/default/tags/blobs/uploads/?digest={digest}", content=raw).status_code == 201
+    name = f"docker://127.0.0.1:{hub.record['apiPort']}/default/tags"
+
+    def tags(*options: str) -> subprocess.CompletedProcess[str]:
+        command = ["skopeo", "list-tags", *options, name]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert tags("--cert-dir", str(showing)).returncode == 0
+    token = skerry(hub, "registry", "token").stdout.strip()
+    assert tags("--cert-dir", str(trusting), "--creds", f"me:{token}").returncode == 0
+    refused = tags("--cert-dir", str(trusting), "--no-creds")
+    assert refused.returncode != 0
+    assert "authentication required" in refused.stderr or "unauthorized" in refused.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerry.agent import memory_file, sealed
+from skerry.agent.disk import Disk
 from skerry.agent.sealed import Ring, Vault
 from skerry.agent.settings import ProtectionSettings
-from skerry.api.errors import InvalidError, UnavailableError, UnsupportedError
+from skerry.api.errors import IntegrityError, InvalidError, StorageFullError, UnavailableError, UnsupportedError
+from skerry.api.kinds.variants import Blob
+from skerry.core.manifest import digest_of
 
 
 def pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey) -> bytes:
@@ -200,3 +204,90 @@ def test_swap_on_a_disk_is_told_from_swap_in_memory(tmp_path: Path) -> None:
     )
     assert memory_file.swaps(tmp_path / "swaps") == ["/swapfile"]
     assert memory_file.swaps(tmp_path / "none") == []
+
+
+# --- what is done with files --------------------------------------------------------------------------------------
+
+
+CONTENT = bytes(range(256)) * 1000
+BLOB = Blob(digest=digest_of(CONTENT), size=len(CONTENT))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    made = Disk(tmp_path / "state")
+    make(made.root / "device.pem")
+    return made
+
+
+def test_a_blob_goes_from_one_form_to_the_other_and_back(disk: Disk) -> None:
+    assert not disk.sealed.adopt(BLOB)
+    disk.blob(BLOB).write_bytes(CONTENT)
+    assert disk.sealed.adopt(BLOB)
+    disk.blob(BLOB).unlink()
+    assert disk.missing_bytes([BLOB]) == disk.sealed.missing_bytes([BLOB]) == 0
+    assert (disk.lacking_bytes(BLOB), disk.sealed.lacking_bytes(BLOB)) == (len(CONTENT), 0)
+    with disk.open_blob(BLOB) as content:
+        assert (content.size, content.read(7), content.pread(5, 70_000)) == (
+            len(CONTENT),
+            CONTENT[:7],
+            CONTENT[70_000:][:5],
+        )
+    assert disk.adopt(BLOB)
+    assert disk.blob(BLOB).read_bytes() == CONTENT
+
+
+def test_a_damaged_blob_of_one_form_is_none_of_the_other(disk: Disk) -> None:
+    disk.blob(BLOB).write_bytes(CONTENT[:-1] + b"!")
+    assert not disk.sealed.adopt(BLOB)
+    assert not disk.blob(BLOB).exists()
+    disk.blob(BLOB).write_bytes(CONTENT)
+    disk.sealed.adopt(BLOB)
+    disk.blob(BLOB).unlink()
+    with disk.sealed.blob(BLOB).open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"!")
+    assert not disk.adopt(BLOB)
+    assert not disk.sealed.blob(BLOB).exists()
+    assert not disk.blob(BLOB).exists()
+
+
+def test_what_turns_out_to_be_something_else_gets_no_name(disk: Disk) -> None:
+    for cache in (disk, disk.sealed):
+        for pieces in ([CONTENT[:-1]], [CONTENT, b"!"], [CONTENT[:-1], b"!"]):
+            with pytest.raises(IntegrityError):
+                cache.write_blob(BLOB, pieces)
+            assert [path.name for path in disk.blob(BLOB).parent.iterdir()] == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for cache in (disk, disk.sealed):
+        with pytest.raises(StorageFullError):
+            cache.write_blob(BLOB, [CONTENT])
+        assert [path.name for path in disk.blob(BLOB).parent.iterdir()] == []
+
+
+def test_without_its_key_nothing_is_judged_or_removed(disk: Disk) -> None:
+    make(disk.root / "key.pem")
+    named = ProtectionSettings(key=str(disk.root / "key.pem"))
+    first = Disk(disk.root, vault=Vault(disk.root, named))
+    first.sealed.write_blob(BLOB, [CONTENT])
+    make(disk.root / "key.pem")
+    other = Disk(disk.root, vault=Vault(disk.root, named))
+    with pytest.raises(UnavailableError):
+        other.sealed.has_blob(BLOB)
+    assert other.sealed.blob(BLOB).exists()
+
+
+def test_the_forms_of_a_blob_are_kept_and_removed_apart(disk: Disk) -> None:
+    names = [disk.blob(BLOB).name, f"{disk.blob(BLOB).name}.partial", f".{disk.blob(BLOB).name}.7.tmp"]
+    names += [name.replace(disk.blob(BLOB).name, disk.sealed.blob(BLOB).name) for name in names]
+    for kept, left in ((BLOB.digest, names[:3]), (f"{BLOB.digest}.sealed", names[3:])):
+        for name in names:
+            (disk.blob(BLOB).parent / name).touch()
+        assert disk.prune_blobs(keep=[kept]) == 3
+        assert sorted(path.name for path in disk.blob(BLOB).parent.iterdir()) == sorted(left)

@@ -115,8 +115,8 @@ def test_an_identity_is_read_or_named(data: st.DataObject) -> None:
 LEASES = msgspec.json.encode([Lease(holder="till", reason="open", seconds=60, wall=NOW, monotonic=1.0, boot="b")])
 
 
-def holds(found: Disk) -> Holds:
-    return Holds(found, SystemClock(), boot="b", max_seconds=3600, changed=lambda: None)
+def holds(found: Disk, boot: str = "b") -> Holds:
+    return Holds(found, SystemClock(), boot=boot, max_seconds=3600, changed=lambda: None)
 
 
 @settings(max_examples=100, deadline=None)
@@ -124,9 +124,23 @@ def holds(found: Disk) -> Holds:
 def test_holds_are_taken_up_or_lost(data: st.DataObject) -> None:
     with disk() as found:
         (found.root / "holds.json").write_bytes(data.draw(anything(LEASES)))
-        again = holds(found)
+        again = holds(found, data.draw(st.sampled_from(["b", "after it"])))
         again.load()
         assert len(again.in_force()) <= 17
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"wall": "2026-01-01T00:00:00"}, {"seconds": 1e300}, {"seconds": -1}, {"wall": "0001-01-01T00:00:00+14:00"}],
+)
+@pytest.mark.parametrize("boot", ["b", "after it"])
+def test_times_that_cannot_be_end_no_agent(change: dict[str, object], boot: str) -> None:
+    [lease] = msgspec.json.decode(LEASES)
+    with disk() as found:
+        (found.root / "holds.json").write_bytes(msgspec.json.encode([{**lease, "monotonic": 1e18, **change}]))
+        again = holds(found, boot)
+        again.load()
+        assert all(one.until.tzinfo is not None for one in again.in_force())
 
 
 @settings(max_examples=200, deadline=None)

@@ -112,6 +112,19 @@ def test_a_stolen_policy_key_cannot_leave_a_version_that_nobody_exceeds() -> Non
     assert "0 of the 1 signatures" in problem
 
 
+def test_a_policy_falls_with_the_keys_that_signed_it() -> None:
+    owners = Owners()
+    state = Anchored(namespace="default", root=anchor.write(owners.roots[0]))
+    state, _ = anchor.accept(state, owners.desired(owners.policy()), verify)
+    assert state.policy
+    owners.rotate(owners=2)
+    state, problem = anchor.accept(state, owners.desired(), verify)
+    assert (problem, bool(state.policy), state.policy_version) == ("", True, 1), "they are still the same"
+    owners.rotate(policies=True)
+    state, problem = anchor.accept(state, owners.desired(), verify)
+    assert (problem, state.policy, state.policy_version) == ("", "", 0)
+
+
 # --- against a plain model ----------------------------------------------------------------------------------------
 
 Roles = tuple[frozenset[int], int, frozenset[int]]

@@ -63,7 +63,21 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     | st.sampled_from([2**63, -(2**63) - 1, 2**64, 10**40, -1, 0])
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=20)
-    | st.sampled_from(["", ".", "..", "a/b", "a\0b", "sha256:", "x" * 5000, "2026-13-01T00:00:00Z", "9" * 400]),
+    | st.sampled_from(
+        [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a\0b",
+            "sha256:",
+            "x" * 5000,
+            "2026-13-01T00:00:00Z",
+            "2026-01-01T00:00:00",
+            "0001-01-01T00:00:00+14:00",
+            "9" * 400,
+        ]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )

@@ -58,35 +58,39 @@ def test_its_own_word_counts_for_nothing() -> None:
     assert choose(DIGEST, FIRST, "wants", told(**{FIRST: "has"})) == Go("claims")
 
 
+class Devices:
+    """All devices of a site. One step is one question to one neighbour; in between, others may take any steps."""
+
+    def __init__(self) -> None:
+        self.stands: dict[str, Stand] = dict.fromkeys(UIDS, "none")
+        self.heard: dict[str, dict[str, Told]] = {uid: {} for uid in UIDS}
+
+    def step(self, uid: str) -> None:
+        stand, heard = self.stands[uid], self.heard[uid]
+        left = [other for other in UIDS if other != uid and other not in heard]
+        if stand == "none":
+            self.stands[uid] = "wants"
+        elif stand != "fetches" and left:
+            heard[left[0]] = Told(stand=self.stands[left[0]])
+        elif stand != "fetches":
+            found = choose(DIGEST, uid, stand, heard)
+            self.stands[uid] = found.stand if isinstance(found, Go) else "wants"
+            heard.clear()
+
+    @property
+    def fetching(self) -> int:
+        return [*self.stands.values()].count("fetches")
+
+
 @given(st.lists(st.integers(0, len(UIDS) - 1), min_size=1, max_size=400), st.sets(st.sampled_from(UIDS)))
 @settings(max_examples=400, deadline=None)
 def test_never_do_two_fetch_however_their_questions_interleave(order: list[int], late: set[str]) -> None:
-    """One step of a device is one question to one neighbour; in between, all others may take any steps."""
-    stands: dict[str, Stand] = {uid: "none" for uid in UIDS}
-    heard: dict[str, dict[str, Told]] = {uid: {} for uid in UIDS}
-
-    def step(uid: str) -> None:
-        if stands[uid] == "none":
-            stands[uid] = "wants"
-            return
-        if stands[uid] == "fetches":
-            return
-        left = [other for other in UIDS if other != uid and other not in heard[uid]]
-        if left:
-            heard[uid][left[0]] = Told(stand=stands[left[0]])
-            return
-        match choose(DIGEST, uid, stands[uid], heard[uid]):
-            case Go(stand):
-                stands[uid] = stand
-            case Wait():
-                stands[uid] = "wants"
-        heard[uid] = {}
-
+    devices = Devices()
     for position, index in enumerate(order):
         if UIDS[index] not in late or position > len(order) // 2:
-            step(UIDS[index])
-        assert [*stands.values()].count("fetches") <= 1
+            devices.step(UIDS[index])
+        assert devices.fetching <= 1
     for _ in range(60):  # and in the end there is one, if all go on
         for uid in UIDS:
-            step(uid)
-    assert [*stands.values()].count("fetches") == 1
+            devices.step(uid)
+    assert devices.fetching == 1

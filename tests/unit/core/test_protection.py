@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec.structs import replace
-from tests.unit.core.test_placement import variant
+from tests.unit.core.test_placement import MODEL, make_rollout, variant
 from tests.unit.core.test_trial import wish
 
+from skerry.api.kinds.device import DeviceFacts, DeviceStatus
 from skerry.api.kinds.model_deployment import Constraints, ModelDeploymentSpec
 from skerry.api.meta import LabelSelector
 from skerry.core import deployment, placement, slots, workload
 from skerry.core.journal import Moment, State, Switched, Wanted
-from skerry.core.messages import WorkloadDesired
+from skerry.core.messages import Reported, WorkloadDesired
 from skerry.core.placement import Engine, Machine
+from skerry.hub.device_status import News, observe
 
 MACHINE = Machine(
     arch="amd64",
@@ -82,3 +84,19 @@ def test_the_same_content_protected_otherwise_is_installed_anew() -> None:
     assert after.candidate is not None
     assert after.candidate.desired.protection == "encrypted"
     assert after.current == state.current
+
+
+@pytest.mark.parametrize("protection", ["none", "encrypted"])
+def test_the_device_is_told_what_the_rollout_was_begun_with(protection: str) -> None:
+    template = replace(ENCRYPTED, protection=protection)
+    workload_ = placement.build_workload(make_rollout("digits", template), MODEL, VARIANT)
+    assert workload_.protection == protection
+
+
+def test_what_a_device_can_do_comes_with_its_facts() -> None:
+    facts = DeviceFacts(protection="file")
+    report = Reported(uid="u", boot_id="b", seq=1, sent_at=NOW.wall, observed_manifest_version=0, facts=facts)
+    status = observe(DeviceStatus(), News(report=report), now=NOW.wall, resolution=timedelta(0))
+    assert status.protection == "file"
+    assert placement.machine_of(status).protection == "file"
+    assert placement.machine_of(DeviceFacts()).protection == ""

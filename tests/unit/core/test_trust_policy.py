@@ -92,6 +92,22 @@ def test_a_model_is_covered_when_the_first_rule_about_it_has_enough_signers(
     assert verdict.message
 
 
+@given(rules, st.lists(signers, max_size=4, unique_by=lambda one: one.key))
+def test_as_many_entries_are_met_as_the_plain_model_finds(rule: TrustRule, found: list[Signer]) -> None:
+    assert trust_policy.matched(rule, found) == most(rule, found)
+
+
+def test_one_signer_counts_once_and_finds_the_entry_that_is_left() -> None:
+    anna = TrustedIdentity(subject="anna")
+    rule = TrustRule(models=["*"], keys=[digest(1)], identities=[anna], threshold=2)
+    both = Signer(key=digest(1), subject="anna")
+    assert trust_policy.matched(rule, [both]) == 1
+    assert trust_policy.matched(rule, [both, Signer(key=digest(2), subject="anna")]) == 2
+    assert (
+        trust_policy.matched(rule, [Signer(key=digest(2), subject="anna"), Signer(key=digest(3), subject="anna")]) == 1
+    )
+
+
 def test_only_signatures_over_every_file_that_matters_count() -> None:
     terms = TrustTerms(rules=[TrustRule(models=["*"], keys=[digest(1), digest(2)], threshold=2)])
     whole = Signed(signers=(Signer(key=digest(1)),), files=FILES)

@@ -31,7 +31,8 @@ Resource: TypeAlias = (
 class Column:
     """One printed column: `path` is a dotted path into the object, with three display rules in `kind`.
 
-    `string` prints as it is, `age` as the time since, `bytes` in KiB/MiB, summed up. `wide` columns show with `-o wide` only.
+    `string` prints as it is, `age` as the time since, `bytes` in KiB/MiB, summed up. `wide` columns show with `-o wide`
+    only.
     """
 
     name: str

@@ -312,7 +312,10 @@ class DirectoryStore(Receiver):
         """Note that somebody counts on a link. Raises FileNotFoundError."""
         with self._touching:
             now = self._time_ns()
-            os.utime(link, ns=(now, now))
+            try:
+                os.utime(link, ns=(now, now))
+            except OSError:  # a disk that is read only by now can be read, and nothing is discarded there
+                link.stat()
 
     def _unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)

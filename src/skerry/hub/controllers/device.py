@@ -48,6 +48,8 @@ class _Told(Struct, frozen=True, kw_only=True):
     hold: UpdateHold | None = None
     trust: str = ""
     """Digest of it, for it is large."""
+    place: str = ""
+    """The device's key."""
 
 
 class _Wanted(Struct, frozen=True, kw_only=True):
@@ -58,6 +60,8 @@ class _Wanted(Struct, frozen=True, kw_only=True):
 
 
 class _Record(Struct, frozen=True, kw_only=True):
+    namespace: str = ""
+    device: str = ""
     link: LinkPolicy = LinkPolicy()
     hold: UpdateHold | None = None
     trust: TrustDesired | None = None
@@ -75,7 +79,7 @@ class Devices:
         self._objects = context.objects
         self._work: Reconciler[str] = Reconciler("device", self.reconcile, self._failed)
         self._wanted = Informer(context.objects.store, _DEVICES, _read_device, self._changed)
-        self._told = Informer(context.objects.store, DESIRED_PREFIX, _read_record, lambda _, __: None)
+        self._told = Informer(context.objects.store, DESIRED_PREFIX, _read_record, self._told_changed)
         self._policies = of_kind(context.objects.store, TrustPolicy, self._policy_changed)
         self._handed: dict[str, TrustDesired | None] = {}
 
@@ -100,8 +104,8 @@ class Devices:
         if self._policies.is_unreadable(place):
             return None
         trust = self._handed.get(meta.namespace)
-        now = _Told(link=spec.link, hold=spec.hold, trust=_digest(trust))
-        if (told or _Told()) == now:
+        now = _Told(link=spec.link, hold=spec.hold, trust=_digest(trust), place=key)
+        if (told or _Told(place=key)) == now:
             return None
         stored = await self._objects.update_desired(
             DesiredRecord(uid=meta.uid, namespace=meta.namespace, device=meta.name),
@@ -117,6 +121,11 @@ class Devices:
     def _changed(self, old: _Wanted | None, new: _Wanted | None) -> None:
         if new is not None and old != new:
             self._work.add(f"{new.metadata.namespace}/{new.metadata.name}")
+
+    def _told_changed(self, old: _Told | None, new: _Told | None) -> None:
+        """A rollout writes it too, by a copy of the policy that may be behind this one."""
+        if new is not None and new.trust != ("" if old is None else old.trust):
+            self._work.add(new.place)
 
     def _policy_changed(self, old: TrustPolicy | None, new: TrustPolicy | None) -> None:
         item, after = new or old, handed(new)
@@ -136,7 +145,8 @@ def _read_device(record: Record) -> _Wanted:
 
 def _read_record(record: Record) -> _Told:
     found = msgspec.json.decode(record.value, type=_Record)
-    return _Told(link=found.link, hold=found.hold, trust=_digest(found.trust))
+    place = f"{found.namespace}/{found.device}"
+    return _Told(link=found.link, hold=found.hold, trust=_digest(found.trust), place=place)
 
 
 def _digest(trust: TrustDesired | None) -> str:

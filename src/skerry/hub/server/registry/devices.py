@@ -11,7 +11,6 @@ not live here: what belongs to a workload (`core.desired`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 
 from skerry.api.errors import ForbiddenError, IntegrityError, InvalidError, NotFoundError, SkerryError, UnavailableError
@@ -34,7 +33,7 @@ class DeviceReach:
         record = await self._record(device)
         if record is not None and desired.may_fetch(record, repository, digest):
             return
-        for version in await self._versions(record, repository):
+        for version in await self._versions(device, record, repository):
             if await self._is_attached(repository, version.spec.artifact.digest, digest):
                 return
         raise _denied(device, digest)
@@ -62,19 +61,20 @@ class DeviceReach:
         except IntegrityError as error:
             raise UnavailableError(error.cause, element=error.element) from error
 
-    async def _versions(self, record: desired.DesiredRecord | None, repository: str) -> list[ModelVersion]:
-        names: Sequence[str] = [] if record is None else desired.versions_in(record, repository)
+    async def _versions(
+        self, device: access.Identity, record: desired.DesiredRecord | None, repository: str
+    ) -> list[ModelVersion]:
         found: list[ModelVersion] = []
-        for name in names:
+        for name in () if record is None else desired.versions_in(record, repository):
             with suppress(*UNREADABLE):
-                version = await self._context.objects.find(ModelVersion, record.namespace if record else "", name)
+                version = await self._context.objects.find(ModelVersion, device.namespace, name)
                 if version is not None and version.spec.artifact.repository == repository:
                     found.append(version)
         return found
 
     async def _manifests(self, device: access.Identity, repository: str) -> set[str]:
         known: set[str] = set()
-        for version in await self._versions(await self._record(device), repository):
+        for version in await self._versions(device, await self._record(device), repository):
             known.add(version.spec.artifact.digest)
             known |= {variant.manifest for variant in version.status.variants if variant.manifest}
         return known

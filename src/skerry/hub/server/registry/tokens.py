@@ -53,7 +53,6 @@ async def _issued(
 ) -> Response:
     token = await registry_tokens.find(context, password)
     now = context.clock.now()
-    # It says `expires_in` whole seconds; a Bearer token never outlives the login by more than that.
     granted = scopes.grant(
         wanted,
         namespace=token.metadata.namespace,

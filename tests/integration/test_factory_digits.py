@@ -90,12 +90,9 @@ def test_labels_that_mean_nothing_teach_nothing(trained: tuple[Path, float], tmp
 def test_events_tell_the_story_in_order(package: tuple[Path, list[dict[str, Any]]]) -> None:
     out, events = package
     names = [event["event"] for event in events if event["event"] != "variant.retried"]
-    assert names == [
-        *("started", "source.loaded", "baseline", "exported"),
-        *["variant.started"] * 3,
-        *("variant.measuring", "variant.done") * 3,
-        "done",
-    ]
+    assert names[:5] == ["started", "source.loaded", "baseline", "exported", "variant.started"]
+    assert sorted(names[4:10]) == [*["variant.made"] * 3, *["variant.started"] * 3]  # made beside each other
+    assert names[10:] == [*("variant.measuring", "variant.done") * 3, "done"]
     assert events[-1]["kept"] == ["onnx-fp32", "onnx-fp16", "onnx-int8"]
     assert events[-1]["package"] == str(out)
 

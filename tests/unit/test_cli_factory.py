@@ -1,6 +1,7 @@
 """The factory's bars: what each variant is at, in any terminal, whatever libraries print meanwhile."""
 
 import io
+import sys
 from typing import Any
 
 import pytest
@@ -89,3 +90,13 @@ def test_what_others_print_stands_above_the_bars_and_cannot_steer_the_terminal(m
     factory._pass_on(io.StringIO("\n[red]a warning[/red]\x1b[2J\n"), terminal.bars)
     assert "[red]a warning[/red]\\x1b[2J\n" in terminal.stream.getvalue()
     assert "\x1b[2J" not in terminal.stream.getvalue()
+
+
+def test_a_run_that_is_interrupted_says_so_and_ends_the_factory(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, signal, time; print('{}', flush=True); os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
+    monkeypatch.setattr(factory, "_command", lambda *_: [sys.executable, "-c", code])
+    said = io.StringIO()
+    monkeypatch.setattr(output.err, "_file", said)
+    with pytest.raises(KeyboardInterrupt):
+        factory.run([])
+    assert said.getvalue() == "stopped; nothing was published\n"

@@ -61,6 +61,7 @@ def run(given: Sequence[str]) -> tuple[int, Path]:
         except KeyboardInterrupt:
             process.send_signal(signal.SIGTERM)  # it stops its own processes, and leaves nothing half done
             process.wait(_STOP_SECONDS)
+            bars.console.print("stopped; nothing was published")
             raise
     if code not in (DONE, PARTIAL):
         raise _failure(shown.error, code)

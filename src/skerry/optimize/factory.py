@@ -61,7 +61,8 @@ class _Run:
             self.errors[job.name] = event
         elif name in _RELAYED:
             if name == "source.loaded":
-                for spec in self.expected:
+                expected, self.expected = self.expected, ()  # an import that runs again says it again
+                for spec in expected:
                     self.ready.start(jobs.WORKER, ahead=_loads(spec))
             self.tell(name, **{_snake(key): value for key, value in event.items()})
 

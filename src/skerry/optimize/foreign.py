@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 _MOST = 240
@@ -27,6 +28,11 @@ def shortened(line: str) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that there was no memory; few libraries raise MemoryError for that."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _STARVED)
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Tell whether an error means that there is no room left on a disk."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def raise_if_starved(error: BaseException) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from skerry.api.errors import StorageFullError
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Engine, Format, Interval, NumericalError, Precision, SourceKind
 from skerry.optimize.recipe import Optimization, VariantSpec
@@ -119,6 +120,14 @@ def line(file: Path, memory: int) -> bytes:
 def read_line(given: bytes) -> tuple[str, int]:
     """Return what `line` wrote."""
     return msgspec.json.decode(given, type=tuple[str, int])
+
+
+def no_space(job: AnyJob) -> StorageFullError:
+    """Return what is said when the disk with a job's directory is full."""
+    place = str(Path(job.directory).parent.parent)
+    return StorageFullError(
+        "no space left on the disk", element=place, hint="free some space, or choose another --cache"
+    )
 
 
 def parse_name(name: str) -> tuple[Format, Precision]:

@@ -22,7 +22,7 @@ from skerry.api.kinds.variants import Engine, Interval, NumericalError
 from skerry.optimize import beside, evaluate, importers, importing, jobs, passes, trial
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
-from skerry.optimize.foreign import first_line, is_out_of_memory
+from skerry.optimize.foreign import first_line, is_out_of_memory, is_out_of_space
 from skerry.optimize.importers import Source
 from skerry.optimize.jobs import Facts, VariantJob, Verdict
 from skerry.optimize.metrics import Metric
@@ -181,9 +181,8 @@ def _try(bench: _Bench, recipes: Sequence[Recipe]) -> _Trials:
             raise
         except SkerryError as error:
             reason = error.sentence
-        except Exception as error:  # conversion libraries have no common exception type
-            if is_out_of_memory(error):
-                raise MemoryError(first_line(error)) from error
+        except Exception as error:  # noqa: BLE001 - conversion libraries have no common exception type
+            _raise_if_exhausted(bench.job, error)
             reason = f"{type(error).__name__}: {first_line(error)}"
         else:
             if trials.best is None or candidate.drop < trials.best.drop:
@@ -196,6 +195,14 @@ def _try(bench: _Bench, recipes: Sequence[Recipe]) -> _Trials:
             name = bench.job.variant.name
             bench.tell("variant.retried", variant=name, recipe=recipe.name, reason=reason, next=following.name)
     return trials
+
+
+def _raise_if_exhausted(job: VariantJob, error: Exception) -> None:
+    """Raise for want of disk or memory: the next recipe would fail in the same way."""
+    if is_out_of_space(error):
+        raise jobs.no_space(job) from error
+    if is_out_of_memory(error):
+        raise MemoryError(first_line(error)) from error
 
 
 class _Loader:

@@ -50,7 +50,8 @@ class Draft:
         except OSError as error:
             target.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFullError(element=str(target), hint="free some space; nothing was changed") from error
+                hint = "free some space; nothing was changed"
+                raise StorageFullError(element=str(self._target / name), hint=hint) from error
             raise
         with target.open("rb") as file:
             return Blob(digest=f"sha256:{file_digest(file, 'sha256').hexdigest()}", size=target.stat().st_size)

@@ -1,9 +1,9 @@
 """What the factory says while it works: events with fields, as JSON lines for programs or as text for people.
 
-Events, in order: `started`; `source.loaded` or `source.cached`; `baseline`; `exported`; per variant `variant.started`
-and any number of `variant.retried`, or `variant.cached`; then, one variant after the other, `variant.measuring` where
-it is not known, and `variant.done` or `variant.rejected`; `done`. `error` ends a run that failed. Lives here: how
-events are written. Must not live here: when they happen.
+Events, in order: `started`; `source.loaded` or `source.cached`; `baseline`; `exported`; per variant `variant.started`,
+any number of `variant.retried`, and `variant.made` where it is kept, or `variant.cached`; then, one variant after the
+other, `variant.measuring` where it is not known, and `variant.done` or `variant.rejected`; `done`. `error` ends a run
+that failed. Lives here: how events are written. Must not live here: when they happen.
 """
 
 from __future__ import annotations

@@ -221,6 +221,8 @@ def _at(problem: InvalidError, file: str, sources: Mapping[str, str]) -> Invalid
         option = next((option for option, field in OPTIONS.items() if ".".join(field) == path), "")
         option = option or {"source": "--torch", "data": "--data"}.get(path, path)
     hint = problem.hint
+    if problem.cause == "is required" and not hint:
+        hint = "give the option, or the field in optimize.yaml with -f; docs/factory.md has both"
     if path == "variants" and not hint:
         hint = f"choose from {', '.join(PRECISIONS)}, or write names as in {DEFAULT_VARIANTS[0]}"
     return InvalidError(problem.cause, element=option or f"{file}, {path}", hint=hint)

@@ -23,7 +23,7 @@ import msgspec
 
 from skerry.api.errors import SkerryError
 from skerry.optimize import jobs, progress
-from skerry.optimize.foreign import first_line, is_out_of_memory
+from skerry.optimize.foreign import first_line, is_out_of_memory, is_out_of_space
 from skerry.optimize.standby import Standby
 
 
@@ -60,15 +60,24 @@ def _main(ahead: Sequence[str], ready: Standby) -> int:
     except SkerryError as error:
         tell("error", sentence=error.sentence, element=error.element, cause=error.cause, hint=error.hint)
     except Exception as error:  # noqa: BLE001 - a defect still ends in one sentence
-        if is_out_of_memory(error):
-            tell("error", sentence=making.too_little_memory(error), element="", cause="", hint="")
-        else:
-            traceback.print_exc(file=sys.stderr)
-            cause = f"unexpected {type(error).__name__}: {first_line(error)}"
-            tell("error", sentence=f"{cause}; this is a defect, report it", element="", cause=cause, hint="")
+        _tell_why(error, job, tell)
     else:
         return 0
     return 1
+
+
+def _tell_why(error: Exception, job: jobs.AnyJob, tell: progress.Progress) -> None:
+    if is_out_of_space(error):
+        full = jobs.no_space(job)
+        tell("error", sentence=full.sentence, element=full.element, cause=full.cause, hint=full.hint)
+    elif is_out_of_memory(error):
+        from skerry.optimize import making  # noqa: PLC0415 - heavy, and loaded by now
+
+        tell("error", sentence=making.too_little_memory(error), element="", cause="", hint="")
+    else:
+        traceback.print_exc(file=sys.stderr)
+        cause = f"unexpected {type(error).__name__}: {first_line(error)}"
+        tell("error", sentence=f"{cause}; this is a defect, report it", element="", cause=cause, hint="")
 
 
 def _end(code: int) -> NoReturn:

@@ -43,7 +43,7 @@ def test_the_manifests_are_the_ones_we_know(wanted: Optimization, monkeypatch: p
     assert cluster.to_yaml(kubernetes.manifests(wanted, PLACE)) == GOLDEN.read_text()
 
 
-@pytest.mark.parametrize("version", ["1.28", "1.37"])
+@pytest.mark.parametrize("version", ["1.25", "1.28", "1.37"])
 def test_kubernetes_takes_them(wanted: Optimization, version: str) -> None:
     jobs = kubernetes.manifests(wanted, PLACE)
     assert [job["metadata"]["labels"]["app.kubernetes.io/component"] for job in jobs] == [

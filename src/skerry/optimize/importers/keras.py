@@ -170,7 +170,7 @@ def _check_config(path: Path, config: Any, *, allow_code: bool, has_code: bool) 
             raise ForbiddenError(
                 f"layer {layer} is {kind}; it was not run",
                 element=path.name,
-                hint="write it as a layer class of its own, or agree to run it",
+                hint="write it as a layer class of its own, or agree to run it with --allow-code",
             )
         foreign = module and module.split(".", maxsplit=1)[0] not in _OWN_MODULES
         registered = part.get("registered_name") or ""

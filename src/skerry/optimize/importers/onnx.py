@@ -12,7 +12,7 @@ import onnx
 from onnx import ModelProto
 
 from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
-from skerry.api.kinds.tensors import ModelSignature
+from skerry.api.kinds.tensors import ModelSignature, TensorSpec
 from skerry.api.kinds.variants import SourceKind
 from skerry.optimize import batching, evaluate, graph
 from skerry.optimize.arrays import Array
@@ -47,6 +47,7 @@ class OnnxSource:
             names=[spec.name for spec in self._declared.inputs],
             run=self._run,
             fixed=self._fixed,
+            hint=f"it takes {' and '.join(_described(spec) for spec in self._declared.inputs)}",
         )
 
     def signature(self, inputs: Inputs) -> ModelSignature:
@@ -159,6 +160,11 @@ def _load_external(model: ModelProto, path: Path) -> dict[str, str]:
         except Exception as error:  # a damaged offset or length fails in several ways
             raise InvalidError(f"external data cannot be read ({first_line(error)})", element=path.name) from error
     return digests
+
+
+def _described(spec: TensorSpec) -> str:
+    sizes = ", ".join("any" if size < 0 else str(size) for size in spec.shape[1:])
+    return f"{spec.name} as {spec.datatype} [batch{f', {sizes}' if sizes else ''}]"
 
 
 def _check_operators(model: ModelProto, name: str) -> None:

@@ -166,7 +166,7 @@ def _check_operators(graph: Any, name: str) -> None:
                 raise ForbiddenError(
                     f"node {node.name} of {where or 'the graph'} ({refused}) {does}; it was not run",
                     element=name,
-                    hint="export the model without it, or agree to run it",
+                    hint="export the model without it, or agree to run it with --allow-code",
                 )
 
 

@@ -160,7 +160,7 @@ def _from_skops(path: Path, *, allow_code: bool) -> Any:
         raise ForbiddenError(
             f"holds types that are not known to be harmless ({', '.join(unknown[:4])}{more}); nothing was run",
             element=path.name,
-            hint="agree to run code if you trust the file; trees always need that",
+            hint="give --allow-code if you trust the file; trees always need it",
         )
     try:
         return io.load(path, trusted=unknown)
@@ -174,7 +174,7 @@ def _from_pickle(path: Path, *, allow_code: bool) -> Any:
         raise ForbiddenError(
             f"is a pickle, which is a program{found}; it was not run",
             element=path.name,
-            hint=f"{_HINT}, or agree to run it",
+            hint=f"{_HINT}, or agree to run it with --allow-code",
         )
     import joblib  # noqa: PLC0415 - only where the user agreed
 

@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,22 +136,22 @@ class PeerServer:
         first, _, rest = head.partition("\r\n")
         request = _REQUEST.fullmatch(first)
         if request is None:
-            return _send(writer, 400)
+            return _send(writer, 400, {})
         digest = request["digest"]
         path = self._shop.find(digest)  # whatever the repository: the certificate has said which namespace asks
         if path is None:
             told = self._shop.stand(digest)
-            return _send(writer, 404, **{STAND_HEADER: f"{told.stand} {told.came}"})
+            return _send(writer, 404, {STAND_HEADER: f"{told.stand} {told.came}"})
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 busy = " busy" if self.is_busy else ""
                 stand = {STAND_HEADER: f"has {size}{busy}", "Accept-Ranges": "bytes"}
                 if request["method"] == "HEAD":
-                    return _send(writer, 200, size=size, **stand)
+                    return _send(writer, 200, stand, size=size)
                 return await self._give(file.fileno(), size, _range(rest), stand, writer)
         except FileNotFoundError:  # it was pruned this moment
-            return _send(writer, 404, **{STAND_HEADER: "none 0"})
+            return _send(writer, 404, {STAND_HEADER: "none 0"})
 
     async def _give(
         self, file: int, size: int, header: str, stand: dict[str, str], writer: asyncio.StreamWriter
@@ -159,15 +159,15 @@ class PeerServer:
         part = wanted_part(header, size)
         start, end = part or (0, size)
         if part is not None and start >= end:
-            return _send(writer, 416, **{**stand, "Content-Range": f"bytes */{size}"})
+            return _send(writer, 416, {**stand, "Content-Range": f"bytes */{size}"})
         try:
             async with asyncio.timeout(QUEUE_SECONDS):
                 await self._turns.acquire()
         except TimeoutError:
-            return _send(writer, 503, **{**stand, "Retry-After": "5"})
+            return _send(writer, 503, {**stand, "Retry-After": "5"})
         try:
             span = {} if part is None else {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
-            status = _send(writer, 200 if part is None else 206, size=end - start, **stand, **span)
+            status = _send(writer, 200 if part is None else 206, {**stand, **span}, size=end - start)
             while start < end:
                 piece = await asyncio.to_thread(os.pread, file, min(self._bandwidth.piece(_PIECE), end - start), start)
                 if not piece:  # it became shorter: what was announced does not come, and the other end sees it
@@ -195,7 +195,7 @@ def _range(headers: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _send(writer: asyncio.StreamWriter, status: int, *, size: int = 0, **headers: str) -> int:
+def _send(writer: asyncio.StreamWriter, status: int, headers: Mapping[str, str], *, size: int = 0) -> int:
     lines = [f"HTTP/1.1 {status} {_REASONS[status]}", f"Content-Length: {size}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     with contextlib.suppress(OSError):

@@ -101,7 +101,8 @@ async def make(tmp_path: Path, authority: Authority) -> AsyncIterator[Make]:
         )
         directory = tmp_path / uid
         known = enrolled(directory, authority, uid, url="https://127.0.0.1:9", namespace=namespace)
-        disk, named = Disk(directory), {}
+        disk = Disk(directory)
+        named: dict[str, list[Slot]] = {}
         hood = neighbourhood.open_neighbourhood(disk, AgentSettings(peers=wanted), known)
         member = Member(disk, known, Peers(disk, SystemClock(), wanted, hood, named=lambda: named), named)
         tasks.append(asyncio.create_task(member.peers.run()))

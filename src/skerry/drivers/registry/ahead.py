@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 
@@ -27,7 +27,7 @@ Ask = Callable[[int, int], bytes]
 """Brings the bytes from one offset to another, exactly; blocks, and raises what went wrong."""
 
 
-def in_order(ask: Ask, start: int, end: int, width: int) -> Iterator[bytes]:
+def in_order(ask: Ask, start: int, end: int, width: int) -> Generator[bytes]:
     """Give the bytes of a span in order, asked for by `width` at a time; by one, in longer parts.
 
     Raises what `ask` raises, after what came before. Whoever closes the iterator waits until the workers have ended:
@@ -50,7 +50,7 @@ def in_order(ask: Ask, start: int, end: int, width: int) -> Iterator[bytes]:
 
 def widest(
     ask: Ask, start: int, end: int, most: int, *, monotonic: Callable[[], float] = time.monotonic
-) -> Iterator[tuple[int, bytes]]:
+) -> Generator[tuple[int, bytes]]:
     """Give the bytes of a span in order, each with the number of connections that brought them; up to `most`.
 
     It ends early where one connection is the best number: what is missing then is better asked for at once.

@@ -29,7 +29,11 @@ PYTORCH = {
     "torchscript-fp32-lite": {"recipe": "lite-interpreter"},
     "torchscript-int8-dynamic": {},
 }
-KERAS = ("onnx-fp32", "tflite-fp32", "tflite-fp16", "tflite-int8-dynamic", "tflite-int8")
+KERAS = {
+    **{name: {} for name in ("onnx-fp32", "tflite-fp32", "tflite-fp16", "tflite-int8-dynamic", "tflite-int8")},
+    **{name: {} for name in ("executorch-fp32", "executorch-int8", "torchscript-fp32", "torchscript-int8-dynamic")},
+    "torchscript-fp32-lite": {"recipe": "graph-lite-interpreter"},
+}
 ENGINES = {"onnx": "onnxruntime", "tflite": "litert", "executorch": "executorch", "torchscript": "torchscript"}
 
 
@@ -100,7 +104,7 @@ def from_keras(keras_model: Path) -> Path:
         out,
         source={"path": str(keras_model / "digits.keras")},
         data={"path": str(keras_model / "keras.npz")},
-        variants=[{"name": name} for name in KERAS],
+        variants=[{"name": name, **options} for name, options in KERAS.items()],
     )
     assert code == 0, events[-1]
     return out

@@ -5,6 +5,7 @@
 | `xnnpack` | float32 |
 | `xnnpack-per-channel` | int8: weights per output channel, activations by observed ranges |
 | `xnnpack-per-tensor` | int8: one range per weight |
+| `graph-...` | the same, from the ONNX graph as a module (`torch_graph`): for what is no PyTorch module |
 
 A program holds no tensor names: they are the model signature's, by position. Its batch is fixed when it is made: 1.
 Must not live here: making the files (`pte`), whose libraries are imported when a recipe runs.
@@ -33,14 +34,23 @@ def _quantised(*, per_channel: bool) -> Callable[[Material], None]:
     return build
 
 
-def _recipe(name: str, build: Callable[[Material], None]) -> Recipe:
-    return Recipe(name=name, form="torch", build=build, requires=("torch", "executorch", "torchao"), extra="executorch")
+def _every(name: str, build: Callable[[Material], None]) -> tuple[Recipe, Recipe]:
+    def of_graph(material: Material) -> None:
+        from skerry.optimize.passes import torch_graph  # noqa: PLC0415 - heavy
+
+        build(torch_graph.as_torch(material))
+
+    requires, extra = ("torch", "executorch", "torchao"), "executorch"
+    return (
+        Recipe(name=name, form="torch", build=build, requires=requires, extra=extra),
+        Recipe(name=f"graph-{name}", form="onnx", build=of_graph, requires=requires, extra=extra),
+    )
 
 
 TABLE: Mapping[Precision, Sequence[Recipe]] = {
-    "fp32": (_recipe("xnnpack", _plain),),
+    "fp32": _every("xnnpack", _plain),
     "int8": (
-        _recipe("xnnpack-per-channel", _quantised(per_channel=True)),
-        _recipe("xnnpack-per-tensor", _quantised(per_channel=False)),
+        *_every("xnnpack-per-channel", _quantised(per_channel=True)),
+        *_every("xnnpack-per-tensor", _quantised(per_channel=False)),
     ),
 }

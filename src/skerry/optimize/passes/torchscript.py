@@ -6,17 +6,18 @@
 | `scripted` | compiles the Python code of forward(), control flow included |
 | `lite-interpreter` | as `traced`, with the bytecode that PyTorch Mobile's interpreter reads beside `torch.jit.load` |
 | `dynamic-linear` | 8-bit weights of linear and recurrent layers, ranges of activations found at each run |
+| `graph-...` | the same, from the ONNX graph as a module (`torch_graph`): for what is no PyTorch module |
 
-The lite interpreter's file is made only where a variant's options name that recipe. Must not live here: making the
+The lite interpreter's file is made only where a variant's options name its recipe. Must not live here: making the
 files (`trace`), whose library is imported when a recipe runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from skerry.api.kinds.variants import Precision
-from skerry.optimize.passes.material import Material, Recipe
+from skerry.optimize.passes.material import Form, Material, Recipe
 
 
 def _traced(material: Material) -> None:
@@ -43,18 +44,36 @@ def _dynamic(material: Material) -> None:
     trace.dynamic(material)
 
 
+def _every(name: str, build: Callable[[Material], None], *, by_name: bool = False) -> tuple[Recipe, Recipe]:
+    def of_graph(material: Material) -> None:
+        from skerry.optimize.passes import torch_graph  # noqa: PLC0415 - heavy
+
+        build(torch_graph.as_torch(material))
+
+    return (
+        _recipe(name, "torch", build, by_name=by_name),
+        _recipe(f"graph-{name}", "onnx", of_graph, by_name=by_name),
+    )
+
+
+def _recipe(name: str, form: Form, build: Callable[[Material], None], *, by_name: bool = False) -> Recipe:
+    return Recipe(
+        name=name,
+        form=form,
+        build=build,
+        requires=("torch",),
+        extra="torch",
+        asked=lambda options: not by_name or options.recipe == name,
+    )
+
+
+_TRACED, _GRAPH_TRACED = _every("traced", _traced)
 TABLE: Mapping[Precision, Sequence[Recipe]] = {
     "fp32": (
-        Recipe(name="traced", form="torch", build=_traced, requires=("torch",), extra="torch"),
-        Recipe(name="scripted", form="torch", build=_scripted, requires=("torch",), extra="torch"),
-        Recipe(
-            name="lite-interpreter",
-            form="torch",
-            build=_lite,
-            requires=("torch",),
-            extra="torch",
-            asked=lambda options: options.recipe == "lite-interpreter",
-        ),
+        _TRACED,
+        _recipe("scripted", "torch", _scripted),
+        _GRAPH_TRACED,
+        *_every("lite-interpreter", _lite, by_name=True),
     ),
-    "int8-dynamic": (Recipe(name="dynamic-linear", form="torch", build=_dynamic, requires=("torch",), extra="torch"),),
+    "int8-dynamic": _every("dynamic-linear", _dynamic),
 }

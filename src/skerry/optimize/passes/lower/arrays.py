@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from skerry.optimize.passes.examined import Array, Shape
 from skerry.optimize.passes.lower import images
 from skerry.optimize.passes.lower.context import Node
-from skerry.optimize.passes.lower.network import TO_LAST, Array, Shape, Value
+from skerry.optimize.passes.lower.network import TO_LAST, Value
 
 _NONE = schema.ActivationFunctionType.NONE
 REDUCTIONS: Mapping[str, str] = {

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from skerry.api.kinds.tensors import ModelSignature
 from skerry.optimize.passes import tflite_file
+from skerry.optimize.passes.examined import Array, Shape
 
-Array = npt.NDArray[Any]
 TO_LAST, TO_PLAIN = (0, 2, 3, 1), (0, 3, 1, 2)
 """Permutations of an image's dimensions."""
 
@@ -35,28 +34,6 @@ TENSOR_TYPES: Mapping[str, int] = {
     "uint32": schema.TensorType.UINT32,
 }
 _FUSABLE = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "DIV"})
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes for a batch of one, and which of them grow with the batch."""
-
-    sizes: tuple[int, ...]
-    free: tuple[bool, ...]
-
-    @classmethod
-    def fixed(cls, sizes: Sequence[int]) -> Shape:
-        """Return a shape that does not depend on the batch."""
-        return cls(tuple(map(int, sizes)), (False,) * len(sizes))
-
-    def permuted(self, order: Sequence[int]) -> Shape:
-        """Return the shape with its dimensions in another order."""
-        return Shape(tuple(self.sizes[i] for i in order), tuple(self.free[i] for i in order))
-
-    @property
-    def signature(self) -> list[int]:
-        """Sizes, -1 where they grow with the batch."""
-        return [-1 if free else size for size, free in zip(self.sizes, self.free, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.integration.agent.conftest import KEY_ID, PATIENCE, Authority, Device, Model, Registry
+from tests.integration.agent.processes import Authority, Device
+from tests.integration.agent.surroundings import KEY_ID, PATIENCE, Model, Registry
 from tests.integration.agent.test_agent_power_cuts import Customer, Story, served, version_at
 
 from skerry.agent.benchmark import FILE

@@ -9,7 +9,8 @@ import signal
 from typing import Any
 
 import pytest
-from tests.integration.agent.conftest import PATIENCE, Device
+from tests.integration.agent.processes import Device
+from tests.integration.agent.surroundings import PATIENCE
 from tests.integration.agent.test_agent_process import is_running, version_at
 
 from skerry.agent.ending import Ending

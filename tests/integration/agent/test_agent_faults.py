@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.integration.agent.conftest import KEY_ID, UID, World, blob_of, eventually
+from tests.integration.agent.surroundings import KEY_ID, UID, World, blob_of, eventually
 from tests.integration.agent.test_agent_power_cuts import HubEnd, runs, version_at
 from tests.integration.agent.test_agent_process import fill
 

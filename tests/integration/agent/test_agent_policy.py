@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.integration.agent.conftest import KEY_ID, UID
+from tests.integration.agent.surroundings import KEY_ID, UID
 
 from skerry.agent import local, policy
 from skerry.agent.disk import Disk

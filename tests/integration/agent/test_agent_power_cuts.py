@@ -25,7 +25,8 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec.structs import replace
-from tests.integration.agent.conftest import PATIENCE, Authority, Device, Model, Registry
+from tests.integration.agent.processes import Authority, Device
+from tests.integration.agent.surroundings import PATIENCE, Model, Registry
 
 from skerry.core import access
 from skerry.core.messages import ShadowDesired, WorkloadDesired

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.agent.conftest import PATIENCE, blob_of, make_model
+from tests.integration.agent.surroundings import PATIENCE, blob_of, make_model
 
 
 def version_at(port: int) -> str:

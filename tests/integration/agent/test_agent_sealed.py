@@ -15,7 +15,8 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.integration.agent.conftest import Device, Model, World, blob_of, eventually, private_pem
+from tests.integration.agent.processes import Device, private_pem
+from tests.integration.agent.surroundings import Model, World, blob_of, eventually
 
 from skerry.agent.disk import Disk
 from skerry.agent.sealed import Vault

@@ -17,7 +17,8 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.integration.agent import test_agent_power_cuts as cuts
-from tests.integration.agent.conftest import Authority, Device, Model, Registry, private_pem
+from tests.integration.agent.processes import Authority, Device, private_pem
+from tests.integration.agent.surroundings import Model, Registry
 from tests.integration.agent.test_agent_power_cuts import HubEnd, Site, Story
 from tests.integration.agent.test_agent_sealed import larger, plaintext_in
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests import trusting
-from tests.integration.agent.conftest import KEY_ID, UID, Model, World, blob_of
+from tests.integration.agent.surroundings import KEY_ID, UID, Model, World, blob_of
 from tests.trusting import NOW, Owners
 
 from skerry.agent import facts

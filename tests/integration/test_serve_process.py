@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -312,6 +313,17 @@ def test_sigterm_while_it_loads_ends_it_with_0(digits: Path) -> None:
     with serving(digits, variables=variables, pattern=LISTENING) as served:
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(WAIT_SECONDS) == 0
+
+
+def test_the_engine_tells_nobody_what_runs_here(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CI", "TF_BUILD", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = digits / "home"
+    home.mkdir()
+    with serving(digits, variables={"HOME": str(home)}) as server:
+        opened = [os.readlink(path) for path in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+        assert not [name for name in opened if name.endswith(".db")], "what ONNX Runtime's telemetry waits in"
+    assert list(home.rglob("*")) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no model"])

@@ -41,7 +41,8 @@ MAX_ASKED = 8
 """Neighbours for one blob, those that rank first: with more of them, all ask the same ones."""
 ASK_AGAIN_SECONDS = 1.0
 SILENT_SECONDS, SLOW_SECONDS, LIAR_SECONDS = 30.0, 600.0, 3600.0
-"""How long a neighbour is left alone that could not be asked or broke off, that crawled, that gave something else."""
+"""How long a neighbour is left alone that could not be asked or broke off (the first times shorter: it may just be
+starting), that crawled, that gave something else."""
 SPEED_SECONDS = 10.0
 LEAST_SPEED = 32 * 1024
 """Bytes per second, over any SPEED_SECONDS; slower is no help."""
@@ -96,6 +97,8 @@ class Peers:
         self._found: Found = {}
         self._uids: dict[Address, str] = {}
         self._leave_until: dict[Address, float] = {}
+        self._silences: dict[Address, int] = {}
+        """Times in a row that a neighbour could not be asked."""
         self._seeking: dict[str, Seeking] = {}
         self.server = self._server()
 
@@ -196,7 +199,7 @@ class Peers:
         told: dict[str, Told] = {}
         for address, answer in zip(asked, answers, strict=True):
             if isinstance(answer, UnavailableError):
-                self._leave(address, SILENT_SECONDS, answer)
+                self._leave(address, self._silence(address), answer)
             elif isinstance(answer, SkerryError):
                 self._leave(address, LIAR_SECONDS, answer)
             elif isinstance(answer, BaseException):
@@ -204,6 +207,7 @@ class Peers:
             else:
                 uid, said = answer
                 self._uids[address] = uid
+                self._silences.pop(address, None)
                 if uid != hood.uid:
                     told[uid] = said
         return told
@@ -214,6 +218,11 @@ class Peers:
         there = {one: known.get(one) or self._uids.get(one, f"{one[0]}:{one[1]}") for one in [*self._addresses, *known]}
         near = [one for one, uid in there.items() if uid != own and now >= self._leave_until.get(one, now)]
         return sorted(near, key=lambda one: peering.rank(digest, there[one]))[:MAX_ASKED]
+
+    def _silence(self, address: Address) -> float:
+        """Return for how long one that could not be asked is left alone: longer each time, up to SILENT_SECONDS."""
+        times = self._silences[address] = min(self._silences.get(address, 0) + 1, 30)
+        return min(SILENT_SECONDS, ASK_AGAIN_SECONDS * 2.0 ** (times - 1))
 
     def _leave(self, address: Address, seconds: float, error: SkerryError) -> None:
         log.info("peers.left_alone address=%s:%d seconds=%d error=%s", *address, seconds, error)

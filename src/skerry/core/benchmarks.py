@@ -103,31 +103,22 @@ class _Verdict:
 def workload_of(rollout: Rollout, model: ModelVersion, variant: Variant) -> WorkloadDesired:
     """Return what a device is told to measure: the variant as the rollout would serve it, on a port of its own.
 
-    Equal content served alike has an equal name, whatever rollout asks for it.
+    Equal content kept and served alike has an equal name, whatever rollout asks for it. How it is fetched, checked and
+    kept is the deployment's: only what ties it to one rollout, or promises it room, is left out.
     """
     built = placement.build_workload(rollout, model, variant)
     about = f"{variant.blob.digest}/{built.serving.threads}/{built.cpu_limit_millis}"
-    plain = WorkloadDesired(
+    if built.protection != "none":  # it lies in another form, which one of the same name would not
+        about = f"{about}/{built.protection}"
+    return msgspec.structs.replace(
+        built,
         name=f"{BENCHMARK_PREFIX}{sha256(about.encode()).hexdigest()}",
         rollout="",
         revision=0,
-        model=built.model,
-        model_version=built.model_version,
-        version=built.version,
-        variant=built.variant,
-        format=built.format,
-        needs=built.needs,
-        signature=built.signature,
-        repository=built.repository,
-        blob=built.blob,
-        golden=built.golden,
-    )
-    return msgspec.structs.replace(
-        plain,
+        deployment_uid="",
         serving=msgspec.structs.replace(built.serving, port=0),
-        memory_limit_bytes=built.memory_limit_bytes,
-        cpu_limit_millis=built.cpu_limit_millis,
-        require_unmetered=built.require_unmetered,
+        memory_request_bytes=0,
+        cpu_request_millis=0,
     )
 
 

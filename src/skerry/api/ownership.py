@@ -166,11 +166,12 @@ def merged(current: Mapping[str, Any], applied: Mapping[str, Any], entries: Entr
     another manager has set it as well.
     """
     wanted = fields_of(applied)
+    grown = _prefixes(wanted)
     before = frozenset[Path]().union(*(entry.fields for entry in entries if writer.owns(entry)))
     others = frozenset[Path]().union(*(entry.fields for entry in entries if not writer.owns(entry)))
     result: dict[str, Any] = _merge(copy.deepcopy(dict(current)), applied)
     for path in sorted(before - wanted - others, key=len, reverse=True):
-        if not any(kept[: len(path)] == path for kept in wanted):  # else it has become a map of what is wanted
+        if path not in grown:  # else it has become a map of what is wanted
             _remove(result, path, others | wanted)
     return result
 
@@ -194,18 +195,20 @@ def applied(
     others = tuple(entry for entry in entries if entry is not mine)
     touched = frozenset(path for path in fields_of(old) | fields_of(new) | wanted if _at(old, path) != _at(new, path))
     if yielding is not None:
-        _refuse_conflicts(others, touched - yielding, wanted)
+        grown = frozenset(path for path in touched if _is_map(_at(old, path)) and _is_map(_at(new, path)))
+        _refuse_conflicts(others, touched - yielding - grown, wanted)
     return (*_given_up(others, touched), *_entry(writer, wanted, mine))
 
 
 def _refuse_conflicts(others: Entries, touched: Fields, wanted: Fields) -> None:
     """Return when nobody else set what is wanted otherwise. Raises FieldConflictError with every such field."""
-    found = [
-        (entry, path)
-        for entry in others
-        for path in sorted(entry.fields)
-        if path in touched and any(_overlap(path, one) for one in wanted)
-    ]
+    around = _prefixes(wanted)
+
+    def is_wanted(path: Path) -> bool:
+        """Whether the field is wanted, holds what is, or lies in what is."""
+        return path in around or any(path[:length] in wanted for length in range(1, len(path)))
+
+    found = [(entry, path) for entry in others for path in sorted(entry.fields & touched) if is_wanted(path)]
     if found:
         raise FieldConflictError.of_fields([(_named(entry), dotted(path)) for entry, path in found])
 
@@ -288,9 +291,14 @@ def _remove(value: dict[str, Any], path: Path, kept: Fields) -> None:
         del chain[depth][path[depth]]
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    """Whether one of the two is, or holds, the other."""
-    return all(a == b for a, b in zip(one, other, strict=False))
+def _prefixes(fields: Fields) -> Fields:
+    """Return the fields and all that they lie in."""
+    return frozenset(path[:length] for path in fields for length in range(1, len(path) + 1))
+
+
+def _is_map(value: Any) -> bool:
+    """Whether it is a map, or the empty one that is left out: nobody's value changes where only others' fields come."""
+    return value is _MISSING or isinstance(value, Mapping)
 
 
 def _given_up(others: Entries, touched: Fields) -> Entries:

@@ -168,3 +168,7 @@ def test_a_selection_is_deleted_at_once(hub: Hub, admin: HubClient, deployment: 
     (left,) = admin.list(ModelDeployment)
     assert left.metadata.deletion_timestamp is not None, "it waits for its finalizer"
     status(admin.http.request("DELETE", devices, params={"labelSelector": "a b"}), 400, "BadRequest")
+    for where in (devices, f"{devices}/b", path(admin.namespace, "rollouts")):
+        status(admin.http.request("DELETE", where, params={"dryRun": "all"}), 400, "BadRequest")
+        status(admin.http.request("DELETE", where, json={"dryRun": ["Server"]}), 400, "BadRequest")
+    assert len(admin.list(Device)) == 1, "a word that is not known deletes nothing"

@@ -113,3 +113,17 @@ def test_what_an_apply_patch_must_say(kubectl: Run, deployment: Make) -> None:
     assert "NotFound" in kubectl("get", "md", "digits", fails=True).stderr
     rollout = {"apiVersion": "skerry.dev/v1alpha1", "kind": "Rollout", "metadata": {"name": "r"}, "spec": {}}
     kubectl("apply", "--server-side", "-f", "-", text=json.dumps(rollout), fails=True)
+
+
+def test_empty_maps_of_templates_keep_nobody_from_filling_them(kubectl: Run) -> None:
+    empty = {"name": "digits", "labels": {}, "annotations": {}}
+    filled = {"name": "digits", "labels": {"a": "b"}, "annotations": {"x": "1"}}
+    base = {"apiVersion": "skerry.dev/v1alpha1", "kind": "ModelDeployment"}
+    spec = {"modelVersion": "digits-v1", "deviceSelector": {"matchLabels": {"site": "lab"}}}
+    helm = ("apply", "--server-side", "--field-manager=helm", "-f", "-")
+    ops = ("apply", "--server-side", "--field-manager=ops", "-f", "-")
+    kubectl(*helm, text=json.dumps({**base, "metadata": empty, "spec": spec}))
+    kubectl(*ops, text=json.dumps({**base, "metadata": filled}))
+    kubectl(*helm, text=json.dumps({**base, "metadata": empty, "spec": spec}))
+    shown = json.loads(kubectl("get", "md", "digits", "-o", "json").stdout)["metadata"]
+    assert (shown["labels"], shown["annotations"]) == ({"a": "b"}, {"x": "1"})

@@ -99,6 +99,25 @@ def test_a_map_that_its_owner_left_empty_stays_when_another_wanted_it_there() ->
     assert one == spec(b=1), "the empty map was given up when it was filled"
 
 
+def test_an_empty_map_conflicts_with_nothing_that_others_put_into_it() -> None:
+    one, entries = apply({}, NONE, spec(a={}, b=1), writer("helm"))
+    one, entries = apply(one, entries, spec(a={"x": 1}), writer("ops"))
+    assert one == spec(a={"x": 1}, b=1)
+    one, entries = apply(one, entries, spec(a={}, b=1), writer("helm"))
+    assert one == spec(a={"x": 1}, b=1)
+    one, _ = apply(one, entries, spec(a={}), writer("ops"))
+    assert one == spec(a={}, b=1)
+
+
+def test_thousands_of_fields_are_compared_at_once() -> None:
+    first, second = ({f"{name}{number}": "x" for number in range(16_000)} for name in "ab")
+    one, entries = apply({}, NONE, spec(**first), writer("ci"))
+    one, entries = apply(one, entries, spec(**second), writer("ci"))
+    assert one == spec(**second)
+    with pytest.raises(FieldConflictError, match="16000 conflicts"):
+        apply(one, entries, spec(**dict.fromkeys(second, "y")), writer("ops"))
+
+
 def test_the_time_stays_where_nothing_changed() -> None:
     one, entries = apply({}, NONE, spec(a=1), writer("ci"))
     _, again = apply(one, entries, spec(a=1), writer("ci", later=60))

@@ -62,19 +62,22 @@ class Shape:
         return {"kind": self.call.info.kind, "apiVersion": API_VERSION, "metadata": metadata}
 
     def _table(self, items: Sequence[Resource], *, metadata: Mapping[str, Any], header: bool) -> dict[str, Any]:
-        include = self.call.text("includeObject") or "Metadata"
-        if include not in ("None", "Metadata", "Object"):
-            raise BadRequestError(
-                f'"{include[:40]}" is not known', element="includeObject", hint="None, Metadata, Object"
-            )
         return table.table(
             self.call.info,
             items,
             now=self.call.context.clock.now(),
             metadata=metadata,
-            include=cast(table.IncludeObject, include),
+            include=included(self.call),
             header=header,
         )
+
+
+def included(call: Call) -> table.IncludeObject:
+    """Return how much of each object a table's rows carry. Raises BadRequestError."""
+    include = call.text("includeObject") or "Metadata"
+    if include not in ("None", "Metadata", "Object"):
+        raise BadRequestError(f'"{include[:40]}" is not known', element="includeObject", hint="None, Metadata, Object")
+    return cast(table.IncludeObject, include)
 
 
 def shape_of(call: Call) -> Shape:

@@ -151,4 +151,5 @@ def _without_note(shown: dict[str, Any]) -> dict[str, Any]:
     annotations = {
         key: value for key, value in (metadata.get("annotations") or {}).items() if key != patch.LAST_APPLIED
     }
-    return {**shown, "metadata": {**metadata, "annotations": annotations}}
+    rest = {key: value for key, value in metadata.items() if key != "annotations"}
+    return {**shown, "metadata": rest | ({"annotations": annotations} if annotations else {})}

@@ -24,7 +24,9 @@ _ATTEMPTS = 20
 
 async def delete(call: Call) -> Response:
     """Remove the object, or mark it while it has finalizers. Raises NotFoundError, ConflictError."""
-    removed, marked = await _delete(call, await _options(call))
+    found = await _delete(call, await _options(call))
+    assert found is not None  # without a selection all are meant
+    removed, marked = found
     return answer.respond(call, removed) if marked else _gone(call, removed)
 
 
@@ -42,21 +44,26 @@ async def delete_collection(call: Call) -> Response:
             for item in filter(selection.takes, page.items):
                 one = replace(call, name=item.metadata.name, namespace=item.metadata.namespace)
                 with suppress(NotFoundError):
-                    gone.append(codec.present((await _delete(one, options))[0]))
+                    found = await _delete(one, options, uid=item.metadata.uid, selection=selection)
+                    gone += [] if found is None else [codec.present(found[0])]
     return status.respond(
         {"kind": f"{call.info.kind}List", "apiVersion": API_VERSION, "metadata": metadata, "items": gone}
     )
 
 
-async def _delete(call: Call, options: dict[str, Any]) -> tuple[Resource, bool]:
-    """Return the object, and whether it is only marked."""
+async def _delete(
+    call: Call, options: dict[str, Any], *, uid: str = "", selection: lists.Selection | None = None
+) -> tuple[Resource, bool] | None:
+    """Return the object, and whether it is only marked; None for one that is another by now, or no longer selected."""
     conditions = {"metadata": options.get("preconditions") or {}}
-    uid, revision = precondition(conditions, "uid"), precondition(conditions, "resourceVersion")
+    meant, revision = precondition(conditions, "uid"), precondition(conditions, "resourceVersion")
     objects = call.context.objects
     for _ in range(_ATTEMPTS):
         current = await objects.get(call.info.type, call.namespace, call.name)
-        call.check_preconditions(current, uid=uid, revision=revision)
-        if call.dry_run or "All" in (options.get("dryRun") or []):
+        if selection is not None and (current.metadata.uid != uid or not selection.takes(current)):
+            return None
+        call.check_preconditions(current, uid=meant, revision=revision)
+        if call.dry_run or options.get("dryRun"):
             return current, False
         if current.metadata.finalizers:
             marked = await objects.update_status(call.info.type, call.namespace, call.name, _marker(call))
@@ -108,8 +115,10 @@ async def _options(call: Call) -> dict[str, Any]:
     conditions = options.get("preconditions")
     if conditions is not None and not isinstance(conditions, dict):
         raise BadRequestError("is not an object", element="preconditions")
-    if not isinstance(options.get("dryRun") or [], list):
-        raise BadRequestError("is not a list", element="dryRun")
+    dry = options.get("dryRun") or []
+    if not isinstance(dry, list) or any(value != "All" for value in dry):
+        raise BadRequestError("is not a list of nothing but All", element="dryRun", hint='write "dryRun": ["All"]')
+    _ = call.dry_run  # raises for a word that is not known, also where there is nothing to delete
     return options
 
 

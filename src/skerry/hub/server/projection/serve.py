@@ -139,12 +139,16 @@ async def _find_pod(call: Call) -> tuple[Device, str]:
 
 async def _watch(call: Call, view: View) -> Response:
     revision = call.number("resourceVersion", default=0, most=2**62)
+    shape = _Shape(call=call, view=view)
+    shape.many([], {})  # says now, not in the stream, what is wrong with the parameters
     changes = _Changes(
         call=call,
         view=view,
         selection=_selection(call, view),
-        shape=_Shape(call=call, view=view),
+        shape=shape,
         revision=revision,
+        bookmarks=call.flag("allowWatchBookmarks"),
+        marked=call.flag("sendInitialEvents"),
     )
     seconds = duration(call.number("timeoutSeconds", default=0, most=2**31))
     return EventStream(events=changes.events, seconds=seconds, kind=view.kind, plural=view.plural)
@@ -194,7 +198,7 @@ class _Shape:
         return {"kind": kind, "apiVersion": version, "metadata": metadata}
 
     def _table(self, items: Sequence[Shown], metadata: Shown, *, header: bool) -> Shown:
-        include = self.call.text("includeObject") or "Metadata"
+        include = answer.included(self.call)
         now = self.call.context.clock.now()
         return table_of(self.view, items, now=now, metadata=metadata, include=include, header=header)
 
@@ -208,12 +212,14 @@ class _Changes:
     selection: Selection
     shape: _Shape
     revision: int
+    bookmarks: bool
+    marked: bool
     _first: bool = field(default=True, init=False)
 
     async def events(self) -> AsyncGenerator[bytes]:
         """Yield the events, for ever. Raises ExpiredError."""
         call, after = self.call, self.revision
-        bookmarks, marked = call.flag("allowWatchBookmarks"), call.flag("sendInitialEvents")
+        bookmarks, marked = self.bookmarks, self.marked
         if marked or not after:
             async with aclosing(lists.pages(call)) as steps:
                 async for page in steps:

@@ -80,10 +80,18 @@ def _enroll(disk: Disk, settings: AgentSettings, options: argparse.Namespace) ->
     from skerry.agent import enroll  # noqa: PLC0415 - X.509 is for this moment only; the agent stays small
 
     with disk.lock():
-        if options.trust:  # first: a device that is cut off here must not come up without it
-            trusted.begin(disk, options.trust)
+        accepted = None
+        if options.trust:  # looked at before the hub is asked, so that what is wrong with it costs nothing
+            wanted = trusted.plan(disk, options.trust, replace=options.replace)
+            accepted = functools.partial(trusted.write, disk, wanted)
         found = enroll.enroll(
-            disk, settings, hub_url=options.hub, token=options.token, name=options.name, again=options.again
+            disk,
+            settings,
+            hub_url=options.hub,
+            token=options.token,
+            name=options.name,
+            again=options.again,
+            accepted=accepted,
         )
     print(f'enrolled as "{found.name}" ({found.uid}) at {found.endpoints.hub_url}')
     print(f"next: skerry agent run --state-dir {disk.root}")
@@ -100,7 +108,7 @@ def _renew(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> 
 
 def _trust(disk: Disk, settings: AgentSettings, options: argparse.Namespace) -> int:  # noqa: ARG001 - a verb's shape
     with disk.lock():
-        trusted.begin(disk, options.anchor)
+        trusted.begin(disk, options.anchor, replace=options.replace, namespace=options.namespace)
     print("the trust anchor is set; the agent obeys it from its next start on")
     return 0
 
@@ -273,8 +281,13 @@ def _parser() -> argparse.ArgumentParser:
     enroll.add_argument("--name", default="", help="name asked for (default: its present one, else the host's)")
     enroll.add_argument("--again", action="store_true", help="also where this device is enrolled already")
     enroll.add_argument("--trust", default="", metavar="ANCHOR", help=_ANCHOR_HELP)
-    trust = add("trust", _trust, "Set this device's trust anchor, in place of the one it has.")
+    trust = add("trust", _trust, "Set this device's trust anchor.")
     trust.add_argument("anchor", metavar="ANCHOR", help=_ANCHOR_HELP)
+    trust.add_argument("--namespace", default="", help="whose policies count (default: as before, else the device's)")
+    for verb in (enroll, trust):
+        verb.add_argument(
+            "--replace", action="store_true", help="also in place of another trust anchor; its policy is forgotten"
+        )
     add("run", _run, "Run the agent in the foreground.")
     add("stop", _stop, "Stop the inference servers that an agent left running.")
     add("renew", _renew, "Renew this device's certificate now.")

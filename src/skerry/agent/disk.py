@@ -50,6 +50,7 @@ from skerry.kit import files
 log = logging.getLogger(__name__)
 
 COMMANDS_FILE = "commands.json"
+DESIRED_FILE = "desired.json"
 SIGNATURE_FILE = "signature.json"
 GOLDEN_FILE = "golden.npz"
 JOURNAL_FILE = "journal.json"
@@ -180,15 +181,15 @@ class Disk:
     def read_desired(self) -> AcceptedDesired | None:
         """Return the accepted desired state; None when there was none. Raises InvalidError when it is damaged."""
         try:
-            return msgspec.json.decode(self.read("desired.json"), type=AcceptedDesired)
+            return msgspec.json.decode(self.read(DESIRED_FILE), type=AcceptedDesired)
         except NotFoundError:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidError(str(error), element=str(self.root / "desired.json")) from None
+            raise InvalidError(str(error), element=str(self.root / DESIRED_FILE)) from None
 
     def write_desired(self, accepted: AcceptedDesired) -> None:
         """Make an accepted desired state durable. Raises StorageFullError."""
-        self.write("desired.json", msgspec.json.encode(accepted))
+        self.write(DESIRED_FILE, msgspec.json.encode(accepted))
 
     def read_commands(self) -> dict[str, datetime]:
         """Return the ids of commands that were taken, each with its expiry; none where the file is damaged."""

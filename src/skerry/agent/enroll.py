@@ -16,6 +16,7 @@ import re
 import socket
 import ssl
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from skerry.agent import facts, identity, peers_tls
-from skerry.agent.disk import Disk
+from skerry.agent.disk import DESIRED_FILE, Disk
 from skerry.agent.identity import Identity
 from skerry.agent.settings import AgentSettings
 from skerry.api.errors import (
@@ -61,12 +62,22 @@ class _Hub:
 
 
 def enroll(
-    disk: Disk, settings: AgentSettings, *, hub_url: str, token: str, name: str = "", again: bool = False
+    disk: Disk,
+    settings: AgentSettings,
+    *,
+    hub_url: str,
+    token: str,
+    name: str = "",
+    again: bool = False,
+    accepted: Callable[[], None] | None = None,
 ) -> Identity:
     """Make this device a member of a hub's fleet and return who it is now.
 
     One that was a member comes back with the key it has, when its certificate has expired or with `again`; a hub that
-    still knows the key takes it for the same device.
+    still knows the key takes it for the same device. `again` also forgets which desired states were accepted: a join
+    token is a person's word, and the way out for a device that was told a version that no hub can exceed.
+    `accepted` is called when the hub's answer is good and before anything of it is kept: a device that is cut off must
+    not come up without its trust anchor, and none that is refused loses the one it has.
     Raises AlreadyExistsError when it is one already, InvalidError, UnauthorizedError, ForbiddenError (the token),
     IntegrityError (another hub answered than the token is for), UnavailableError, TimedOutError.
     """
@@ -92,7 +103,11 @@ def enroll(
     )
     status = _ask(hub, identity.hub_context(ca), asked, token=token.strip())
     found = _accept(status, key, ca, hub)
+    if accepted is not None:
+        accepted()
     _keep(disk, found, key, status)
+    if again:
+        disk.delete(DESIRED_FILE)
     return found
 
 

@@ -24,7 +24,7 @@ import msgspec
 from skerry.agent.admission import RefusedError
 from skerry.agent.disk import Disk
 from skerry.agent.identity import PEM_FILE
-from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, SkerryError
+from skerry.api.errors import AlreadyExistsError, IntegrityError, InvalidError, NotFoundError, SkerryError
 from skerry.api.kinds.device import TrustFacts
 from skerry.api.kinds.trust_policy import MAX_ROOT_CHARACTERS, TrustTerms
 from skerry.core import anchor, trust_policy
@@ -254,7 +254,7 @@ def read(disk: Disk) -> Anchored | None:
         raise InvalidError(
             f"is damaged: {str(error)[:200]}",
             element=str(disk.root / FILE),
-            hint="nothing new is taken; set the anchor again with `skerry agent trust`",
+            hint="nothing new is taken; set the anchor again with `skerry agent trust ANCHOR --replace`",
         ) from None
 
 
@@ -263,25 +263,71 @@ def write(disk: Disk, state: Anchored) -> None:
     disk.write(FILE, msgspec.json.encode(state))
 
 
-def begin(disk: Disk, word: str) -> None:
-    """Set a device's anchor as a person on the device wants it, in place of an earlier one.
+def begin(disk: Disk, word: str, *, replace: bool = False, namespace: str = "") -> None:
+    """Set a device's anchor as a person on the device wants it; see `plan`."""
+    write(disk, plan(disk, word, replace=replace, namespace=namespace))
+
+
+def plan(disk: Disk, word: str, *, replace: bool = False, namespace: str = "") -> Anchored:
+    """Return what a device is to keep for the anchor that a person on it names; writes nothing.
 
     `word` is a file with a root, `sha256:<hex>` of what is signed of one, or `first-use` for the first that the hub
-    offers. The namespace is the device's own at its next start. Raises InvalidError, IntegrityError, NotFoundError.
+    offers. A namespace that is known stays, unless another is given; one that is not is the device's own at its next
+    start. An anchor that is there gives way to nothing but a root that follows it, unless it is to be replaced: newer
+    roots, policy and the version that policies must exceed would be forgotten with it.
+    Raises InvalidError, IntegrityError, NotFoundError, AlreadyExistsError.
     """
+    try:
+        kept = read(disk)
+    except InvalidError:
+        if not replace:
+            raise
+        kept = None
+    wanted = _wanted(word, namespace or (kept.namespace if kept is not None else ""))
+    if kept is None or replace:
+        return wanted
+    return _following(msgspec.structs.replace(kept, namespace=wanted.namespace), wanted)
+
+
+def _wanted(word: str, namespace: str) -> Anchored:
     if word == "first-use":
-        state = Anchored(namespace="")
-    elif word.startswith("sha256:"):
+        return Anchored(namespace=namespace)
+    if word.startswith("sha256:"):
         if len(word) != 71 or not set(word[7:]) <= set("0123456789abcdef"):
             raise InvalidError("is no digest", element=word[:80], hint="`skerry trust show root.json` prints it")
-        state = Anchored(namespace="", pin=word)
-    else:
+        return Anchored(namespace=namespace, pin=word)
+    from skerry.drivers import owner_keys  # noqa: PLC0415 - as in `accept`
+
+    sealed = anchor.read(_read_file(word), word)
+    anchor.check_first(sealed, owner_keys.verify)
+    return Anchored(namespace=namespace, root=anchor.write(sealed))
+
+
+def _following(kept: Anchored, wanted: Anchored) -> Anchored:
+    """Return what is kept once what is wanted counts too. Raises AlreadyExistsError where one excludes the other."""
+    if not (wanted.root or wanted.pin):  # the first one that came, or whatever stricter was said before
+        return kept
+    digest = wanted.pin or anchor.digest_of(anchor.read(wanted.root, "trust anchor"))
+    if not kept.root:
+        if kept.pin in ("", digest):
+            return wanted
+        raise _kept(f"waits for trust anchor {kept.pin}")
+    known = anchor.read(kept.root, FILE)
+    if digest == anchor.digest_of(known):
+        return kept
+    version, problem, after = anchor.read_root(known).version, "", kept
+    if wanted.root:
         from skerry.drivers import owner_keys  # noqa: PLC0415 - as in `accept`
 
-        sealed = anchor.read(_read_file(word), word)
-        anchor.check_first(sealed, owner_keys.verify)
-        state = Anchored(namespace="", root=anchor.write(sealed))
-    write(disk, state)
+        after, problem = anchor.accept(kept, TrustDesired(roots=[wanted.root]), owner_keys.verify)
+    if after.root == kept.root:
+        raise _kept(f"obeys trust anchor {version} already{f': {problem}' if problem else ''}")
+    return after
+
+
+def _kept(cause: str) -> AlreadyExistsError:
+    hint = "leave the anchor out to keep it, or give --replace: newer roots and the policy are forgotten then"
+    return AlreadyExistsError(cause, element="this device", hint=hint)
 
 
 def _read_file(path: str) -> bytes:

@@ -14,10 +14,10 @@ import msgspec
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import LinkPolicy, Refusal, UpdateHold
 from skerry.api.meta import Struct
-from skerry.core.messages import MAX_BENCHMARKS, DesiredState, TrustDesired, WorkloadDesired
+from skerry.core.messages import MAX_BENCHMARKS, MAX_MANIFEST_VERSION, DesiredState, TrustDesired, WorkloadDesired
 
-MAX_VERSION = 2**53 - 1
-"""Of a manifest: what every JSON parser reads exactly."""
+MAX_VERSION = MAX_MANIFEST_VERSION
+"""Of a manifest."""
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
@@ -129,7 +129,8 @@ def withdraw(record: DesiredRecord, deployment: str) -> DesiredRecord:
 
 def content_of(workload: WorkloadDesired) -> Content:
     """Return what a device fetches from the registry for a workload."""
-    blobs = [workload.blob, *([workload.golden] if workload.golden else []), *workload.signatures]
+    blobs = [workload.blob, *workload.signatures]
+    blobs += [blob for blob in (workload.golden, workload.card) if blob is not None]
     digests = {blob.digest for blob in blobs} | {delta.blob.digest for delta in workload.deltas}
     return Content(repository=workload.repository, digests=sorted(digests))
 
@@ -188,7 +189,11 @@ def reissue(record: DesiredRecord, *, above: int) -> DesiredRecord:
     """
     version = max(record.manifest_version, above) + 1
     if version > MAX_VERSION:
-        raise InvalidError(f"reports version {above}, which no hub has issued", element=f"device {record.device}")
+        raise InvalidError(
+            f"reports version {above}, which no hub has issued",
+            element=f"device {record.device}",
+            hint="enrol it again, with `skerry agent enroll --again` on the device: then it forgets that version",
+        )
     assignments = [msgspec.structs.replace(a, manifest_version=version) for a in record.assignments]
     return msgspec.structs.replace(record, manifest_version=version, assignments=assignments)
 

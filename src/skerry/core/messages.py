@@ -152,14 +152,20 @@ class TrustDesired(Struct, frozen=True, kw_only=True):
     """The namespace's policy; empty: none that is signed."""
 
 
+MAX_MANIFEST_VERSION = 2**53 - 1
+"""What every JSON parser reads exactly."""
+MAX_MANIFEST_JUMP = 2**32
+"""Above what a device accepted before: no hub gets there, and who had its key once is not to use up all versions."""
+
+
 class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
     """Everything that is to run on one device; replaces what was desired before."""
 
     v: int = msgspec.field(default_factory=_current_version)
     uid: str
     """The device this is for; a device refuses anybody else's."""
-    manifest_version: Annotated[int, msgspec.Meta(ge=1)]
-    """Strictly increasing per device."""
+    manifest_version: Annotated[int, msgspec.Meta(ge=1, le=MAX_MANIFEST_VERSION)]
+    """Strictly increasing per device, by `MAX_MANIFEST_JUMP` at most."""
     issued_at: datetime
     workloads: Annotated[list[WorkloadDesired], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
     benchmarks: Annotated[list[WorkloadDesired], msgspec.Meta(max_length=MAX_BENCHMARKS)] = []

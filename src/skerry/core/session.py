@@ -94,6 +94,7 @@ class Session:
                     hint="if the hub was restored from a backup, run `skerry device reconcile`",
                 )
             contested = 0
+            _check_jump(self.floor, desired)
             _check_names(desired)
         except SkerryError as error:
             self._set_refused(error.sentence[:MAX_REFUSED], contested)
@@ -214,6 +215,15 @@ class Session:
 def _same(one: messages.DesiredState, other: messages.DesiredState) -> bool:
     """The hub signs a version again after its restart, so the time of issue may differ; nothing else may."""
     return msgspec.structs.replace(one, issued_at=other.issued_at) == other
+
+
+def _check_jump(floor: int, desired: messages.DesiredState) -> None:
+    if desired.manifest_version > floor + messages.MAX_MANIFEST_JUMP:
+        raise ForbiddenError(
+            f"version {desired.manifest_version} is too far above {floor}, which was accepted before",
+            element="desired state",
+            hint="no hub issues so many; somebody else may have its signing key",
+        )
 
 
 def _check_names(desired: messages.DesiredState) -> None:

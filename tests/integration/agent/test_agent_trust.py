@@ -355,7 +355,7 @@ def test_its_first_anchor_is_a_file_or_a_digest_that_no_hub_can_forge(disk: Disk
     path = tmp_path / "root.json"
     path.write_text(anchor.write(owners.roots[0]))
     for word in (str(path), anchor.digest_of(owners.roots[0])):
-        trusted.begin(disk, word)
+        trusted.begin(disk, word, replace=True)
         assert "anchor" not in offered(disk, attacker.desired(attacker.policy())).policy
         assert offered(disk, attacker.desired(attacker.policy())).policy == ""
         kept = offered(disk, owners.desired(owners.policy()))

@@ -43,6 +43,7 @@ def workload(name: str, model: str) -> WorkloadDesired:
             )
         ],
         signatures=[Blob(digest=digest(model, "d"), size=1)],
+        card=Blob(digest=digest(model, "e"), size=1),
     )
 
 
@@ -70,9 +71,7 @@ def test_a_device_may_fetch_what_each_workload_is_and_what_it_was_before(steps: 
             model.pop(name, None)
         for where in NAMES:
             for one in MODELS:
-                allowed = {
-                    kind: may_fetch(record, f"default/{where}", digest(one, kind)) for kind in ("a", "b", "c", "d")
-                }
+                allowed = {kind: may_fetch(record, f"default/{where}", digest(one, kind)) for kind in "abcde"}
                 assert set(allowed.values()) == {one in model.get(where, [])}, (where, one, allowed)
         assert not may_fetch(record, "default/a", digest("f", "a"))
         assert len(record.former) <= len(NAMES)

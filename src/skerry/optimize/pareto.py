@@ -33,6 +33,7 @@ def draw(card: EvaluationCard) -> bytes:
     except ModuleNotFoundError as error:
         hint = "pip install 'skerry[plot]'"
         raise UnsupportedError("needs matplotlib, not installed here", element=FILE, hint=hint) from error
+    assert card.evaluation is not None  # the factory draws what it judged
     variants = [packaged.variant for packaged in card.variants]
     figure = Figure(figsize=_INCHES, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

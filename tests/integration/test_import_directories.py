@@ -119,5 +119,26 @@ def test_weights_outside_of_the_directory_are_not_read(tmp_path: Path, location:
     (model / "model.onnx").write_bytes(made.SerializeToString())
     done = import_model(model, "--into", str(tmp_path / "package"))
     assert done.returncode != 0
-    assert "out" in done.stderr
+    assert "no graph can be used" in done.stderr or "leads out of the directory" in done.stderr
     assert not (tmp_path / "package").exists()
+
+
+def test_what_the_factory_made_is_told_by_its_contents(tmp_path: Path) -> None:
+    onnx.save(directories.graph(), str(tmp_path / "tiny.onnx"))
+    data = str(directories.data(tmp_path / "data.npz"))
+    wanted = {"onnx-fp16", "onnx-int8", "tflite-fp32", "tflite-fp16", "tflite-int8", "tflite-int8-dynamic"}
+    model = tmp_path / "model"
+    argv = [sys.executable, "-m", "skerry.optimize", "--source", str(tmp_path / "tiny.onnx"), "--data", data]
+    argv += ["--name", "tiny", "--model-version", "v1", "--variants", ",".join(sorted(wanted)), "--runs", "1"]
+    subprocess.run([*argv, "--allowed-drop", "0.5", "--out", str(model)], check=True, capture_output=True, timeout=300)
+    made = cards.decode((model / cards.CARD_FILE).read_bytes())
+    (model / cards.CARD_FILE).unlink()
+    (model / "config.json").write_text("{}")
+    card = imported(model, tmp_path / "package", "--name", "again")
+    assert {one.variant.name for one in card.variants} == wanted
+    given = {one.variant.name: one.variant.blob for one in made.variants}
+    kept = {one.variant.name: one.variant.blob for one in card.variants}
+    assert {name: kept[name] for name in wanted if name.startswith("tflite")} == {
+        name: given[name] for name in wanted if name.startswith("tflite")
+    }
+    assert card.variants[0].variant.name == "tflite-fp32"  # the highest precision is the reference

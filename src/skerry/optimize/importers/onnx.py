@@ -149,6 +149,7 @@ def open_source(spec: SourceSpec, *, seed: int) -> OnnxSource:  # noqa: ARG001 -
         raise InvalidError("is no ONNX file, or an empty one", element=path.name, hint=_HINT)
     digests = {path.name: files.digest(path), **_load_external(model, path)}
     _check_operators(model, path.name)
+    graph.put_in_order(model)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:

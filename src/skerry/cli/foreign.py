@@ -46,12 +46,15 @@ def recognise(directory: Path) -> Found | None:
     """Return what an importable directory holds; None where it is in neither layout.
 
     Raises UnsupportedError for weights without a graph, pickles and code of the model's own, InvalidError for links
-    that lead out and for descriptions that are too large or no JSON or YAML.
+    that lead out and for descriptions that cannot be read, are too large or no JSON or YAML.
     """
-    if (directory / "MLmodel").is_file():
-        return _mlflow(directory)
-    if (directory / "config.json").is_file():
-        return _hugging_face(directory)
+    try:
+        if (directory / "MLmodel").is_file():
+            return _mlflow(directory)
+        if (directory / "config.json").is_file():
+            return _hugging_face(directory)
+    except OSError as error:
+        raise InvalidError(error.strerror or str(error), element=str(error.filename or directory)) from None
     return None
 
 

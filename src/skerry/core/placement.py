@@ -453,13 +453,11 @@ def _latency(offer: _Offer) -> str:
 
 def _metric(offer: _Offer) -> str:
     wanted = offer.limits.template.constraints.min_accuracy
-    if wanted is None:
+    metric = offer.variant.metric
+    if wanted is None or (metric is not None and metric >= wanted):
         return ""
-    if offer.variant.metric is None:
-        return f"its accuracy was never evaluated, the limit is {wanted:.4g}"
-    if offer.variant.metric >= wanted:
-        return ""
-    return f"accuracy {offer.variant.metric:.4g} is below the limit {wanted:.4g}"
+    said = "its accuracy was never evaluated, the" if metric is None else f"accuracy {metric:.4g} is below the"
+    return f"{said} limit{' is' if metric is None else ''} {wanted:.4g}"
 
 
 _FACTS: tuple[Callable[[_Offer], str], ...] = (

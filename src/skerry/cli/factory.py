@@ -158,7 +158,8 @@ class _Shown:
     def _step(self, task: TaskID, step: str, event: Mapping[str, Any]) -> None:
         state = _STATES.get(step, step)
         if step == "done":
-            state = f"{event['metric']:.4f}  {event['latencyP50Ms']:.2f} ms  {quantity.human_bytes(event['size'])}"
+            judged = "not evaluated" if event["metric"] is None else f"{event['metric']:.4f}"
+            state = f"{judged}  {event['latencyP50Ms']:.2f} ms  {quantity.human_bytes(event['size'])}"
         elif step == "retried":
             state = f"trying {event['next']}"
         elif step == "rejected":

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from skerry.api.errors import UnsupportedError
-from skerry.cli import factory, model_registry, output, package, signing, toolchain, verifying
+from skerry.cli import factory, importing, model_registry, output, package, signing, toolchain, verifying
 
 app = typer.Typer(
     help="Trained models: optimise them into variants, move them between registries.", no_args_is_help=True
@@ -78,6 +78,7 @@ def optimize(
 
 
 for _name, _verb in (
+    ("import", importing.import_model),
     ("push", model_registry.push),
     ("pull", model_registry.pull),
     ("list", model_registry.list_models),

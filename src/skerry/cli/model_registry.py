@@ -16,7 +16,7 @@ from skerry.api import quantity
 from skerry.api.errors import ConflictError, InvalidError
 from skerry.api.kinds.model_version import Artifact, ModelVersion, ModelVersionSpec
 from skerry.api.meta import ObjectMeta
-from skerry.cli import options, output, package, places
+from skerry.cli import importing, options, output, package, places
 from skerry.core import card as cards
 from skerry.core import manifest as manifests
 from skerry.core.ports import Manifest
@@ -36,7 +36,9 @@ _KINDS = {
 
 
 def push(
-    source: Annotated[Path, typer.Argument(help="A package, made by `skerry model optimize`, import or pull.")],
+    source: Annotated[
+        Path, typer.Argument(help="A package, or a Hugging Face or MLflow directory, which is imported on the way.")
+    ],
     target: Annotated[str, typer.Argument(help="oci://host/repository[:tag]; the hub's own registry without it.")] = "",
     namespace: options.Namespace = "",
     username: places.Username = "",
@@ -48,6 +50,11 @@ def push(
     """Put a package into the hub's registry and create its ModelVersion; or into any OCI registry."""
     as_json = places.check_form(form)
     given = places.access(kubeconfig, namespace, username, password_stdin=password_stdin, plain_http=plain_http)
+    with importing.packaged(source) as made:
+        _push(made, target, given, as_json=as_json)
+
+
+def _push(source: Path, target: str, given: places.Access, *, as_json: bool) -> None:
     card = package.read_card(source)
     if target:
         where = given.parse(target)

@@ -32,16 +32,16 @@ def read_card(package: Path) -> cards.EvaluationCard:
 
 def print_card(card: cards.EvaluationCard) -> None:
     """Print a card's table of variants, those on the Pareto front marked, then what was rejected and why."""
-    metric = card.evaluation.metric
+    metric = card.evaluation.metric if card.evaluation is not None else "metric"
     variants = [packaged.variant for packaged in card.variants]
     front = pareto.front(variants)
     rows = [
         (
             v.name,
             quantity.human_bytes(v.blob.size),
-            f"{v.metric:.4f}",
+            f"{v.metric:.4f}" if v.metric is not None else "",
             _interval(v),
-            f"{round(v.metric - card.evaluation.baseline, 4) or 0.0:+.4f}",
+            _change(card, v),
             f"{v.profile.latency_p50_ms:.3f} ms",
             f"{v.profile.latency_p95_ms:.3f} ms",
             quantity.human_bytes(v.profile.peak_memory_bytes),
@@ -55,10 +55,34 @@ def print_card(card: cards.EvaluationCard) -> None:
     output.print_table((*columns, "FRONT", "RECIPE"), rows)
     for rejected in card.rejected:
         output.say(f"rejected {rejected.name}: {rejected.reason}")
+    _print_about(card.about)
+    if card.evaluation is None:
+        output.say(
+            f"{card.model} {card.version}: NOT EVALUATED, nothing is known of its accuracy; {card.golden.samples} "
+            "golden samples of drawn inputs with the model's own answers, by which devices measure agreement; "
+            "* = the fastest"
+        )
+        return
     output.say(
         f"{card.model} {card.version}: source {metric} {card.evaluation.baseline:.4f} on {card.evaluation.samples} "
         f"test samples, {card.golden.samples} golden samples; * = no other variant is both better and faster"
     )
+
+
+def _print_about(about: cards.About | None) -> None:
+    """Print what the model's authors say of it."""
+    if about is None:
+        return
+    said = {"licence": about.license, "task": about.task, "tags": ", ".join(about.tags), "about": about.description}
+    for word, text in said.items():
+        if text:
+            output.say(f"{word}: {text}")
+
+
+def _change(card: cards.EvaluationCard, variant: Variant) -> str:
+    if card.evaluation is None or variant.metric is None:
+        return ""
+    return f"{round(variant.metric - card.evaluation.baseline, 4) or 0.0:+.4f}"
 
 
 def _interval(variant: Variant) -> str:

@@ -38,17 +38,28 @@ class Provenance(Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
+class About(Struct, frozen=True, kw_only=True):
+    """What the files that a model was imported from say of it; said by its authors, checked by nobody."""
+
+    license: str = ""
+    task: str = ""
+    tags: list[str] = []
+    description: str = ""
+
+
 class EvaluationCard(Struct, frozen=True, kw_only=True):
     """One model version as the factory made and measured it."""
 
     model: Name
     version: str
     signature: ModelSignature
-    evaluation: Evaluation
+    evaluation: Evaluation | None = None
+    """How it was judged; None: it was imported without data, and nothing is known of its accuracy."""
     golden: Golden
     variants: list[PackagedVariant]
     rejected: list[Rejected] = []
     provenance: Provenance
+    about: About | None = None
     schema_version: Literal[1] = 1
 
 

@@ -453,9 +453,11 @@ def _latency(offer: _Offer) -> str:
 
 def _metric(offer: _Offer) -> str:
     wanted = offer.limits.template.constraints.min_accuracy
-    if wanted is None or offer.variant.metric >= wanted:
+    metric = offer.variant.metric
+    if wanted is None or (metric is not None and metric >= wanted):
         return ""
-    return f"accuracy {offer.variant.metric:.4g} is below the limit {wanted:.4g}"
+    said = "its accuracy was never evaluated, the" if metric is None else f"accuracy {metric:.4g} is below the"
+    return f"{said} limit{' is' if metric is None else ''} {wanted:.4g}"
 
 
 _FACTS: tuple[Callable[[_Offer], str], ...] = (
@@ -517,18 +519,20 @@ def _rank(offers: Sequence[_Offer]) -> list[_Offer]:
 
 def _within_group(offer: _Offer) -> _Key:
     # The drop against the source, not the metric: of an error, less is better, and the drop already knows.
+    # Where nothing was evaluated nothing is known to be lost: latency and memory decide, then the name.
     drop = offer.variant.metric_drop
-    return offer.memory, drop if math.isfinite(drop) else math.inf, offer.variant.name
+    return offer.memory, drop if drop is not None and math.isfinite(drop) else math.inf, offer.variant.name
 
 
 def _candidate(offer: _Offer, *, taken: bool, reason: str) -> Candidate:
+    metric = offer.variant.metric
     return Candidate(
         variant=offer.variant.name,
         taken=taken,
         reason=reason,
         latency_p95_ms=offer.latency if math.isfinite(offer.latency) else None,
         peak_memory_bytes=offer.memory,
-        metric=offer.variant.metric if math.isfinite(offer.variant.metric) else None,
+        metric=metric if metric is not None and math.isfinite(metric) else None,
         measured_on=offer.measured_on,
     )
 
@@ -553,10 +557,13 @@ def _why_behind(offer: _Offer, best: _Offer) -> str:
         needs = f"{quantity.human_bytes(offer.memory)}, {other} {quantity.human_bytes(best.memory)}"
         return f"fits and is as fast as {other}, but needs {needs}"
     if offer.variant.metric_drop != best.variant.metric_drop:
-        return (
-            f"fits and costs what {other} costs, but reaches {offer.variant.metric:.4g}, not {best.variant.metric:.4g}"
-        )
+        reached = _reached(offer), _reached(best)
+        return f"fits and costs what {other} costs, but reaches {reached[0]}, not {reached[1]}"
     return f"fits and is equal to {other}; the name decides"
+
+
+def _reached(offer: _Offer) -> str:
+    return "what nobody evaluated" if offer.variant.metric is None else f"{offer.variant.metric:.4g}"
 
 
 def _why_none(misfits: Sequence[Candidate]) -> str:

@@ -35,6 +35,7 @@ def build(card: EvaluationCard) -> bytes:
                 "name": card.model,
                 "version": card.version,
                 "purl": f"pkg:generic/{card.model}@{card.version}",
+                **_about(card),
             },
             "tools": {
                 "components": [
@@ -61,6 +62,18 @@ def build(card: EvaluationCard) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2)
 
 
+def _about(card: EvaluationCard) -> dict[str, Any]:
+    """Describe the model as its authors do, where it was imported with their words."""
+    about, found = card.about, dict[str, Any]()
+    if about is not None and about.license:
+        found["licenses"] = [{"license": {"name": about.license}}]
+    if about is not None and about.description:
+        found["description"] = about.description
+    if about is not None and about.tags:
+        found["tags"] = about.tags
+    return found
+
+
 def _variant(card: EvaluationCard, packaged: PackagedVariant) -> dict[str, Any]:
     variant = packaged.variant
     facts = {
@@ -72,12 +85,11 @@ def _variant(card: EvaluationCard, packaged: PackagedVariant) -> dict[str, Any]:
     component = _file(
         f"variant:{variant.name}", packaged.file, variant.blob.digest, facts, kind="machine-learning-model"
     )
-    metric = {"type": card.evaluation.metric, "value": f"{variant.metric:.6g}"}
-    return {
-        **component,
-        "version": card.version,
-        "modelCard": {"quantitativeAnalysis": {"performanceMetrics": [metric]}},
-    }
+    described = {**component, "version": card.version}
+    if card.evaluation is not None and variant.metric is not None:
+        metric = {"type": card.evaluation.metric, "value": f"{variant.metric:.6g}"}
+        described["modelCard"] = {"quantitativeAnalysis": {"performanceMetrics": [metric]}}
+    return described
 
 
 def _file(ref: str, name: str, digest: str, facts: Mapping[str, str], *, kind: str = "file") -> dict[str, Any]:

@@ -103,6 +103,11 @@ def _carry_out(options: argparse.Namespace, tell: progress.Progress, stream: Tex
         answer = request.json_schema() if options.schema else capabilities.report()
         stream.write(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode() + "\n")
         return DONE
+    if options.adopt is not None:
+        from skerry.optimize import adopting  # noqa: PLC0415 - not needed otherwise
+
+        adopting.make_package(adopting.read(options.adopt), tell)
+        return DONE
     given = {name: getattr(options, _attribute(name)) for name in request.OPTIONS}
     wanted = request.read(options.file, {name: value for name, value in given.items() if value is not None})
     if options.on == "kubernetes":
@@ -185,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=int, help="seconds for one variant, at most (default: 3600)")
     add("--cache", type=Path, metavar="DIR", help="where finished steps are kept (default: in the user's cache)")
     add("--no-cache", action="store_true", help="make everything anew, and keep nothing")
+    add("--adopt", type=Path, metavar="WISH.json", help="make a package of graphs as they are (`skerry model import`)")
     add("--step", metavar="NAME", help="make only this, `import` or a variant, and leave it in the cache")
     add("--on", choices=("here", "kubernetes"), default="here", help="where to run it (default: %(default)s)")
     add("--repository", default="", help="kubernetes: of an OCI registry, for inputs and results")

@@ -5,6 +5,7 @@ Lives here: what is true of any ONNX file, whatever made it. Must not live here:
 
 from __future__ import annotations
 
+import graphlib
 from collections.abc import Iterable, Iterator
 
 import onnx
@@ -78,6 +79,30 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield from attribute.tensors
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from inner.initializer
+
+
+def put_in_order(model: onnx.ModelProto) -> None:
+    """Let each of the graph's nodes follow what it needs, as the specification asks; quantisers leave other orders.
+
+    A graph that is in order, or goes in a circle, stays as it is.
+    """
+    listed = list(model.graph.node)
+    maker = {name: place for place, node in enumerate(listed) for name in node.output if name}
+    needs = {place: {maker[name] for name in _used(node) if name in maker} for place, node in enumerate(listed)}
+    if all(other < place for place, others in needs.items() for other in others):
+        return
+    try:
+        order = list(graphlib.TopologicalSorter(needs).static_order())
+    except graphlib.CycleError:
+        return
+    kept = [onnx.NodeProto.FromString(listed[place].SerializeToString()) for place in order]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _used(outer: onnx.NodeProto) -> Iterator[str]:
+    for node in _nodes([outer]):
+        yield from node.input
 
 
 def engine_min_version(model: onnx.ModelProto, installed: str) -> str:

@@ -50,12 +50,12 @@ def run(job: jobs.ImportJob, tell: Progress, ready: Standby) -> None:
     tell("source.loaded", kind=source.kind, seconds=round(time.monotonic() - started, 2))
     signature = source.signature(data.test.inputs)
     data = data.bound_to([spec.name for spec in signature.inputs]).with_golden(wanted.golden, seed=wanted.seed)
-    baseline, interval = _baseline(metric, source, data, seed=wanted.seed)
-    tell("baseline", metric_name=metric.name, metric=baseline, samples=len(data.test))
+    value, interval = baseline(metric, source, data, seed=wanted.seed)
+    tell("baseline", metric_name=metric.name, metric=value, samples=len(data.test))
     golden = source.predict(data.golden.inputs)
-    _check_finite(golden, "golden samples")
-    _check_golden(metric, golden, data)
-    _write_samples(directory, data, signature, golden)
+    check_finite(golden, "golden samples")
+    check_golden(metric, golden, data)
+    write_samples(directory, data, signature, golden)
     size, problem = _write_graph(directory, source, data, opset=wanted.opset or OPSET, tell=tell, ready=ready)
     read = beside.imported(wanted)
     if source.kind == "onnx":
@@ -68,7 +68,7 @@ def run(job: jobs.ImportJob, tell: Progress, ready: Standby) -> None:
         signature=signature,
         metric=metric.name,
         higher_is_better=metric.higher_is_better,
-        baseline=baseline,
+        baseline=value,
         interval=interval,
         samples=len(data.test),
         golden_samples=len(data.golden),
@@ -96,18 +96,20 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], *, compress: bool = Fa
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _baseline(metric: Metric, source: Source, data: Dataset, *, seed: int) -> tuple[float, Interval]:
+def baseline(metric: Metric, source: Source, data: Dataset, *, seed: int) -> tuple[float, Interval]:
+    """Judge the source model on the test set. Raises InvalidError, with the array as the element."""
     outputs = source.predict(data.test.inputs)
     try:
         value, interval = metric.measure(outputs, data.test.targets, seed=seed)
     except InvalidError as error:
-        _check_finite(outputs, "test set")
+        check_finite(outputs, "test set")
         raise _about(error, data, "test_y") from error
-    _check_finite(outputs, "test set")
+    check_finite(outputs, "test set")
     return value, Interval(low=interval.low, high=interval.high)
 
 
-def _check_golden(metric: Metric, outputs: Sequence[Array], data: Dataset) -> None:
+def check_golden(metric: Metric, outputs: Sequence[Array], data: Dataset) -> None:
+    """Raise InvalidError where the golden answers do not go with the metric."""
     try:
         metric.value(outputs, data.golden.targets)
     except InvalidError as error:
@@ -121,12 +123,14 @@ def _about(error: InvalidError, data: Dataset, array: str) -> InvalidError:
     return InvalidError(error.cause, element=data.element(array), hint=error.hint)
 
 
-def _check_finite(outputs: Sequence[Array], samples: str) -> None:
+def check_finite(outputs: Sequence[Array], samples: str) -> None:
+    """Raise InvalidError where an output is NaN or infinite."""
     if not all(np.isfinite(output).all() for output in outputs if output.dtype.kind == "f"):
         raise InvalidError(f"gives NaN or infinite outputs on the {samples}", element="model", hint="train it again")
 
 
-def _write_samples(directory: Path, data: Dataset, signature: ModelSignature, golden: Sequence[Array]) -> None:
+def write_samples(directory: Path, data: Dataset, signature: ModelSignature, golden: Sequence[Array]) -> None:
+    """Write what variants are judged, measured and shipped with, as `jobs` names the files."""
     (directory / jobs.SIGNATURE_FILE).write_bytes(msgspec.json.encode(signature))
     # the golden samples follow the test set: one process, which may take long to start, answers all
     judged = {name: np.concatenate([samples, data.golden.inputs[name]]) for name, samples in data.test.inputs.items()}

@@ -153,7 +153,7 @@ def _verdict(bench: _Bench, directory: Path) -> Verdict:
         return Verdict(outcome="rejected", reason=reason, metric=best.metric, tried=trials.tried, recipe=best.recipe)
     target = directory / jobs.file_name("model", bench.job.variant.name)
     best.file.rename(target)
-    operators, least = _contents(target, best)
+    operators, least = contents(target, best.engine_version)
     return Verdict(
         outcome="kept",
         tried=trials.tried,
@@ -314,16 +314,16 @@ def _check_signature(file: Path, signature: ModelSignature) -> None:
             raise InvalidError("changes the model's tensors")
 
 
-def _contents(file: Path, best: _Candidate) -> tuple[dict[str, int], str]:
+def contents(file: Path, engine_version: str) -> tuple[dict[str, int], str]:
     """Return the operators in the file where the format tells, and the oldest engine that is known to run it."""
-    installed = ".".join(best.engine_version.split(".")[:2])
+    installed = ".".join(engine_version.split(".")[:2])
     if file.suffix != ".onnx":
         return {}, installed
     from skerry.optimize import graph  # noqa: PLC0415 - heavy
 
     model = graph.parse(file.read_bytes())
     counted = Counter(f"{node.domain}:{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
-    return dict(sorted(counted.items())), graph.engine_min_version(model, best.engine_version)
+    return dict(sorted(counted.items())), graph.engine_min_version(model, engine_version)
 
 
 def _text(value: Any) -> str:

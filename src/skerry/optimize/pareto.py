@@ -33,12 +33,13 @@ def draw(card: EvaluationCard) -> bytes:
     except ModuleNotFoundError as error:
         hint = "pip install 'skerry[plot]'"
         raise UnsupportedError("needs matplotlib, not installed here", element=FILE, hint=hint) from error
+    assert card.evaluation is not None  # the factory draws what it judged
     variants = [packaged.variant for packaged in card.variants]
     figure = Figure(figsize=_INCHES, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     best = sorted((v for v in variants if v.name in pareto.front(variants)), key=lambda v: v.profile.latency_p50_ms)
-    places = [v.profile.latency_p50_ms for v in best], [v.metric for v in best]
+    places = [v.profile.latency_p50_ms for v in best], [v.metric for v in best if v.metric is not None]
     axes.plot(*places, color="#555555", linewidth=1, linestyle="--", zorder=1, label="Pareto front")
     _discs(axes, variants, {v.name for v in best})
     axes.axhline(card.evaluation.baseline, color="#999999", linewidth=0.8, label="source model", zorder=0)

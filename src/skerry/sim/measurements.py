@@ -25,12 +25,12 @@ def measurement(found: Variant, samples: int, known: Traits, seed: int, name: st
     """Return what the golden samples show on this device: the factory's figures, as far off as its hardware is."""
     chance = draws.dice(seed, name, found.blob.digest)
     asked = min(samples, MAX_SAMPLES)
-    accuracy = found.metric + chance.gauss(0.0, 0.002) - (WRONG if known.inaccurate else 0.0)
+    drawn = chance.gauss(0.0, 0.002) - (WRONG if known.inaccurate else 0.0)
     noise = chance.lognormvariate(0.0, 0.08) * known.machine.slowness * (SLOW if known.slow else 1.0)
     drift = abs(chance.gauss(0.0, 0.001)) + (WRONG if known.inaccurate else 0.0)
     return Measurement(
         samples=asked,
-        accuracy=_rounded(accuracy, asked),
+        accuracy=None if found.metric is None else _rounded(found.metric + drawn, asked),
         agreement=_rounded(1.0 - drift, asked),
         max_abs_error=found.error.max_abs * chance.uniform(0.9, 1.1),
         latency_p50_ms=found.profile.latency_p50_ms * noise,

@@ -26,7 +26,8 @@ class ModelVersionSpec(Struct, frozen=True, kw_only=True):
     version: str
     artifact: Artifact
     signature: ModelSignature
-    evaluation: Evaluation
+    evaluation: Evaluation | None = None
+    """How it was judged in the factory; None: it was imported without data, and nothing is known of its accuracy."""
     golden: Golden
     rejected: list[Rejected] = []
 

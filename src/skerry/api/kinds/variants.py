@@ -95,12 +95,12 @@ class Variant(Struct, frozen=True, kw_only=True):
     """The model file itself."""
     manifest: Digest | None = None
     """The OCI manifest that holds it, once pushed."""
-    metric: float
-    """The evaluation metric on the test set (see the model version's `evaluation.metric`)."""
+    metric: float | None = None
+    """The evaluation metric on the test set (see the model version's `evaluation.metric`); None: never evaluated."""
     metric_interval: Interval | None = None
     """How sure the metric is; absent from cards of older versions."""
-    metric_drop: float
-    """How much worse the metric is than the source model's; negative when the variant is better."""
+    metric_drop: float | None = None
+    """How much worse the metric is than the source model's; negative when the variant is better. None as `metric`."""
     error: NumericalError
     profile: Profile
     operators: dict[str, int] = {}

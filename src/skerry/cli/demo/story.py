@@ -142,6 +142,7 @@ def optimize(stage: Stage) -> None:
     for version in ("v1", "v1.1", "v2", "v3"):
         one(version)
     card = read_card(stage, "v1")
+    assert card.evaluation is not None
     check(card.evaluation.baseline >= 0.97, f"v1's test accuracy {card.evaluation.baseline:.4f} is at least 0.97")
     stage.report.baseline_accuracy = card.evaluation.baseline
     stage.report.variants = [msgspec.to_builtins(p.variant) for p in card.variants]

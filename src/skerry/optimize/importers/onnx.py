@@ -5,6 +5,8 @@ Runs through ONNX Runtime. Must not live here: what any ONNX graph has (`graph`)
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from onnx import ModelProto
 
 from skerry.api.errors import InvalidError, TooLargeError, UnsupportedError
 from skerry.api.kinds.tensors import ModelSignature, TensorSpec
-from skerry.api.kinds.variants import SourceKind
+from skerry.api.kinds.variants import Precision, SourceKind
 from skerry.optimize import batching, evaluate, graph
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
@@ -28,6 +30,12 @@ OLDEST_OPSET = 13
 _HINT = "name an .onnx file; its external data must lie beside it"
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _SAME = 0.99999
+_QUANTISED: Mapping[Precision, frozenset[str]] = {
+    "int4": frozenset({"MatMulNBits", "GatherBlockQuantized"}),
+    "int8-dynamic": frozenset({"ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger"}),
+    "int8": frozenset({"DequantizeLinear", "QGemm", "QLinearConv", "QLinearMatMul", "QuantizeLinear"}),
+}
+"""Operators that only graphs of that precision have; the first that is found tells."""
 
 
 class OnnxSource:
@@ -49,6 +57,21 @@ class OnnxSource:
             fixed=self._fixed,
             hint=f"it takes {' and '.join(_described(spec) for spec in self._declared.inputs)}",
         )
+
+    def declared(self) -> Sequence[TensorSpec]:
+        """Return the inputs as the file has them, -1 for every dimension that it leaves free."""
+        return self._declared.inputs
+
+    def precision(self) -> Precision:
+        """Return in what the file computes, by its operators and by what most of its weights are."""
+        found = {node.op_type for node in graph.nodes(self._model)}
+        for precision, operators in _QUANTISED.items():
+            if found & operators:
+                return precision
+        counted: Counter[int] = Counter()
+        for tensor in graph.tensors(self._model):
+            counted[tensor.data_type] += math.prod(tensor.dims)
+        return "fp16" if counted[onnx.TensorProto.FLOAT16] > counted[onnx.TensorProto.FLOAT] else "fp32"
 
     def signature(self, inputs: Inputs) -> ModelSignature:
         """See `Source`; dimensions that the file leaves free stay free."""
@@ -127,6 +150,7 @@ def open_source(spec: SourceSpec, *, seed: int) -> OnnxSource:  # noqa: ARG001 -
         raise InvalidError("is no ONNX file, or an empty one", element=path.name, hint=_HINT)
     digests = {path.name: files.digest(path), **_load_external(model, path)}
     _check_operators(model, path.name)
+    graph.put_in_order(model)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from skerry.api.errors import InvalidError, UnsupportedError
-from skerry.api.kinds.tensors import ModelSignature
-from skerry.api.kinds.variants import SourceKind
+from skerry.api.kinds.tensors import ModelSignature, TensorSpec
+from skerry.api.kinds.variants import Precision, SourceKind
 from skerry.optimize.arrays import Array
 from skerry.optimize.dataset import Inputs
 from skerry.optimize.foreign import first_line
 from skerry.optimize.importers import Form, files
-from skerry.optimize.importers.tensors import Reference, first, freed
+from skerry.optimize.importers.tensors import Reference, datatype, first, freed
 from skerry.optimize.recipe import SourceSpec
 
 _HINT = "name a .tflite file"
@@ -47,6 +48,29 @@ class TfliteSource:
         self._free = {**shapes, **{tensor: _shape(detail) for tensor, detail in self._outputs.items()}}
         batch = next(iter(shapes.values()))[0]
         self._reference = Reference(names=list(self._inputs), run=self._run, fixed=None if batch < 1 else batch)
+
+    def declared(self) -> Sequence[TensorSpec]:
+        """Return the inputs as the file has them, -1 for every dimension that it leaves free."""
+        return [
+            TensorSpec(
+                name=name,
+                datatype=datatype(np.dtype(detail["dtype"]).name, element=name),
+                shape=[size if size > 0 else -1 for size in _shape(detail)],
+            )
+            for name, detail in self._inputs.items()
+        ]
+
+    def precision(self) -> Precision:
+        """Return in what the file computes: what most of its numbers are; with whole activations int8, else dynamic."""
+        numbers: Counter[str] = Counter()
+        tensors: Counter[str] = Counter()
+        for detail in self._interpreter.get_tensor_details():
+            name = np.dtype(detail["dtype"]).name
+            numbers[name] += int(np.prod(detail["shape"], dtype=np.int64))
+            tensors[name] += 1
+        if numbers["int8"] > numbers["float32"] or tensors["int8"] > tensors["float32"]:
+            return "int8" if tensors["int8"] > tensors["float32"] else "int8-dynamic"
+        return "fp16" if numbers["float16"] > numbers["float32"] / 2 else "fp32"
 
     def signature(self, inputs: Inputs) -> ModelSignature:
         """See `Source`; dimensions that the file leaves free stay free."""

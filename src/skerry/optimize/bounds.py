@@ -1,7 +1,7 @@
 """What this machine has to give, and what a job is expected to take of it.
 
 The rule: a job takes a base, four times its model and twice its samples. The base is what the import was measured to
-take, where the source's own framework has to be loaded again, and 512 MiB where the ONNX graph is enough; 1 GiB at least
+take, where the source's own framework has to be loaded again, and 512 MiB where the ONNX graph is enough; 1 GiB or more
 where PyTorch writes the file. It decides how many jobs run beside each other; the bound itself is held by `pool`.
 Source: Linux cgroup v2 (memory.max).
 """

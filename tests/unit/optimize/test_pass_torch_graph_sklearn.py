@@ -36,6 +36,7 @@ ESTIMATORS: dict[str, tuple[Any, np.ndarray]] = {
     "logistic": (LogisticRegression(), CLASSES),
     "logistic-binary": (LogisticRegression(), BINARY),
     "standardised": (make_pipeline(StandardScaler(), LogisticRegression()), CLASSES),
+    "classes-with-names": (LogisticRegression(), np.array(["auk", "gull", "tern", "skua"])[CLASSES]),
     "normalised": (make_pipeline(MinMaxScaler(), Normalizer("l2"), LogisticRegression()), BINARY),
     "network": (make_pipeline(Normalizer("l1"), MLPClassifier((6,), max_iter=5, random_state=0)), CLASSES),
     "discriminant": (LinearDiscriminantAnalysis(), CLASSES),

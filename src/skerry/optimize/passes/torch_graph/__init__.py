@@ -128,6 +128,6 @@ def as_torch(material: Material) -> Material:
 
 
 def _check_types(node: Node) -> None:
-    for name in (*node.inputs, *node.outputs):
+    for name in (*node.inputs, *(name for name in node.outputs if node.facts.readers[name])):
         if name in node.facts.dtypes and node.facts.dtypes[name] not in _TYPES:
             raise node.unsupported(f"has a tensor of {node.facts.dtypes[name]}")

@@ -7,11 +7,14 @@ module where they want that. The peak is VmHWM, of this process alone and from i
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.models import mobilenet_v2
 
+from skerry.api.kinds.variants import Format
 from skerry.optimize import evaluate, graph, jobs
+from skerry.optimize.arrays import Array
 from skerry.optimize.passes import Material, recipes
 from skerry.optimize.recipe import SensitivitySpec, VariantOptions
 from skerry.serve import engines
@@ -33,14 +36,16 @@ def main() -> None:
     signature = graph.signature(graph.parse(raw))
     made: dict[str, dict] = {}
     for name in wanted:
-        form, precision, recipe = name.split("/") if name.count("/") == 2 else ("onnx", *name.split("/"))
+        kind, precision, recipe = name.split("/") if name.count("/") == 2 else ("onnx", *name.split("/"))
+        form, _ = jobs.parse_name(f"{kind}-{precision}")
         options = VariantOptions(
             recipe=recipe,
             sensitivity=SensitivitySpec(most_layers=8, samples=2),
             calibration_samples=SAMPLES if form == "onnx" else FEW,
         )
 
-        def error(file: Path, form: str = form) -> float:
+        def error(file: Path, form: Format = form) -> float:
+            answers: Sequence[Array]
             if form == "onnx":
                 answers = evaluate.Runner(file.read_bytes()).predict(images)
             else:

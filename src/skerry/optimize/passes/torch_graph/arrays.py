@@ -24,8 +24,6 @@ REDUCTIONS: Mapping[str, Callable[..., Any]] = {
     "ReduceSum": lambda x, axes, keep: torch.sum(x, axes, keep, dtype=x.dtype),
     "ReduceSumSquare": lambda x, axes, keep: torch.sum(x * x, axes, keep, dtype=x.dtype),
 }
-_PADDINGS = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
-"""ONNX's names and NumPy's."""
 
 
 def gemm(node: Node) -> None:
@@ -145,14 +143,14 @@ def pad(node: Node) -> None:
     for axis, (before, after) in zip(axes, given.tolist(), strict=True):
         sizes[axis] = int(before), int(after)
     if mode != "constant":
-        return _pad_again(node, _PADDINGS[mode], sizes)
+        return _pad_again(node, mode, sizes)
     filler = float(node.known(2, "filler").item()) if node.has(2) else 0.0
     amounts = [amount for pair in sizes[::-1] for amount in pair]
     return node.put(lambda value: functional.pad(value, amounts, value=filler), 0)
 
 
 def _pad_again(node: Node, mode: Any, sizes: Sequence[tuple[int, int]]) -> None:
-    """Pad with what is there already, one dimension after the other."""
+    """Pad with what is there already, one dimension after the other; the modes are NumPy's."""
     if any(amount < 0 for pair in sizes for amount in pair):
         raise node.unsupported("cuts and pads at once")
     before, name = node.shape(0), node.value(0)

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tests.integration import test_serve_engines as served_engines
+from tests.integration.serving import serving
 
 from skerry.api.errors import SkerryError
 from skerry.cli import examples
 from skerry.core import card as cards
 from skerry.optimize import toolchains
+from skerry.serve import engines
 
 EXAMPLE = Path(examples.__file__).parent / "digits"
 LIMIT = 400
@@ -130,6 +133,27 @@ def test_every_format_from_pytorch_keeps_the_accuracy(name: str, from_pytorch: P
 @pytest.mark.parametrize("name", KERAS)
 def test_every_format_from_keras_keeps_the_accuracy(name: str, from_keras: Path) -> None:
     check(read(from_keras)[name], from_keras)
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_a_server_gives_the_answers_that_the_engine_gives_in_process(
+    name: str, from_keras: Path, tmp_path: Path
+) -> None:
+    card = cards.decode((from_keras / "card.json").read_bytes())
+    (file, engine) = next(
+        (from_keras / packaged.file, packaged.variant.needs.engine)
+        for packaged in card.variants
+        if packaged.variant.name == name
+    )
+    with np.load(from_keras / "golden.npz") as golden:
+        images = golden["input.image"]
+    model = engines.open_engine(engine).load(file, card.signature, threads=1)
+    with serving(tmp_path, *served_engines.options(tmp_path, engine, file, card.signature)) as served:
+        for inputs in ({"image": images[:1]}, {"image": images[1:6]}):
+            (expected,) = model.infer(inputs, ["scores"])
+            for answered in (served_engines.ask_binary(served, inputs), served_engines.ask_json(served, inputs)):
+                assert list(answered) == ["scores"]
+                np.testing.assert_array_equal(answered["scores"], expected)
 
 
 def test_lower_precision_makes_smaller_files(from_pytorch: Path) -> None:

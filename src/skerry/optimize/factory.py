@@ -199,8 +199,7 @@ def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[Varian
             continue
         directory = run.cache.work()
         job = jobs.VariantJob(optimization=run.wanted, variant=spec, source=str(source), directory=str(directory))
-        forms = {recipe.form for recipe in passes.RECIPES.get(jobs.parse_name(spec.name), ())}
-        need = bounds.need(source, facts, graph_alone=forms <= {"onnx"})
+        need = bounds.need(source, facts, passes.RECIPES.get(jobs.parse_name(spec.name), ()))
         todo[spec.name] = spec, _write_job(spec.name, job, need=need, memory=run.memory), directory, key
     for ended in _pool(run, parallel=_parallel(run)).run([job for _, job, _, _ in todo.values()]):
         spec, _, directory, key = todo[ended.job.name]

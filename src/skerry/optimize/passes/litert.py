@@ -129,4 +129,8 @@ TABLE: Mapping[Precision, Sequence[Recipe]] = {
         *_every("-static-per-tensor", _lowered("static", per_channel=False)),
         *_every("-static-int16-activations", _lowered("static", activation_bits=16), by_name=True),
     ),
+    "int4": (
+        *_every("-weights-int4", _lowered("four_bits")),
+        *_every("-weights-int4-per-channel", _lowered("four_bits", in_blocks=False)),
+    ),
 }

@@ -147,10 +147,19 @@ def _rename(model: Any, wanted: ModelSignature) -> None:
 
 def has_int8_weights(content: bytes) -> bool:
     """Tell whether any constant tensor of more than one value is int8."""
+    return _has_weights(content, schema.TensorType.INT8)
+
+
+def has_int4_weights(content: bytes) -> bool:
+    """Tell whether any constant tensor is int4."""
+    return _has_weights(content, schema.TensorType.INT4)
+
+
+def _has_weights(content: bytes, kind: int) -> bool:
     model = read(content)
     with _reading():
         return any(
-            tensor.type == schema.TensorType.INT8 and model.buffers[tensor.buffer].data is not None
+            tensor.type == kind and model.buffers[tensor.buffer].data is not None
             for graph in model.subgraphs
             for tensor in graph.tensors
         )

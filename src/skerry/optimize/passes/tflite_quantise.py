@@ -1,4 +1,4 @@
-"""Precision of TensorFlow Lite files: float16 weights, dynamic range, full int8; by ai-edge-quantizer.
+"""Precision of TensorFlow Lite files: float16 weights, dynamic range, int8, int4 weights; by ai-edge-quantizer.
 
 Inputs and outputs stay float, so the signature stays. Lives here: float32 file in, another precision out. Must not live
 here: making the float32 file.
@@ -20,6 +20,7 @@ from skerry.optimize.quiet import quiet
 
 _OPERATIONS = qtyping.TFLOperationName
 _ALGORITHMS = algorithm_manager.AlgorithmName
+_GRANULARITY = qtyping.QuantGranularity
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED", "EMBEDDING_LOOKUP")
 
 
@@ -40,6 +41,24 @@ def dynamic(content: bytes, material: Material) -> bytes:
     plan = recipe_manager.RecipeManager()
     plan.add_dynamic_config(".*", _OPERATIONS.ALL_SUPPORTED, 8, _granularity(material, per_channel=True))
     return _quantise(content, plan, material)
+
+
+def four_bits(content: bytes, material: Material, *, in_blocks: bool = True) -> bytes:
+    """Return the file with constant matrices in 4 bits; ranges of activations are found at each run.
+
+    A block of weights has one scale, or all that make an output. Raises InvalidError when there is no such matrix, or
+    its rows are not whole blocks.
+    """
+    size = material.options.block_size
+    granularity = getattr(_GRANULARITY, f"BLOCKWISE_{size}", None) if in_blocks else _GRANULARITY.CHANNELWISE
+    if granularity is None:
+        raise InvalidError(f"TensorFlow Lite has no blocks of {size}", element="option blockSize", hint="write 32")
+    plan = recipe_manager.RecipeManager()
+    plan.add_dynamic_config(".*", _OPERATIONS.FULLY_CONNECTED, 4, granularity)
+    made = _quantise(content, plan, material)
+    if not tflite_file.has_int4_weights(made):
+        raise InvalidError("has no constant matrix for 4 bits", element="model", hint="leave tflite-int4 out")
+    return made
 
 
 def static(

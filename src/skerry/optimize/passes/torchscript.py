@@ -62,7 +62,7 @@ def _recipe(name: str, form: Form, build: Callable[[Material], None], *, by_name
         form=form,
         build=build,
         requires=("torch",),
-        extra="torch",
+        extra="torch" if form == "torch" else "torchscript",  # a graph needs no exporter
         asked=lambda options: not by_name or options.recipe == name,
     )
 

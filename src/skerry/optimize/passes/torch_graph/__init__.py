@@ -20,7 +20,7 @@ from skerry.api.kinds.tensors import ModelSignature
 from skerry.optimize.arrays import Array
 from skerry.optimize.passes import agreement, examined, layers
 from skerry.optimize.passes.material import Inputs, Material
-from skerry.optimize.passes.torch_graph import arrays, elements, images
+from skerry.optimize.passes.torch_graph import arrays, elements, images, linear_models, sequences
 from skerry.optimize.passes.torch_graph.steps import Graph, Node, Plan
 
 OPERATORS: Mapping[str, Callable[[Node], None]] = {
@@ -36,31 +36,45 @@ OPERATORS: Mapping[str, Callable[[Node], None]] = {
     "Cast": elements.cast,
     "Clip": elements.clip,
     "Concat": arrays.concat,
+    "ConstantOfShape": sequences.constant_of_shape,
     "Conv": images.convolution,
     "ConvTranspose": images.transposed_convolution,
+    "CumSum": sequences.cumulative_sum,
+    "DepthToSpace": sequences.depth_to_space,
     "Div": elements.divide,
+    "Einsum": sequences.einsum,
     "Elu": elements.elu,
-    "Expand": arrays.expand,
+    "Expand": sequences.expand,
     "Gather": arrays.gather,
     "Gelu": elements.gelu,
     "Gemm": arrays.gemm,
     "GlobalAveragePool": images.global_average_pool,
     "GlobalMaxPool": images.global_max_pool,
+    "GroupNormalization": images.group_normalization,
     "HardSigmoid": elements.hard_sigmoid,
+    "InstanceNormalization": images.instance_normalization,
     "LayerNormalization": arrays.layer_normalization,
     "LeakyRelu": elements.leaky_relu,
     "LogSoftmax": elements.softmax,
     "MatMul": arrays.matmul,
     "MaxPool": images.max_pool,
+    "PRelu": elements.prelu,
     "Pad": arrays.pad,
     "Resize": images.resize,
     "Slice": arrays.slice_,
     "Softmax": elements.softmax,
+    "SpaceToDepth": sequences.space_to_depth,
     "Split": arrays.split,
+    "Tile": sequences.tile,
+    "TopK": sequences.top_k,
     "Transpose": arrays.transpose,
     "Where": elements.where,
+    "ai.onnx.ml.LinearClassifier": linear_models.linear,
+    "ai.onnx.ml.LinearRegressor": linear_models.linear,
+    "ai.onnx.ml.Normalizer": linear_models.normalizer,
+    "ai.onnx.ml.Scaler": linear_models.scaler,
 }
-"""What each ONNX operator becomes."""
+"""What each ONNX operator becomes; those of other sets than ONNX's first with the set's name."""
 _TYPES = frozenset({"bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"})
 _OLDEST = 13
 
@@ -73,10 +87,10 @@ def to_module(raw: bytes, signature: ModelSignature) -> Graph:
     model = examined.parse(raw, signature)
     layers.name_all(model)
     facts = examined.examine(model, signature)
-    plan = Plan(facts)
+    plan = Plan(facts, [spec.name for spec in signature.inputs])
     for proto in examined.to_translate(model, facts):
         node = Node(proto, plan)
-        translate = OPERATORS.get(proto.op_type) if proto.domain in examined.STANDARD else None
+        translate = OPERATORS.get(node.kind)
         if translate is None:
             raise node.unsupported("is an operator")
         _check_types(node)
@@ -114,6 +128,6 @@ def as_torch(material: Material) -> Material:
 
 
 def _check_types(node: Node) -> None:
-    for name in (*node.inputs, *node.outputs):
+    for name in (*node.inputs, *(name for name in node.outputs if node.facts.readers[name])):
         if name in node.facts.dtypes and node.facts.dtypes[name] not in _TYPES:
             raise node.unsupported(f"has a tensor of {node.facts.dtypes[name]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,18 @@ import torch
 from torch.nn import functional
 
 from skerry.optimize.passes.examined import Array
-from skerry.optimize.passes.torch_graph.steps import Node, dtype_of
+from skerry.optimize.passes.torch_graph.steps import Node
 
 REDUCTIONS: Mapping[str, Callable[..., Any]] = {
+    "ReduceL1": lambda x, axes, keep: torch.sum(torch.abs(x), axes, keep, dtype=x.dtype),
     "ReduceL2": lambda x, axes, keep: torch.sqrt(torch.sum(x * x, axes, keep)),
     "ReduceMax": torch.amax,
     "ReduceMean": torch.mean,
+    "ReduceLogSumExp": torch.logsumexp,
     "ReduceMin": torch.amin,
+    "ReduceProd": lambda x, axes, keep: _product(x, axes, keep=keep),
     "ReduceSum": lambda x, axes, keep: torch.sum(x, axes, keep, dtype=x.dtype),
+    "ReduceSumSquare": lambda x, axes, keep: torch.sum(x * x, axes, keep, dtype=x.dtype),
 }
 
 
@@ -34,14 +38,16 @@ def gemm(node: Node) -> None:
         if given.ndim == 2 and len(given) != 1:
             raise node.unsupported("adds a matrix")
         bias = np.broadcast_to(given.reshape(-1), (len(matrix),))
-    _connect(node, matrix, bias)
+    if node.dtype() != "float32":
+        raise node.unsupported(f"multiplies {node.dtype()}")
+    connect(node, matrix, bias)
 
 
 def matmul(node: Node) -> None:
     """MatMul: a linear layer where the right side is a constant matrix."""
     right = node.constant(1)
     if right is not None and right.ndim == 2 and len(node.shape(0).sizes) >= 2 and right.dtype == np.float32:
-        _connect(node, right.T, None)
+        connect(node, right.T, None)
     else:
         node.put(torch.matmul, 0, 1)
 
@@ -108,7 +114,7 @@ def split(node: Node) -> None:
     sizes = [node.output_shape(position).sizes[axis] for position in range(len(node.outputs))]
     if len(sizes) == 1:
         return node.pass_on()
-    return node.put(lambda value: torch.split(value, sizes, axis), 0, outputs=len(sizes))
+    return node.put(lambda value: torch.split(value, sizes, axis), 0, writes=node.outputs)
 
 
 def slice_(node: Node) -> None:
@@ -129,14 +135,39 @@ def slice_(node: Node) -> None:
 
 
 def pad(node: Node) -> None:
-    """Pad with a constant, by constant amounts."""
-    mode = node.attribute("mode", "constant")
-    if mode != "constant" or node.has(3):
-        raise node.unsupported(f"pads in the mode {mode}" if mode != "constant" else "names the axes it pads")
-    sizes: Array = node.known(1, "amounts").reshape(2, -1).T
-    filler = float(node.known(2, "filler")) if node.has(2) else 0.0
-    amounts = [int(amount) for pair in sizes[::-1] for amount in pair]
-    node.put(lambda value: functional.pad(value, amounts, value=filler), 0)
+    """Pad by constant amounts: with a constant, or with what is there already."""
+    mode, rank = node.attribute("mode", "constant"), len(node.shape(0).sizes)
+    given: Array = node.known(1, "amounts").reshape(2, -1).T
+    axes = node.known(3, "axes").tolist() if node.has(3) else range(rank)
+    sizes = [(0, 0)] * rank
+    for axis, (before, after) in zip(axes, given.tolist(), strict=True):
+        sizes[axis] = int(before), int(after)
+    if mode != "constant":
+        return _pad_again(node, mode, sizes)
+    filler = float(node.known(2, "filler").item()) if node.has(2) else 0.0
+    amounts = [amount for pair in sizes[::-1] for amount in pair]
+    return node.put(lambda value: functional.pad(value, amounts, value=filler), 0)
+
+
+def _pad_again(node: Node, mode: Any, sizes: Sequence[tuple[int, int]]) -> None:
+    """Pad with what is there already, one dimension after the other; the modes are NumPy's."""
+    if any(amount < 0 for pair in sizes for amount in pair):
+        raise node.unsupported("cuts and pads at once")
+    before, name = node.shape(0), node.value(0)
+    for axis, pair in enumerate(sizes):
+        if pair == (0, 0):
+            continue
+        if before.free[axis]:
+            raise node.unsupported("pads the batch")
+        which = node.held(np.pad(np.arange(before.sizes[axis]), pair, mode=mode), f"padded{axis}")
+        made = f"{node.name}::padding{axis}"
+        node.put(partial(_picked, axis), name, which, writes=[made])
+        name = made
+    node.plan.same(node.outputs[0], name)
+
+
+def _picked(axis: int, value: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    return torch.index_select(value, axis, which)
 
 
 def gather(node: Node) -> None:
@@ -150,16 +181,6 @@ def gather(node: Node) -> None:
     return node.put(lambda value, indices: value[(*before, indices.to(torch.int64))], 0, 1)
 
 
-def expand(node: Node) -> None:
-    """Expand, where the batch is there already."""
-    before, after = node.shape(0), node.output_shape()
-    free = (*(False,) * (len(after.free) - len(before.free)), *before.free)
-    if any(grown and not was for grown, was in zip(after.free, free, strict=True)):
-        raise node.unsupported("repeats something for each sample of the batch")
-    sizes = after.signature
-    node.put(lambda value: value.expand(sizes), 0)
-
-
 def layer_normalization(node: Node) -> None:
     """LayerNormalization over the last dimensions."""
     if any(node.outputs[1:]):
@@ -171,10 +192,8 @@ def layer_normalization(node: Node) -> None:
     node.put(lambda value, scale, bias: functional.layer_norm(value, sizes, scale, bias, epsilon), 0, *held)
 
 
-def _connect(node: Node, matrix: Array, bias: Array | None) -> None:
-    """A linear layer; float32 [outputs, inputs] and [outputs]."""
-    if dtype_of(node.dtype()) != torch.float32:
-        raise node.unsupported(f"multiplies {node.dtype()}")
+def connect(node: Node, matrix: Array, bias: Array | None, value: str | int = 0, writes: Sequence[str] = ()) -> None:
+    """Put a linear layer of a value; float32 [outputs, inputs] and [outputs]."""
     outputs, inputs = matrix.shape
     make: Any = torch.nn.utils.skip_init
     layer: torch.nn.Linear = make(torch.nn.Linear, inputs, outputs, bias=bias is not None)
@@ -182,4 +201,10 @@ def _connect(node: Node, matrix: Array, bias: Array | None) -> None:
         layer.weight.copy_(torch.from_numpy(np.array(matrix, np.float32)))
         if bias is not None:
             layer.bias.copy_(torch.from_numpy(np.array(bias, np.float32)))
-    node.put_layer(layer, 0)
+    node.put_layer(layer, value, writes=writes)
+
+
+def _product(value: torch.Tensor, axes: Sequence[int], *, keep: bool) -> torch.Tensor:
+    for axis in sorted(axes, reverse=True):  # torch multiplies along one at a time
+        value = torch.prod(value, axis, keep, dtype=value.dtype)
+    return value

@@ -26,6 +26,7 @@ UNARY: Mapping[str, Callable[..., Any]] = {
     "Reciprocal": torch.reciprocal,
     "Relu": functional.relu,
     "Round": torch.round,
+    "Selu": functional.selu,
     "Sigmoid": torch.sigmoid,
     "Sign": torch.sign,
     "Sin": torch.sin,
@@ -96,6 +97,11 @@ def clip(node: Node) -> None:
 def leaky_relu(node: Node) -> None:
     """LeakyRelu."""
     node.put(partial(functional.leaky_relu, negative_slope=float(node.attribute("alpha", 0.01))), 0)
+
+
+def prelu(node: Node) -> None:
+    """PRelu: a slope for what is below 0, for each channel or element."""
+    node.put(lambda value, slope: torch.where(value < 0, value * slope, value), 0, 1)
 
 
 def elu(node: Node) -> None:

@@ -101,8 +101,20 @@ def batch_normalization(node: Node) -> None:
     node.put(lambda value, times, plus: value * times + plus, 0, *held)
 
 
+def instance_normalization(node: Node) -> None:
+    """InstanceNormalization: each channel by itself."""
+    _normalize(node, node.shape(0).sizes[1])
+
+
+def group_normalization(node: Node) -> None:
+    """GroupNormalization, with a factor for each channel; before operator set 21 each group had one."""
+    if len(node.known(1, "factors")) != node.shape(0).sizes[1]:
+        raise node.unsupported("has a factor for each group")
+    _normalize(node, int(node.attribute("num_groups")))
+
+
 def resize(node: Node) -> None:
-    """Resize of height and width: nearest or bilinear, as PyTorch does it."""
+    """Resize of height and width: nearest, bilinear or bicubic, as PyTorch does it."""
     mode, way = node.attribute("mode", "nearest"), node.attribute("coordinate_transformation_mode", "half_pixel")
     before, after = node.shape(0).sizes, node.output_shape().sizes
     if len(after) != 4 or node.shape(0).free[1:] != node.output_shape().free[1:] or before[:2] != after[:2]:
@@ -113,14 +125,26 @@ def resize(node: Node) -> None:
         or (way == "half_pixel" and whole)  # the pixels are the same ones
     )
     linear = mode == "linear" and way in {"half_pixel", "pytorch_half_pixel", "align_corners"}
-    if not (nearest or linear) or node.attribute("antialias", 0):
+    cubic = (
+        mode == "cubic"
+        and way in {"half_pixel", "pytorch_half_pixel", "align_corners"}
+        and abs(node.attribute("cubic_coeff_a", -0.75) + 0.75) < 1e-6  # PyTorch's
+        and not node.attribute("exclude_outside", 0)
+    )
+    if not (nearest or linear or cubic) or node.attribute("antialias", 0):
         raise node.unsupported(f"resizes in the mode {mode}, {way}")
     size = list(after[2:])
     if nearest:
         node.put(partial(functional.interpolate, size=size, mode="nearest"), 0)
     else:
-        corners = way == "align_corners"
-        node.put(partial(functional.interpolate, size=size, mode="bilinear", align_corners=corners), 0)
+        corners, name = way == "align_corners", "bicubic" if cubic else "bilinear"
+        node.put(partial(functional.interpolate, size=size, mode=name, align_corners=corners), 0)
+
+
+def _normalize(node: Node, groups: int) -> None:
+    held = [node.held(node.known(i, "parameters"), f"part{i}") for i in (1, 2)]
+    epsilon = float(node.attribute("epsilon", 1e-5))
+    node.put(lambda value, scale, bias: torch.group_norm(value, groups, scale, bias, epsilon), 0, *held)
 
 
 def _empty(make: Any, *sizes: Any, **more: Any) -> torch.nn.Module:

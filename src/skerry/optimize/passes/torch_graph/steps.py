@@ -57,8 +57,10 @@ class Graph(torch.nn.Module):
 class Plan:
     """The module as far as it is built."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, inputs: Sequence[str] = ()) -> None:
         self.facts = facts
+        self.batch = next((name for name in inputs if facts.shapes[name].free[:1] == (True,)), None)
+        """An input that has the batch in front, for what depends on nothing but the batch's size."""
         self.modules: dict[str, torch.nn.Module] = {}
         self.layers: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
@@ -116,17 +118,25 @@ class Node(GraphNode):
         self.plan.constants[name] = tensor_of(array)
         return name
 
-    def put(self, call: Callable[..., Any] | str, *reads: str | int, outputs: int = 1) -> None:
-        """Let a function give the outputs; what it reads are values, or positions of inputs."""
+    def put(self, call: Callable[..., Any] | str, *reads: str | int, writes: Sequence[str] = ()) -> None:
+        """Let a function give the first output, or what is named; what it reads are values, or positions of inputs."""
         names = tuple(self.value(each) if isinstance(each, int) else each for each in reads)
-        self.plan.put(Step(call, names, tuple(self.outputs[:outputs])))
+        self.plan.put(Step(call, names, tuple(writes or self.outputs[:1])))
 
-    def put_layer(self, module: torch.nn.Module, *reads: str | int) -> None:
-        """Let a layer with weights give the output."""
+    def put_layer(self, module: torch.nn.Module, *reads: str | int, writes: Sequence[str] = ()) -> None:
+        """Let a layer with weights give the first output, or what is named."""
         name = f"layer_{len(self.plan.modules)}"
         self.plan.modules[name] = module
         self.plan.layers[self.name] = name
-        self.put(name, *reads)
+        self.put(name, *reads, writes=writes)
+
+    def as_float(self, position: int) -> str:
+        """Return the name of an input's value in float32."""
+        if self.facts.dtypes[self.inputs[position]] == "float32":
+            return self.value(position)
+        name = f"{self.name}::float{position}"
+        self.put(lambda value: value.to(torch.float32), position, writes=[name])
+        return name
 
     def pass_on(self) -> None:
         """Let the output be the input."""

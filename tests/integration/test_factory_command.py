@@ -199,11 +199,13 @@ def test_the_card_says_what_devices_and_auditors_ask(site: Site) -> None:
     assert code == DONE
     card = site.card()
     assert (site.out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert card.evaluation is not None
     assert card.evaluation.baseline_interval is not None
     assert card.evaluation.baseline_interval.low < card.evaluation.baseline == 1
     for packaged in card.variants:
         variant = packaged.variant
         assert variant.metric_interval is not None
+        assert variant.metric is not None
         assert variant.metric_interval.low < variant.metric <= variant.metric_interval.high
         assert sum(variant.operators.values()) >= 3
         assert variant.profile.engine_version

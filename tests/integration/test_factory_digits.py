@@ -107,21 +107,25 @@ def test_the_card_says_what_the_files_are(
         *("card.json", "golden.npz", "provenance.json", "digits-fp32.onnx", "digits-fp16.onnx", "digits-int8.onnx")
     }
     told = {event["variant"]: event for event in events if event["event"] == "variant.done"}
+    evaluated = card.evaluation
+    assert evaluated is not None
     for packaged in card.variants:
         variant, content = packaged.variant, (out / packaged.file).read_bytes()
         assert variant.blob.digest == f"sha256:{sha256(content).hexdigest()}"
         assert variant.blob.size == len(content)
         assert variant.metric == pytest.approx(accuracy(out / packaged.file, data))
-        assert variant.metric_drop == pytest.approx(card.evaluation.baseline - variant.metric)
-        assert variant.metric_drop <= card.evaluation.allowed_drop + 1e-9
+        assert variant.metric is not None
+        assert variant.metric_drop is not None
+        assert variant.metric_drop == pytest.approx(evaluated.baseline - variant.metric)
+        assert variant.metric_drop <= evaluated.allowed_drop + 1e-9
         assert variant.error.cosine > 0.99
         assert variant.needs.memory_bytes == variant.profile.peak_memory_bytes
         assert variant.profile.runs == 200
         assert told[variant.name]["metric"] == variant.metric
         for private in (str(EXAMPLE), str(trained[0]), sysconfig.get_paths()["purelib"]):
             assert private.encode() not in content
-    assert card.evaluation.baseline == pytest.approx(trained[1], abs=1e-4)
-    assert card.evaluation.samples == len(data["test_x"])
+    assert evaluated.baseline == pytest.approx(trained[1], abs=1e-4)
+    assert evaluated.samples == len(data["test_x"])
     assert [(t.name, t.datatype, t.shape) for t in card.signature.inputs] == [("input", "FP32", [-1, 1, 8, 8])]
     assert [(t.name, t.datatype, t.shape) for t in card.signature.outputs] == [("output", "FP32", [-1, 10])]
     digests = {

@@ -115,6 +115,7 @@ def from_keras(keras_model: Path) -> Path:
 
 def check(packaged: cards.PackagedVariant, out: Path) -> None:
     variant = packaged.variant
+    assert variant.metric_drop is not None
     assert variant.metric_drop <= 0.01 + 1e-9
     assert variant.error.cosine > (0.9999 if variant.precision in {"fp32", "fp16"} else 0.98)
     assert variant.needs.engine == ENGINES[variant.format]

@@ -130,6 +130,7 @@ def test_the_whole_factory_starts_from_it(trained: dict[str, Trained], kind: str
     assert run(options, said) == DONE, said.getvalue()
     card = cards.decode((tmp_path / "package" / "card.json").read_bytes())
     assert card.provenance.source_kind == kind
+    assert card.evaluation is not None
     assert card.variants[0].variant.metric == pytest.approx(card.evaluation.baseline)
     assert card.variants[0].variant.error.cosine > 0.9999
 

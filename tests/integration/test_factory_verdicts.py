@@ -125,6 +125,7 @@ def test_a_variant_that_lost_its_accuracy_is_rejected_with_the_reason(tmp_path: 
     code, events = inputs.make("--variants", "fp32,int8")
     assert code == DONE
     card = inputs.card()
+    assert card.evaluation is not None
     assert card.evaluation.baseline == 1
     assert [packaged.variant.name for packaged in card.variants] == ["onnx-fp32"]
     (rejected,) = card.rejected
@@ -156,6 +157,7 @@ def test_the_next_recipe_may_save_a_variant(tmp_path: Path) -> None:
     assert retried(events) == [f"static-qdq-{way}" for way in ("per-channel", "per-tensor", "percentile", "entropy")]
     (packaged,) = inputs.card().variants
     assert packaged.variant.recipe == "static-qdq-float-ends"
+    assert packaged.variant.metric_drop is not None
     assert packaged.variant.metric_drop <= 0.15
     assert inputs.card().rejected == []
 
@@ -188,7 +190,9 @@ def test_exactly_the_allowed_drop_is_allowed(plain: Inputs) -> None:
     plain.write(test_y=labels)
     code, _ = plain.make("--variants", "fp32", "--allowed-drop", "0")
     assert code == DONE
-    assert plain.card().evaluation.baseline == pytest.approx(0.9)
+    evaluation = plain.card().evaluation
+    assert evaluation is not None
+    assert evaluation.baseline == pytest.approx(0.9)
     assert plain.card().variants[0].variant.metric == pytest.approx(0.9)
 
 
@@ -198,6 +202,7 @@ def test_options_reach_the_card(plain: Inputs) -> None:
     card = plain.card()
     assert len(card.variants) == 1
     assert card.variants[0].variant.profile.runs == 5
+    assert card.evaluation is not None
     assert (card.evaluation.metric, card.golden.samples, card.provenance.seed) == ("f1-macro", 9, 7)
 
 

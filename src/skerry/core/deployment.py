@@ -138,7 +138,7 @@ def summarize(
 def meaningless(wish: ModelDeploymentSpec, model: ModelVersion) -> Hold | None:
     """Say which constraint means nothing for how this model was judged; None when each means something."""
     evaluation = model.spec.evaluation
-    if wish.constraints.min_accuracy is None or evaluation.higher_is_better:
+    if wish.constraints.min_accuracy is None or evaluation is None or evaluation.higher_is_better:
         return None
     text = (
         f'spec.constraints.minAccuracy is a lower limit, and model version "{model.metadata.name}" is judged by '

@@ -370,7 +370,9 @@ def test_the_one_taken_always_fits_and_the_order_of_variants_does_not_matter(
     assert not taken.needs.architectures or "amd64" in taken.needs.architectures
     assert not device.engines[0].precisions or taken.precision in device.engines[0].precisions
     assert not limits.precisions or taken.precision in limits.precisions
-    assert limits.min_accuracy is None or taken.metric >= limits.min_accuracy
+    if limits.min_accuracy is not None:
+        assert taken.metric is not None
+        assert taken.metric >= limits.min_accuracy
     assert limits.max_latency is None or taken.profile.latency_p95_ms <= float(limits.max_latency.removesuffix("ms"))
     fitting = [c for c in found.candidates if c.taken or c.reason.startswith("fits")]
     fastest = min(c.latency_p95_ms for c in fitting if c.latency_p95_ms is not None)

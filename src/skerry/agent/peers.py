@@ -397,6 +397,7 @@ class Seeking:
                 raise
             await asyncio.to_thread(_cut, begun, self._sound)
             beside = target.with_name(f"{target.name}.near")
+            _forget(beside)  # a power cut may have left some of it
             try:
                 await _at_speed(source, self._desired.repository, self._blob, beside, progress)
                 await asyncio.to_thread(beside.replace, target)
@@ -404,8 +405,7 @@ class Seeking:
             except StorageFullError as full:  # for both of them: what is there is worth more
                 raise UnavailableError(f"cannot be judged: {full}", element=self._blob.digest) from full
             finally:
-                for left in (beside, beside.with_name(f"{beside.name}.partial")):
-                    left.unlink(missing_ok=True)
+                _forget(beside)
 
 
 def _size(path: Path) -> int:
@@ -413,6 +413,11 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _forget(path: Path) -> None:
+    for one in (path, path.with_name(f"{path.name}.partial")):
+        one.unlink(missing_ok=True)
 
 
 def _cut(path: Path, size: int) -> None:

@@ -188,6 +188,8 @@ class PeerServer:
             self._turns.release()
 
     async def _pass_on(self, piece: bytes, writer: asyncio.StreamWriter, speed: _Speed) -> None:
+        while (pause := self._bandwidth.wait()) > 0:  # noqa: ASYNC110 - what is owed is paid by time alone
+            await asyncio.sleep(pause)
         self._bandwidth.take(len(piece))
         writer.write(piece)
         began = time.monotonic()
@@ -195,8 +197,6 @@ class PeerServer:
             await writer.drain()
         speed.note(len(piece), time.monotonic() - began)
         self.sent += len(piece)
-        while (pause := self._bandwidth.wait()) > 0:  # noqa: ASYNC110 - what is owed is paid by time alone
-            await asyncio.sleep(pause)
 
 
 class _Speed:

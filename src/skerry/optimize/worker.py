@@ -40,8 +40,9 @@ def _main(ahead: Sequence[str], ready: Standby) -> int:
     if tuple(ahead[:2]) == jobs.SIMPLIFIER:
         ready.start(jobs.SIMPLIFIER)
         ahead = ahead[2:]
-    from skerry.optimize import importing, making  # noqa: PLC0415 - heavy: after the simplifier's start
+    from skerry.optimize import beside, importing, making  # noqa: PLC0415 - heavy: after the simplifier's start
 
+    beside.watch()
     for module in ahead:
         with suppress(Exception):  # the job says what is wrong with it, if it needs it at all
             importlib.import_module(module)

@@ -31,7 +31,7 @@ from skerry.agent.revealing import revealed, unlocked
 from skerry.agent.room import Promise, Room
 from skerry.agent.sealed import ENCRYPTED, SealedBlobs
 from skerry.agent.servers import Server, Servers
-from skerry.agent.trust import Trust
+from skerry.agent.trust import MAX_BUNDLE_BYTES, Trust
 from skerry.api.errors import InvalidError, SkerryError, TimedOutError, UnavailableError, UnsupportedError
 from skerry.api.kinds.device import Comparison
 from skerry.api.kinds.variants import Blob
@@ -314,7 +314,8 @@ class Work:
         if trust is None or not trust.asks:
             return None
         blobs = self._signatures(slot.desired)
-        large = [blob for blob in blobs if blob.size > MAX_CARD_BYTES]
+        large = [blob for blob in slot.desired.signatures if blob.size > MAX_BUNDLE_BYTES]
+        large += [blob for blob in blobs if blob.size > MAX_CARD_BYTES]
         if large:
             raise RefusedError("Trust", f"{large[0].digest} has {large[0].size} bytes", element=element_of(slot))
         missing = await asyncio.to_thread(self._tools.disk.missing_bytes, blobs)

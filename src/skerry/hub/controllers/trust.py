@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, SkerryError
+from skerry.api.errors import IntegrityError, NotFoundError, SkerryError
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.trust_policy import NAME, TrustPolicy, TrustPolicyStatus, TrustTerms, TrustVerdict
-from skerry.api.kinds.variants import Blob
 from skerry.api.meta import Condition, find_condition, set_condition
 from skerry.core import anchor, manifest, trust_policy, trusted
 from skerry.core.card import CARD_FILE, MAX_CARD_BYTES
 from skerry.core.messages import TrustDesired
 from skerry.core.ports import ArtifactStore
 from skerry.drivers import owner_keys
-from skerry.drivers.signing import bundle, policy
+from skerry.drivers.signing import policy
+from skerry.hub import signatures
 from skerry.hub.context import HubContext
 from skerry.hub.controllers import informer
 from skerry.hub.controllers.reconciler import Reconciler
@@ -276,7 +275,7 @@ async def _read(artifacts: ArtifactStore, item: ModelVersion) -> tuple[list[byte
     found, lost = [], []
     for blob in item.status.signatures:
         try:
-            found.append(await _read_blob(artifacts, item.spec.artifact.repository, blob))
+            found.append(await signatures.read(artifacts, item.spec.artifact.repository, blob))
         except (SkerryError, OSError) as error:
             lost.append(f"a signature cannot be read: {error}"[:300])
     return found, lost
@@ -287,7 +286,7 @@ async def _check_card(artifacts: ArtifactStore, item: ModelVersion) -> str:
     card = item.status.card
     if card is None:
         raise NotFoundError("is not attached to it, and says of which model a signature is", element=CARD_FILE)
-    raw = await _read_blob(artifacts, item.spec.artifact.repository, card, most=MAX_CARD_BYTES)
+    raw = await signatures.read(artifacts, item.spec.artifact.repository, card, most=MAX_CARD_BYTES)
     if manifest.digest_of(raw) != card.digest:
         raise IntegrityError("is not what its digest says", element=CARD_FILE)
     trust_policy.check_card(
@@ -298,12 +297,3 @@ async def _check_card(artifacts: ArtifactStore, item: ModelVersion) -> str:
         golden=item.spec.golden.blob.digest,
     )
     return card.digest
-
-
-async def _read_blob(
-    artifacts: ArtifactStore, repository: str, blob: Blob, *, most: int = bundle.MAX_BUNDLE_BYTES
-) -> bytes:
-    if blob.size > most:
-        raise InvalidError(f"{blob.size} bytes are more than {most}", element=blob.digest)
-    chunks: Sequence[bytes] = [chunk async for chunk in artifacts.read_blob(repository, blob.digest, length=blob.size)]
-    return b"".join(chunks)

@@ -83,7 +83,9 @@ def _tell_why(error: Exception, job: jobs.AnyJob, tell: progress.Progress) -> No
 
 def _end(code: int) -> NoReturn:
     """End at once: all that counts is in files, and frameworks take up to a second to take themselves apart."""
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):  # what a user's code has printed is in one of them
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)
 
 

@@ -238,17 +238,64 @@ def test_a_registry_that_gives_no_such_part_is_asked_for_all_that_is_missing(
     assert len(open_ended) == 1
 
 
-def test_a_part_that_breaks_off_is_a_break(registry: Registry, target: Path) -> None:
+def test_what_came_of_a_part_that_breaks_off_is_kept_and_one_connection_brings_the_rest(
+    registry: Registry, target: Path
+) -> None:
     def lie(handler: Handler, start: int, end: int) -> bool:
-        if start == 10 * PART:
+        if start == 10 * PART and end == 11 * PART:
             short(handler, start, end)
             return True
         return False
 
     registry.lie = lie
-    with pytest.raises(UnavailableError):
-        fetch(registry, target)
-    assert partial_of(target).read_bytes() == CONTENT[: 10 * PART]
+    fetch(registry, target)
+    assert target.read_bytes() == CONTENT
+    assert registry.ranges[-1] == f"bytes={11 * PART - 100}-"
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_line_that_always_breaks_early_makes_progress_each_time(
+    registry: Registry, target: Path, connections: int
+) -> None:
+    def lie(handler: Handler, start: int, end: int) -> bool:
+        send_beginning(handler, start, end, 7 * PART)
+        return True
+
+    registry.lie = lie
+    sizes, tries = [0], 0
+    while not target.exists():
+        tries += 1
+        assert tries <= 10
+        try:
+            fetch(registry, target, connections=connections)
+        except UnavailableError:
+            sizes.append(partial_of(target).stat().st_size)
+    assert all(after - before >= 7 * PART for before, after in itertools.pairwise(sizes))
+    assert target.read_bytes() == CONTENT
+
+
+def send_beginning(handler: Handler, start: int, end: int, most: int) -> None:
+    handler.send_response(206 if "Range" in handler.headers else 200)
+    if "Range" in handler.headers:
+        handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(CONTENT)}")
+    handler.send_header("Content-Length", str(end - start))
+    handler.end_headers()
+    handler.wfile.write(CONTENT[start : min(end, start + most)])
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("status", [403, 429, 503])
+def test_a_registry_that_wants_one_connection_is_left_with_one(registry: Registry, target: Path, status: int) -> None:
+    def lie(handler: Handler, start: int, end: int) -> bool:
+        if end - start == PART:  # what only several ask for
+            send(handler, status, b"")
+            return True
+        return False
+
+    registry.lie = lie
+    assert fetch(registry, target) == len(CONTENT)
+    assert target.read_bytes() == CONTENT
+    assert registry.ranges[-1] == f"bytes={8 * PART}-"
 
 
 def test_connections_that_the_registry_closes_are_made_again(registry: Registry, target: Path) -> None:
@@ -319,7 +366,14 @@ class Link:
     def run(self, size: int, most: int) -> list[int]:
         """Return the number of connections that brought each part."""
         widths = []
-        found = ahead.widest(lambda start, end: bytes(end - start), 0, size, most, monotonic=lambda: self.now)
+        found = ahead.widest(
+            lambda start, end: bytes(end - start),
+            0,
+            size,
+            most,
+            stream=lambda start, end: iter([bytes(end - start)]),
+            monotonic=lambda: self.now,
+        )
         for width, part in found:
             widths.append(width)
             self.now += len(part) / min(self.each * width, self.total)

@@ -25,9 +25,13 @@ _READ_BYTES = 64 * 1024
 class RefusedError(SkerryError):
     """This device does not take it."""
 
-    def __init__(self, refusal: Refusal, cause: str, *, element: str = "", hint: str = "") -> None:
+    def __init__(
+        self, refusal: Refusal, cause: str, *, element: str = "", hint: str = "", passing: bool = False
+    ) -> None:
+        """`passing`: it is not about what was offered; see `core.journal.Faulted`."""
         super().__init__(cause, element=element, hint=hint)
         self.refusal = refusal
+        self.passing = passing
 
 
 class Admission:

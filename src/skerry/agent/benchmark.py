@@ -247,8 +247,8 @@ class Benchmarks:
 
 def _blobs(desired: WorkloadDesired) -> dict[str, Blob]:
     """What one of them needs, by the names under which it is kept."""
-    found = {kept_name(desired, blob): blob for blob in (desired.blob, desired.golden, desired.card) if blob}
-    return found | {blob.digest: blob for blob in desired.signatures}
+    found = {kept_name(desired, blob): blob for blob in (desired.blob, desired.golden) if blob}
+    return found | {blob.digest: blob for blob in (*desired.signatures, desired.card) if blob}
 
 
 def is_benchmark(name: str) -> bool:

@@ -36,7 +36,7 @@ from skerry.agent.work import Tools
 from skerry.api import duration
 from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooLargeError, UnavailableError
 from skerry.api.kinds.device import DeviceFacts, Network, WorkloadStatus
-from skerry.core.journal import Resumed, Slot, State, Unwanted, Wanted
+from skerry.core.journal import Resumed, Slot, State, Trusting, Unwanted, Wanted
 from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
 from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink
 from skerry.core.session import Offer, Session
@@ -169,6 +169,22 @@ class Engine:
         if self._refused and self._take_desired(self._refused):
             self._refused = b""
 
+    def _accept_again(self, accepted: DesiredState) -> None:
+        """Take from a desired state that is not new what its anchor and policy say to this device now."""
+        try:
+            if self._parts.trust is not None:
+                self._parts.trust.accept(accepted.trust)
+        except (SkerryError, OSError) as error:  # a full disk: what counted before counts until the next word
+            log.error("trust.not_written error=%s", error)
+        self._look_again()
+
+    def _look_again(self, *, changed: bool = False) -> None:
+        """Have workloads try what was not trusted, when something else is trusted than before."""
+        trust = self._parts.trust
+        if trust is not None and (trust.take_change() or changed) and trust.asks:
+            for installer in self._installers.values():
+                installer.post(Trusting())
+
     def _ports(self) -> dict[str, int]:
         return {name: one.server_port for name, one in self._installers.items() if one.server_port}
 
@@ -188,9 +204,12 @@ class Engine:
         states = ordinary(journals)
         for name in damaged:
             log.error("journal.damaged workload=%s", name)
+        desired = self._session.accepted
+        if desired is not None:  # an anchor may be newer than what was accepted last
+            self._accept_again(desired)
         for state in states:
             self._start(state).post(Resumed())
-        desired = self._session.accepted
+        self._look_again(changed=True)
         if desired is not None:
             self._apply(desired)
         known = [*self._installers, *([] if desired is None else [w.name for w in desired.workloads])]
@@ -384,11 +403,14 @@ class Engine:
                 if self._unkept is not None and self._unkept.desired.manifest_version <= accepted.manifest_version:
                     self._unkept = None
                 self._apply(accepted)
+            elif self._session.accepted is not None:
+                self._accept_again(self._session.accepted)
         except SkerryError as error:
             log.warning("desired.refused error=%s", error)
             self._session.refuse(error)
             return False
         finally:
+            self._look_again()
             self._changed.set()
         return True
 

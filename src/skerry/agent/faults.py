@@ -32,6 +32,7 @@ def fault_of(slot: Slot, component: str, error: SkerryError) -> Faulted:
         serial=slot.serial,
         component=f"the device's own check ({refusal})" if refusal else component,
         refusal=refusal,
+        passing=isinstance(error, RefusedError) and error.passing,
         element=error.element[:300] or element_of(slot),
         cause=error.cause[:1000],
         hint=error.hint[:300],

@@ -1,9 +1,10 @@
 """Which way a model comes: made from a blob that is here by a delta, or whole.
 
 The shortest way is taken whose base is in the cache. One that turns out to be none (not there, damaged, not leading to
-the digest it promised) is not tried again; one that a registry that is there fails to send `MAX_TRIES` times in a row
-rests for a while. The next best is asked for, and what is then missing counts anew, so that on a metered link nobody is
-surprised by a whole download. What comes out bears its name only once its digest holds.
+the digest it promised) is not tried again; where this device only had no room or leave for it, it is. One that a
+registry that is there fails to send `MAX_TRIES` times in a row rests for a while. The next best is asked for, and what
+is then missing counts anew, so that on a metered link nobody is surprised by a whole download. What comes out bears its
+name only once its digest holds.
 Lives here: that choice, and carrying a delta out. Must not live here: the format (`core.delta`), when anything may be
 fetched (`policy`), how (`drivers.registry`).
 """
@@ -19,7 +20,15 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
 from skerry.agent.disk import Disk
 from skerry.agent.sealed import SealedBlobs
-from skerry.api.errors import IntegrityError, SkerryError, StorageFullError, UnavailableError, UnreachableError
+from skerry.api.errors import (
+    BadRequestError,
+    IntegrityError,
+    NotFoundError,
+    StorageFullError,
+    UnavailableError,
+    UnreachableError,
+    UnsupportedError,
+)
 from skerry.api.kinds.variants import Blob, Delta
 from skerry.core import delta
 from skerry.core.messages import WorkloadDesired
@@ -79,7 +88,7 @@ class Ways:
             if cache.partial_size(way.blob) > before or not self._is_hopeless(way, desired.name, error):
                 raise
             return False
-        except SkerryError as error:
+        except (IntegrityError, UnsupportedError, NotFoundError, BadRequestError) as error:
             log.warning("workload.delta_failed workload=%s error=%s", desired.name, error)
             self._spoiled.add(way.blob.digest)
             _drop(cache, way.blob)

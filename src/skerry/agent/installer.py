@@ -1,7 +1,7 @@
 """The hands of one workload: carries out what `core.workload` decides, and tells it what came of it.
 
-One task takes events in order: step, journal, act. Long work runs in lanes, three a slot (installing, serving,
-watching), whose results are the next events; a lane that was replaced or tidied away has nothing more to say.
+One task takes events in order: step, journal, act. Long work runs in lanes, four a slot (installing, serving, watching,
+later signatures), whose results are the next events; a lane that was replaced or tidied away has nothing more to say.
 Lives here: that order. Must not live here: the work itself (`work`), what an error means (`faults`), decisions.
 """
 
@@ -36,6 +36,7 @@ from skerry.core.journal import (
     Tidied,
     Tidy,
     Unwanted,
+    Vouch,
     Wanted,
 )
 from skerry.core.ports import Instance
@@ -175,6 +176,8 @@ class Installer:
                 self._start(slot, "observe", "the observation", partial(work.observe, slot))
             case Switch(slot=slot):
                 self._start(slot, "install", "the endpoint", partial(work.switch, action))
+            case Vouch(slot=slot):
+                self._start(slot, "vouch", "the registry", partial(work.vouch, slot))
             case Serve(slot=slot):
                 self._start(slot, "serve", "the inference server", partial(work.serve, action))
 

@@ -48,7 +48,7 @@ def open_neighbourhood(disk: Disk, settings: AgentSettings, known: Identity) -> 
         return OciArtifactSource(
             f"https://{_host(address[0])}:{address[1]}",
             asking,
-            OciSettings(reserve_bytes=reserve, idle_seconds=IDLE_SECONDS),
+            OciSettings(reserve_bytes=reserve, idle_seconds=IDLE_SECONDS, may_lie=True),
             accept=partial(_accept, known, uid),
         )
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from skerry.agent import peers_asking, settings
@@ -24,7 +26,7 @@ from skerry.agent.disk import Disk
 from skerry.agent.peers_server import PeerServer, Shop
 from skerry.agent.settings import PeerSettings
 from skerry.api import duration, quantity
-from skerry.api.errors import IntegrityError, SkerryError, StorageFullError, UnavailableError
+from skerry.api.errors import IntegrityError, SkerryError, StorageFullError, UnavailableError, UnsupportedError
 from skerry.api.kinds.variants import Blob
 from skerry.core import peering
 from skerry.core.journal import Slot
@@ -32,6 +34,7 @@ from skerry.core.messages import WorkloadDesired
 from skerry.core.peering import Go, Stand, Take, Told, Wait
 from skerry.core.ports import ArtifactSource, Clock
 from skerry.drivers.registry.bandwidth import Bandwidth
+from skerry.drivers.registry.oci import BusyError
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,12 @@ starting), that crawled, that gave something else."""
 SPEED_SECONDS = 10.0
 LEAST_SPEED = 32 * 1024
 """Bytes per second, over any SPEED_SECONDS; slower is no help."""
+BUSY_SECONDS = 5.0
+"""How long one counts as busy that sent this device away for it."""
+MAX_TAKING = 2
+"""Blobs that are taken from neighbours at a time: each needs a thread, and others need them too."""
+RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 60.0
+"""After how long listening and finding are tried again where they failed: the first time, and at most."""
 PROGRESS = 100
 """A neighbour that fetches for all is waited for while it brings so little as one part of this many."""
 
@@ -71,7 +80,7 @@ class Neighbourhood:
 
 
 Found = Mapping[str, Address]
-"""Neighbours that were found, by uid; it changes."""
+"""Neighbours that were found, by the name that they announce: a uid, maybe with `-` and something; it changes."""
 
 
 class Peers:
@@ -100,6 +109,7 @@ class Peers:
         self._silences: dict[Address, int] = {}
         """Times in a row that a neighbour could not be asked."""
         self._seeking: dict[str, Seeking] = {}
+        self.taking = asyncio.Semaphore(MAX_TAKING)
         self.server = self._server()
 
     @property
@@ -108,24 +118,19 @@ class Peers:
         return self._hood is not None and bool(self._addresses or self._wanted.discover)
 
     async def run(self) -> None:
-        """Serve neighbours and find them, until cancelled."""
+        """Serve neighbours and find them, until cancelled. What prevents it is logged, and tried again."""
         async with asyncio.TaskGroup() as tasks:
             if self.server is not None:
-                tasks.create_task(self.server.run(), name="peers")
+                tasks.create_task(_kept_up("peers.not_listening", self.server.run), name="peers")
             if self._hood is not None and self._wanted.discover:
-                tasks.create_task(self._discover(self._hood), name="peer discovery")
+                finding = partial(self._discover, self._hood)
+                tasks.create_task(_kept_up("peers.not_discovered", finding), name="peer discovery")
 
     async def _discover(self, hood: Neighbourhood) -> None:
         if hood.discovery is None:
-            log.error("peers.not_discovered error=%s", "multicast DNS is not installed; install skerry[peers]")
-            return
-        try:
-            async with hood.discovery(
-                self._wanted, lambda: 0 if self.server is None else self.server.port
-            ) as self._found:
-                await asyncio.Event().wait()
-        except (OSError, SkerryError) as error:
-            log.error("peers.not_discovered error=%s", error)
+            raise UnsupportedError("multicast DNS is not installed", element="peers", hint="install skerry[peers]")
+        async with hood.discovery(self._wanted, lambda: 0 if self.server is None else self.server.port) as self._found:
+            await asyncio.Event().wait()
 
     # --- giving -----------------------------------------------------------------------------------------------------
 
@@ -214,7 +219,7 @@ class Peers:
 
     def _chosen(self, digest: str, own: str) -> list[Address]:
         now = self._clock.monotonic()
-        known = {address: uid for uid, address in self._found.items()}
+        known = {address: name.partition("-")[0] for name, address in self._found.items()}
         there = {one: known.get(one) or self._uids.get(one, f"{one[0]}:{one[1]}") for one in [*self._addresses, *known]}
         near = [one for one, uid in there.items() if uid != own and now >= self._leave_until.get(one, now)]
         return sorted(near, key=lambda one: peering.rank(digest, there[one]))[:MAX_ASKED]
@@ -258,6 +263,21 @@ class Peers:
         return self._clock
 
 
+async def _kept_up(event: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Run until cancelled, again and again; neighbours are never worth the agent, whatever is wrong with them."""
+    pause = RETRY_SECONDS
+    while True:
+        try:
+            await run()
+        except UnsupportedError as error:
+            log.error("%s error=%s", event, error)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the agent does not end with it
+            log.error("%s error=%s", event, str(error) or type(error).__name__)
+        await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+        pause = min(2 * pause, MOST_RETRY_SECONDS)
+
+
 class Seeking:
     """One blob that is sought."""
 
@@ -270,6 +290,10 @@ class Seeking:
         self._most = 0
         """Neighbours that had it at the same time."""
         self._moved = peers.clock.monotonic()
+        self._busy_until: dict[str, float] = {}
+        """Of those that sent this device away, by uid."""
+        self._sound = -1
+        """Bytes that were there before any neighbour was asked for content; -1: none was yet."""
         self.stand: Stand = "none"
         self.came = 0
 
@@ -290,14 +314,21 @@ class Seeking:
                 self.stand = "none"
             elif self.stand == "none":
                 self.stand = "wants"
-            told = await self._peers.ask(self._desired.repository, self._blob)
+            told = self._noted(await self._peers.ask(self._desired.repository, self._blob))
             seen_as: Stand = "wants" if self.stand == "none" else self.stand
             choice = peering.choose(self._blob.digest, self._peers.uid, seen_as, told)
             if isinstance(choice, Take):
-                if await self._take_from(choice.peers, target, progress):
-                    return True
+                async with self._peers.taking:
+                    if await self._take_from(choice.peers, target, progress):
+                        return True
             elif not await self._goes_on(choice, told):
                 return False
+
+    def _noted(self, told: Mapping[str, Told]) -> dict[str, Told]:
+        """Return what was told, where those are busy that just sent this device away for it."""
+        now = self._peers.clock.monotonic()
+        away = {uid for uid, until in self._busy_until.items() if now < until}
+        return {uid: replace(one, busy=one.busy or uid in away) for uid, one in told.items()}
 
     async def _goes_on(self, choice: Go | Wait, told: Mapping[str, Told]) -> bool:
         """Follow the rule where there is nothing to take; False when this device is to stop asking."""
@@ -333,9 +364,11 @@ class Seeking:
             if source is None:
                 continue
             try:
-                await _at_speed(source, self._desired.repository, self._blob, target, progress)
+                await self._judged(source, target, progress)
             except StorageFullError:
                 raise
+            except BusyError:
+                self._busy_until[uid] = self._peers.clock.monotonic() + BUSY_SECONDS
             except _SlowError as error:
                 self._peers.leave(uid, SLOW_SECONDS, error)
             except IntegrityError as error:
@@ -348,6 +381,49 @@ class Seeking:
                 return True
         return False
 
+    async def _judged(self, source: ArtifactSource, target: Path, progress: Callable[[int], None]) -> None:
+        """Fetch from a neighbour. Where that comes to something else, it may not be the last one's doing.
+
+        What other neighbours brought goes then, and this one is asked for all of it, beside what was there before.
+        """
+        begun = target.with_name(f"{target.name}.partial")
+        before = await asyncio.to_thread(_size, begun)
+        if self._sound < 0:
+            self._sound = before
+        try:
+            await _at_speed(source, self._desired.repository, self._blob, target, progress)
+        except IntegrityError:
+            if not before:
+                raise
+            await asyncio.to_thread(_cut, begun, self._sound)
+            beside = target.with_name(f"{target.name}.near")
+            _forget(beside)  # a power cut may have left some of it
+            try:
+                await _at_speed(source, self._desired.repository, self._blob, beside, progress)
+                await asyncio.to_thread(beside.replace, target)
+                await asyncio.to_thread(begun.unlink, missing_ok=True)
+            except StorageFullError as full:  # for both of them: what is there is worth more
+                raise UnavailableError(f"cannot be judged: {full}", element=self._blob.digest) from full
+            finally:
+                _forget(beside)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _forget(path: Path) -> None:
+    for one in (path, path.with_name(f"{path.name}.partial")):
+        one.unlink(missing_ok=True)
+
+
+def _cut(path: Path, size: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(path, min(size, path.stat().st_size))
+
 
 class _SlowError(SkerryError):
     """Gives too slowly."""
@@ -356,23 +432,26 @@ class _SlowError(SkerryError):
 async def _at_speed(
     source: ArtifactSource, repository: str, blob: Blob, target: Path, progress: Callable[[int], None]
 ) -> None:
-    """Fetch as long as it comes on at least so fast. Raises what the source does, and _SlowError."""
-    came = 0
+    """Fetch as long as it comes on at least so fast, from its first answer on: what is here is read before.
+
+    Raises what the source does, and _SlowError.
+    """
+    came, answers = 0, False
 
     def count(size: int) -> None:
-        nonlocal came
-        came += size
+        nonlocal came, answers
+        came, answers = came + size, True
         progress(size)
 
     fetching = asyncio.ensure_future(source.fetch(repository, blob, target, progress=count))
     try:
         while True:
-            before = came
+            before, answered = came, answers
             ended, _ = await asyncio.wait({fetching}, timeout=SPEED_SECONDS)
             if ended:
                 fetching.result()
                 return
-            if came - before < LEAST_SPEED * SPEED_SECONDS:
+            if answered and came - before < LEAST_SPEED * SPEED_SECONDS:
                 raise _SlowError(f"gave {came - before} bytes in {SPEED_SECONDS:g} s", element=blob.digest)
     finally:
         if not fetching.done():

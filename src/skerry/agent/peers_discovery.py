@@ -1,4 +1,5 @@
-"""Neighbours by multicast DNS (RFC 6762, 6763): `_skerry-peer._tcp.local.`, one service a device, named by its uid.
+"""Neighbours by multicast DNS (RFC 6762, 6763): `_skerry-peer._tcp.local.`, one service a device, named by its uid,
+or, where somebody else bears that name, by uid, `-` and eight characters that nobody could know before.
 
 What multicast says is anybody's word: it is bounded, only addresses of the local network are taken, and a neighbour is
 one only once its certificate has said so. Needs `zeroconf` (`skerry[peers]`), which is imported here and nowhere else.
@@ -12,6 +13,7 @@ import contextlib
 import ipaddress
 import logging
 import re
+import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -25,9 +27,11 @@ log = logging.getLogger(__name__)
 SERVICE = "_skerry-peer._tcp.local."
 MAX_FOUND = 256
 RESOLVE_MILLISECONDS = 3000
-LISTEN_SECONDS = 10.0
-"""How long the listener may take to have a port, before this device goes unannounced."""
-_UID = re.compile(r"[a-z0-9]{1,40}")
+LOOK_SECONDS = 30.0
+"""How often it is looked whether what was announced still holds; until it is announced, every UNANNOUNCED_SECONDS."""
+UNANNOUNCED_SECONDS = 0.2
+REGISTER_SECONDS = 10.0
+_NAME = re.compile(r"([a-z0-9]{1,40})(-[0-9a-f]{8})?")
 
 
 @contextlib.asynccontextmanager
@@ -35,6 +39,9 @@ async def discovered(
     uid: str, wanted: PeerSettings, port: Callable[[], int], *, interfaces: Sequence[str] | None = None
 ) -> AsyncIterator[Found]:
     """Find neighbours, and announce this device where it listens, while the context lasts.
+
+    What is announced follows the listener and the device's addresses; where that fails, it is tried again, and others
+    are found all the same.
 
     Raises UnsupportedError where zeroconf is not installed, OSError where there is no multicast.
     """
@@ -56,45 +63,54 @@ async def discovered(
 
     def changed(*, name: str, state_change: ServiceStateChange, **_: Any) -> None:
         if state_change is ServiceStateChange.Removed:
-            found.pop(_uid_of(name), None)
+            found.pop(_label_of(name), None)
         elif len(resolving) < MAX_FOUND:
             task = asyncio.ensure_future(resolve(name))
             resolving.add(task)
             task.add_done_callback(resolving.discard)
 
     browser = AsyncServiceBrowser(dns.zeroconf, SERVICE, handlers=[changed])
+    if wanted.listen:
+        announcing = asyncio.ensure_future(_announced(dns, AsyncServiceInfo, uid, wanted, port))
+        resolving.add(announcing)
     try:
-        if wanted.listen:
-            await _announce(dns, AsyncServiceInfo, uid, wanted, port)
         yield found
     finally:
         for task in resolving:
             task.cancel()
+        if resolving:
+            await asyncio.wait(resolving)
         await browser.async_cancel()
         await dns.async_unregister_all_services()
         await dns.async_close()
 
 
-async def _announce(
+async def _announced(
     dns: Any, info: Callable[..., Any], uid: str, wanted: PeerSettings, port: Callable[[], int]
 ) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LISTEN_SECONDS):
-            while not port():  # noqa: ASYNC110 - once in the agent's life, for the listener beside it
-                await asyncio.sleep(0.05)
-    if not port():
-        log.warning("peers.not_announced error=%s", "it does not listen")
-        return
-    await dns.async_register_service(
-        info(
-            SERVICE,
-            f"{uid}.{SERVICE}",
-            port=port(),
-            properties={"site": wanted.site},
-            server=f"skerry-{uid}.local.",
-            addresses=[socket.inet_pton(_family(one), one) for one in addresses(wanted.listen)],
-        )
-    )
+    """Have this device announced where it is, until cancelled."""
+    label, told, failed = uid, None, 0
+    while True:
+        there = (port(), addresses(wanted.listen))
+        if all(there) and there != told:
+            service = info(
+                SERVICE,
+                f"{label}.{SERVICE}",
+                port=there[0],
+                properties={"site": wanted.site},
+                server=f"skerry-{label}.local.",
+                addresses=[socket.inet_pton(_family(one), one) for one in there[1]],
+            )
+            try:
+                async with asyncio.timeout(REGISTER_SECONDS):
+                    await (dns.async_register_service(service) if told is None else dns.async_update_service(service))
+                told = there
+            except Exception as error:  # noqa: BLE001 - zeroconf's own are of no common kind
+                failed += 1
+                log.warning("peers.not_announced name=%s error=%s", label, str(error) or type(error).__name__)
+                if told is None:  # somebody bears the name: whoever it is, he cannot know the next one
+                    label = f"{uid}-{secrets.token_hex(4)}"
+        await asyncio.sleep(LOOK_SECONDS if told or failed > 1 else UNANNOUNCED_SECONDS)
 
 
 def addresses(listen: str) -> list[str]:
@@ -120,12 +136,13 @@ def take(
     site: str,
 ) -> None:
     """Note a neighbour that was announced, if it is of this site, of this network and not this device itself."""
-    other = _uid_of(name)
+    label = _label_of(name)
     near = [one for one in told if _is_near(one)]
-    if not other or other == uid or (properties.get("site") or "") != site or not 0 < port < 65536 or not near:
+    own = label.partition("-")[0] == uid
+    if not label or own or (properties.get("site") or "") != site or not 0 < port < 65536 or not near:
         return
-    if other in found or len(found) < MAX_FOUND:
-        found[other] = (near[0], port)
+    if label in found or len(found) < MAX_FOUND:
+        found[label] = (near[0], port)
 
 
 def _is_near(address: str) -> bool:
@@ -136,9 +153,9 @@ def _is_near(address: str) -> bool:
     return (one.is_private or one.is_link_local) and not one.is_unspecified and not one.is_multicast
 
 
-def _uid_of(name: str) -> str:
-    uid = name.removesuffix(f".{SERVICE}")
-    return uid if uid != name and _UID.fullmatch(uid) else ""
+def _label_of(name: str) -> str:
+    label = name.removesuffix(f".{SERVICE}")
+    return label if label != name and _NAME.fullmatch(label) else ""
 
 
 def _family(address: str) -> socket.AddressFamily:

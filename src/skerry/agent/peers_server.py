@@ -19,6 +19,8 @@ import logging
 import os
 import re
 import ssl
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +40,11 @@ HEAD_SECONDS = 10.0
 """For the handshake, and again for the request."""
 QUEUE_SECONDS = 5.0
 """How long a transfer waits for its turn before it is sent away."""
-STALL_SECONDS = 30.0
-"""A neighbour that takes nothing for so long is hung up on."""
+STALL_SECONDS = 10.0
+LEAST_SPEED = 32 * 1024
+"""A neighbour that keeps this device waiting for so long, and takes less than so many bytes a second, is hung up on."""
+MAX_TURNS = 2
+"""Of one neighbour at a time; more are sent away at once."""
 _PIECE = 128 * 1024
 _REQUEST = re.compile(
     r"(?P<method>GET|HEAD) /v2/(?P<repository>[a-z0-9._/-]{1,255})/blobs/(?P<digest>sha256:[0-9a-f]{64}) HTTP/1\.[01]"
@@ -73,6 +78,7 @@ class PeerServer:
         self._shop = shop
         self._bandwidth = bandwidth
         self._turns = asyncio.Semaphore(transfers)
+        self._turns_of: Counter[str] = Counter()
         self._clients: set[asyncio.Task[None]] = set()
         self.port = 0
         """Where it listens; 0 while it does not."""
@@ -85,12 +91,8 @@ class PeerServer:
         return self._turns.locked()
 
     async def run(self) -> None:
-        """Answer until cancelled. What prevents it is logged: a device that serves nobody still works."""
-        try:
-            server = await asyncio.start_server(self._accept, self._host, self._wanted_port, limit=MAX_HEAD_BYTES)
-        except OSError as error:
-            log.error("peers.not_listening address=%s:%d error=%s", self._host, self._wanted_port, error)
-            return
+        """Answer until cancelled. Raises OSError where it cannot listen, now."""
+        server = await asyncio.start_server(self._accept, self._host, self._wanted_port, limit=MAX_HEAD_BYTES)
         self.port = int(server.sockets[0].getsockname()[1])
         log.info("peers.listening address=%s:%d", self._host, self.port)
         try:
@@ -125,14 +127,14 @@ class PeerServer:
         uid = self._shop.client(writer.get_extra_info("ssl_object"))
         async with asyncio.timeout(HEAD_SECONDS):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        status = await self._answer(head, writer)
+        status = await self._answer(head, uid, writer)
         log.debug("peers.answered device=%s status=%d", uid, status)
         async with asyncio.timeout(STALL_SECONDS):
             await writer.drain()
             writer.close()
             await writer.wait_closed()
 
-    async def _answer(self, head: str, writer: asyncio.StreamWriter) -> int:
+    async def _answer(self, head: str, uid: str, writer: asyncio.StreamWriter) -> int:
         first, _, rest = head.partition("\r\n")
         request = _REQUEST.fullmatch(first)
         if request is None:
@@ -149,7 +151,13 @@ class PeerServer:
                 stand = {STAND_HEADER: f"has {size}{busy}", "Accept-Ranges": "bytes"}
                 if request["method"] == "HEAD":
                     return _send(writer, 200, stand, size=size)
-                return await self._give(file.fileno(), size, _range(rest), stand, writer)
+                if self._turns_of[uid] >= MAX_TURNS:
+                    return _send(writer, 503, {**stand, "Retry-After": "5"})
+                self._turns_of[uid] += 1
+                try:
+                    return await self._give(file.fileno(), size, _range(rest), stand, writer)
+                finally:
+                    self._turns_of -= Counter([uid])
         except FileNotFoundError:  # it was pruned this moment
             return _send(writer, 404, {STAND_HEADER: "none 0"})
 
@@ -168,24 +176,44 @@ class PeerServer:
         try:
             span = {} if part is None else {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
             status = _send(writer, 200 if part is None else 206, {**stand, **span}, size=end - start)
+            speed = _Speed()
             while start < end:
                 piece = await asyncio.to_thread(os.pread, file, min(self._bandwidth.piece(_PIECE), end - start), start)
                 if not piece:  # it became shorter: what was announced does not come, and the other end sees it
                     break
                 start += len(piece)
-                await self._pass_on(piece, writer)
+                await self._pass_on(piece, writer, speed)
             return status
         finally:
             self._turns.release()
 
-    async def _pass_on(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
-        self._bandwidth.take(len(piece))
-        writer.write(piece)
-        async with asyncio.timeout(STALL_SECONDS):
-            await writer.drain()
-        self.sent += len(piece)
+    async def _pass_on(self, piece: bytes, writer: asyncio.StreamWriter, speed: _Speed) -> None:
         while (pause := self._bandwidth.wait()) > 0:  # noqa: ASYNC110 - what is owed is paid by time alone
             await asyncio.sleep(pause)
+        self._bandwidth.take(len(piece))
+        writer.write(piece)
+        began = time.monotonic()
+        async with asyncio.timeout(STALL_SECONDS):
+            await writer.drain()
+        speed.note(len(piece), time.monotonic() - began)
+        self.sent += len(piece)
+
+
+class _Speed:
+    """How fast a neighbour takes what it asked for; what this device waits for by its own bound does not count."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._waited = 0.0
+
+    def note(self, count: int, seconds: float) -> None:
+        """Note a piece that was taken. Raises TimeoutError when it was too little for too long."""
+        self._taken += count
+        self._waited += seconds
+        if self._waited >= STALL_SECONDS:
+            if self._taken < LEAST_SPEED * self._waited:
+                raise TimeoutError(f"took {self._taken} bytes in {self._waited:.0f} s")
+            self._taken, self._waited = 0, 0.0
 
 
 def _range(headers: str) -> str:

@@ -45,7 +45,8 @@ class Room:
 
     def needed(self, desired: WorkloadDesired) -> int:
         """Return the bytes that installing it would take now; 0 when everything is there."""
-        signatures, cache = self._disk.missing_bytes(desired.signatures), self._disk.cache(desired)
+        card = [] if desired.card is None else [desired.card]
+        signatures, cache = self._disk.missing_bytes([*desired.signatures, *card]), self._disk.cache(desired)
         blobs = [blob for blob in (desired.blob, desired.golden) if blob is not None]
         copies = 0 if self._disk.links() else sum(cache.stored_size(blob) for blob in blobs)
         return sum(cache.lacking_bytes(blob) for blob in blobs) + copies + signatures
@@ -90,9 +91,11 @@ def prune(disk: Disk, slots: Mapping[str, Sequence[Slot]], *, others: Iterable[s
     keep = set(others)
     for desired in (slot.desired for slot in named):
         deltas = [one.blob for one in desired.deltas]  # also when they have only begun to come
-        few = [blob for blob in (desired.golden, desired.card) if blob is not None]
-        blobs = [desired.blob, *few, *deltas]
-        keep |= {kept_name(desired, blob) for blob in blobs} | {one.digest for one in desired.signatures}
+        blobs = [desired.blob, *([] if desired.golden is None else [desired.golden]), *deltas]
+        keep |= {kept_name(desired, blob) for blob in blobs}
+    for slot in named:  # what it is judged by lies in plain, however the model does
+        for signed in (slot.desired, slot.signed):
+            keep |= {one.digest for one in signed.signatures} | ({signed.card.digest} if signed.card else set())
     return disk.free_slots(
         {name: [slot.serial for slot in listed] for name, listed in slots.items()}
     ) + disk.free_blobs(keep=keep)

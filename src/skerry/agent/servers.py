@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from skerry.agent import revealing
@@ -52,6 +53,8 @@ class Server:
     port: int
     """Its private one."""
     control: ServerControl
+    verified_at: datetime | None = None
+    """See `Slot`; None also for one that was adopted."""
 
 
 class Servers:
@@ -63,9 +66,12 @@ class Servers:
         disk: Disk,
         settings: ServerSettings,
         *,
-        check_trust: Callable[[Slot], None] = lambda _: None,
+        check_trust: Callable[[Slot], datetime | None] = lambda _: None,
     ) -> None:
-        """`check_trust` raises RefusedError for a slot that this device does not start; it blocks."""
+        """`check_trust` raises RefusedError for a slot that this device does not start; it blocks.
+
+        It returns `Slot.verified_at`.
+        """
         self._runtime = runtime
         self._disk = disk
         self._check_trust = check_trust
@@ -91,13 +97,13 @@ class Servers:
             return
         for stale in same:
             await self._runtime.stop(stale, grace_seconds=self._grace_seconds)
-        await asyncio.to_thread(self._check_trust, slot)  # before anything opens the files
+        verified_at = await asyncio.to_thread(self._check_trust, slot)  # before anything opens the files
         with reserve([slot.port] if slot.port else [], avoid=slot.desired.serving.port) as reserved:
             port = reserved.getsockname()[1]
             async with revealing.model(self._disk, slot) as (file, descriptors):
                 launch = self._launch(name, slot, port, file, descriptors)
                 instance = await self._runtime.start(launch)
-            yield Server(instance, port, way)
+            yield Server(instance, port, way, verified_at)
 
     def control(self, workload: str, serial: int) -> ServerControl:
         """Return the way to ask a slot's server for its counters, or to mirror; it need not run."""

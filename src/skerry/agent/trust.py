@@ -4,8 +4,10 @@
 
 Without that file the device asks for no signatures. With it nothing is fetched, laid or served that the policy does not
 cover, whatever the hub says: no policy yet, an expired one, or a damaged file mean that nothing new is taken. What
-serves goes on: its server is asked for its signatures again when it is started, not while it runs, and expiry does
-not count then, for a device that was cut off must come back after a reboot.
+serves goes on: its server is asked for its signatures again when it is started, not while it runs. No expiry counts
+then, for a device that was cut off must come back after a reboot: not the policy's, and not that of a certificate
+which held when the signatures were first found good. A policy whose keys a new root has left out still says what
+goes on, until there is another.
 
 Lives here: that file, and the verdict over one workload with the bundles in the cache. Must not live here: the rules
 (`core.anchor`, `core.trust_policy`), how bundles get into the cache (`work`).
@@ -66,6 +68,8 @@ class Trust:
             self._damage = error.sentence
             log.error("trust.unreadable error=%s", error)
         self._root: Root | None = None
+        self._former: _Standing | None = None
+        """What serves is judged by, as long as nothing else is."""
         if self._state is not None and not self._state.namespace:
             self._state = msgspec.structs.replace(self._state, namespace=_namespace(disk))
             try:
@@ -73,6 +77,7 @@ class Trust:
             except (SkerryError, OSError) as error:  # a disk that is full or became read-only; at the next start then
                 log.error("trust.not_written error=%s", error)
         self._standing, self._why = self._read()
+        self._changed = False
 
     @property
     def asks(self) -> bool:
@@ -107,8 +112,14 @@ class Trust:
         if after != self._state:
             self._keep(after)
             self._standing, self._why = self._read()
+            self._changed = True
             log.info("trust.accepted policy_version=%d", after.policy_version)
         self._problem = problem
+
+    def take_change(self) -> bool:
+        """Return whether what is kept has changed since it was last asked; what was refused may be good now."""
+        changed, self._changed = self._changed, False
+        return changed
 
     def expect(self, desired: WorkloadDesired) -> None:
         """Refuse early what could not be taken whatever its signatures say. Raises RefusedError("Trust")."""
@@ -124,20 +135,39 @@ class Trust:
         if not desired.signatures or trust_policy.rule_of(terms, desired.model) is None:
             raise self._refused(desired, trust_policy.judge(terms, desired.model, [], needed=_needed(desired)).message)
 
-    def check(self, desired: WorkloadDesired) -> None:
+    def check(self, desired: WorkloadDesired) -> datetime | None:
         """Refuse to take something new that the policy does not cover, or that it covered until it expired.
 
+        Returns the time by which its certificates were judged; None where the policy does not cover it, and need not.
         Its bundles must be in the cache; blocks. Raises RefusedError("Trust"), IntegrityError for one that is lost.
         """
         standing = self._new(desired)
-        if standing is not None:
-            self._judge(standing, desired)
+        return None if standing is None else self._judge(standing.policy.terms, desired, self._moment(standing))
 
-    def check_slot(self, slot: Slot) -> None:
-        """Refuse to start what the policy does not cover, expired or not. Raises as `check`."""
-        standing = self._stand(slot.desired)
-        if standing is not None:
-            self._judge(standing, slot.desired)
+    def check_slot(self, slot: Slot) -> datetime | None:
+        """Refuse to start what the policy does not cover, expired or not. Returns and raises as `check`.
+
+        Certificates are judged by the time at which they were found good, where they were: neither their end nor a
+        clock that is wrong takes down what serves.
+        """
+        if self.asks and self._standing is None and self._former is not None:
+            standing: _Standing | None = self._former
+            if self._former.policy.terms.mode == "off":
+                return None
+        else:
+            standing = self._stand(slot.desired)
+        if standing is None:
+            return None
+        signed = slot.signed
+        desired = msgspec.structs.replace(slot.desired, signatures=signed.signatures, card=signed.card)
+        return self._judge(standing.policy.terms, desired, slot.verified_at or self._moment(standing))
+
+    def vouch(self, slot: Slot) -> datetime | None:
+        """Judge a slot by the signatures that its wish names, which must be in the cache, as of now.
+
+        Returns and raises as `check`.
+        """
+        return self.check_slot(msgspec.structs.replace(slot, kept=None, verified_at=None))
 
     # --- the verdict ------------------------------------------------------------------------------------------------
 
@@ -146,7 +176,7 @@ class Trust:
         if not self.asks:
             return None
         if self._standing is None:
-            raise self._refused(desired, self._damage or self._why)
+            raise self._refused(desired, self._damage or self._why, passing=True)
         return None if self._standing.policy.terms.mode == "off" else self._standing
 
     def _new(self, desired: WorkloadDesired) -> _Standing | None:
@@ -155,12 +185,14 @@ class Trust:
             try:
                 anchor.check_current(standing.root, standing.policy, self._clock.now())
             except IntegrityError as error:
-                raise RefusedError("Trust", error.cause, element=error.element, hint=error.hint) from None
+                raise RefusedError("Trust", error.cause, element=error.element, hint=error.hint, passing=True) from None
         return standing
 
-    def _judge(self, standing: _Standing, desired: WorkloadDesired) -> None:
-        terms = standing.policy.terms
-        moment = max([self._clock.now(), *([terms.issued_at] if terms.issued_at else [])])
+    def _moment(self, standing: _Standing) -> datetime:
+        issued = standing.policy.terms.issued_at
+        return max([self._clock.now(), *([issued] if issued else [])])
+
+    def _judge(self, terms: TrustTerms, desired: WorkloadDesired, moment: datetime) -> datetime | None:
         found, failures, lost = self._verified(terms, desired, moment)
         card = desired.card.digest if desired.card is not None else _NO_CARD
         needed = _needed(desired)
@@ -168,12 +200,12 @@ class Trust:
         if verdict.covered:
             verdict = self._read_card(desired, verdict, lost)
         if verdict.covered:
-            return
+            return moment
         if lost and terms.mode == "enforce":  # it is fetched again; what is there may be enough meanwhile
             raise IntegrityError(f"what it was signed with is lost: {lost[0]}", element=_element(desired))
         if terms.mode == "warn":
             log.warning("trust.not_covered model_version=%s message=%s", desired.model_version, verdict.message)
-            return
+            return None
         raise self._refused(desired, verdict.message)
 
     def _verified(
@@ -218,9 +250,9 @@ class Trust:
             return trust_policy.Verdict(covered=False, message=error.sentence)
         return verdict
 
-    def _refused(self, desired: WorkloadDesired, cause: str) -> RefusedError:
+    def _refused(self, desired: WorkloadDesired, cause: str, *, passing: bool = False) -> RefusedError:
         told = f"{cause}; {self._problem}" if self._problem else cause
-        return RefusedError("Trust", told, element=_element(desired), hint=_HINT)
+        return RefusedError("Trust", told, element=_element(desired), hint=_HINT, passing=passing)
 
     # --- what is kept -----------------------------------------------------------------------------------------------
 
@@ -230,7 +262,7 @@ class Trust:
 
     def _read(self) -> tuple[_Standing | None, str]:
         """Return what counts now, or why nothing does."""
-        state, self._root = self._state, None
+        state, self._root, self._former = self._state, None, None
         if state is None:
             return None, ""
         if not state.root:
@@ -238,10 +270,16 @@ class Trust:
         try:
             self._root = anchor.read_root(anchor.read(state.root, FILE))
             if not state.policy:
+                self._former = _former(self._root, state)
                 return None, "it has no policy signed by its trust anchor's keys yet"
             return _Standing(self._root, anchor.read_policy(anchor.read(state.policy, FILE))), ""
         except SkerryError as error:
             return None, error.sentence
+
+
+def _former(root: Root, state: Anchored) -> _Standing | None:
+    """Return the policy that was good until the root changed. Raises InvalidError."""
+    return _Standing(root, anchor.read_policy(anchor.read(state.former, FILE))) if state.former else None
 
 
 def read(disk: Disk) -> Anchored | None:

@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from skerry.agent import compare, inference, observe, probes
+from skerry.agent.admission import RefusedError
 from skerry.agent.disk import Disk, Freed
 from skerry.agent.faults import element_of, fault_of
 from skerry.agent.fetch import Ways
@@ -29,10 +31,12 @@ from skerry.agent.revealing import revealed, unlocked
 from skerry.agent.room import Promise, Room
 from skerry.agent.sealed import ENCRYPTED, SealedBlobs
 from skerry.agent.servers import Server, Servers
-from skerry.agent.trust import Trust
+from skerry.agent.trust import MAX_BUNDLE_BYTES, Trust
 from skerry.api.errors import InvalidError, SkerryError, TimedOutError, UnavailableError, UnsupportedError
 from skerry.api.kinds.device import Comparison
 from skerry.api.kinds.variants import Blob
+from skerry.core import slots
+from skerry.core.card import MAX_CARD_BYTES
 from skerry.core.journal import (
     Endpoint,
     Exited,
@@ -52,6 +56,7 @@ from skerry.core.journal import (
     State,
     Switch,
     Switched,
+    Vouched,
     Waits,
 )
 from skerry.core.messages import ShadowDesired, WorkloadDesired
@@ -60,6 +65,7 @@ from skerry.kit.loopback import LoopbackClient
 
 log = logging.getLogger(__name__)
 
+VOUCH_CEILING_SECONDS = 300.0
 REFUSE_SECONDS = 5.0
 """Callers wait in the endpoint's queue while a server is started again; when that may take longer, they are refused."""
 
@@ -157,7 +163,7 @@ class Work:
                 hint="install it, or deploy a variant for another engine",
             )
         await self._cleared(slot, say, lambda: tools.policy.may_begin_to_fetch(self._newest(slot)))
-        came, from_peers, promise = 0, 0, Promise(0)
+        came, from_peers, promise, verified_at = 0, 0, Promise(0), None
 
         def progress(count: int) -> None:
             nonlocal came
@@ -179,14 +185,22 @@ class Work:
             with tools.room.kept(needed, element_of(slot), freed=freed) as promise:
                 for blob in (*self._signatures(desired), desired.blob, desired.golden):
                     if blob is desired.blob:
-                        await self._check_trust(desired)
+                        verified_at = await self._check_trust(desired)
                     if blob is not None:
                         await self._fetch_blob(slot, say, blob, progress, near)
         except SkerryError as error:
             say(replace(fault_of(slot, "the registry", error), network_bytes=came, peer_bytes=from_peers))
             return
         saved = self._ways.take_saved(desired.blob)
-        say(Fetched(serial=slot.serial, network_bytes=came, saved_bytes=saved, peer_bytes=from_peers))
+        say(
+            Fetched(
+                serial=slot.serial,
+                network_bytes=came,
+                saved_bytes=saved,
+                peer_bytes=from_peers,
+                verified_at=verified_at,
+            )
+        )
 
     async def _fetch_blob(
         self, slot: Slot, say: Say, blob: Blob, progress: Callable[[int], None], near: Callable[[int], None]
@@ -216,9 +230,9 @@ class Work:
                             done = await self._ways.bring(self._newest(slot), blob, partial(self._bring, slot, noted))
 
     def _cache(self, desired: WorkloadDesired, blob: Blob) -> Disk | SealedBlobs:
-        """What keeps a blob: signatures are no secret, and read where there is no key."""
+        """What keeps a blob: signatures and the card are no secret, and read where there is no key."""
         disk = self._tools.disk
-        return disk if blob in desired.signatures else disk.cache(desired)
+        return disk if blob == desired.card or blob in desired.signatures else disk.cache(desired)
 
     def _is_allowed(self, slot: Slot) -> bool:
         return self._may_fetch(slot) is None
@@ -268,9 +282,47 @@ class Work:
             return []
         return [*desired.signatures, *([] if desired.card is None else [desired.card])]
 
-    async def _check_trust(self, desired: WorkloadDesired) -> None:
-        if self._tools.trust is not None:
-            await asyncio.to_thread(self._tools.trust.check, desired)
+    async def _check_trust(self, desired: WorkloadDesired) -> datetime | None:
+        trust = self._tools.trust
+        return None if trust is None else await asyncio.to_thread(trust.check, desired)
+
+    async def vouch(self, slot: Slot, say: Say) -> None:
+        """Bring what a slot that serves was signed with since: `Vouched`, once it is here and good enough.
+
+        Nothing that goes wrong with it is a fault of the slot's, which is judged by its earlier signatures until then.
+        """
+        attempts, name = 0, slot.desired.name
+        while True:
+            try:
+                verified_at = await self._vouch(slot, say)
+            except RefusedError as error:
+                log.warning("workload.later_signatures_refused workload=%s error=%s", name, error)
+                return  # until the policy changes
+            except SkerryError as error:
+                log.warning("workload.later_signatures_away workload=%s error=%s", name, error)
+            except Exception:
+                log.exception("workload.later_signatures_broke workload=%s", name)
+                return
+            else:
+                say(Vouched(serial=slot.serial, desired=slot.desired, verified_at=verified_at))
+                return
+            attempts += 1
+            await _pause(slots.backoff(1.0, attempts, VOUCH_CEILING_SECONDS))
+
+    async def _vouch(self, slot: Slot, say: Say) -> datetime | None:
+        trust, room = self._tools.trust, self._tools.room
+        if trust is None or not trust.asks:
+            return None
+        blobs = self._signatures(slot.desired)
+        large = [blob for blob in slot.desired.signatures if blob.size > MAX_BUNDLE_BYTES]
+        large += [blob for blob in blobs if blob.size > MAX_CARD_BYTES]
+        if large:
+            raise RefusedError("Trust", f"{large[0].digest} has {large[0].size} bytes", element=element_of(slot))
+        missing = await asyncio.to_thread(self._tools.disk.missing_bytes, blobs)
+        with room.kept(missing, element_of(slot)) as promise:
+            for blob in blobs:
+                await self._fetch_blob(slot, say, blob, promise.came, promise.came)
+        return await asyncio.to_thread(trust.vouch, slot)
 
     async def install(self, slot: Slot, say: Say) -> None:
         """Lay the files: `Laid`."""
@@ -288,7 +340,7 @@ class Work:
             await self._cleared(slot, say, lambda: self._may_switch(slot))
         async with servers.launched(action) as server:
             self.servers[slot.serial] = server
-            say(Launched(serial=slot.serial, port=server.port))
+            say(Launched(serial=slot.serial, port=server.port, verified_at=server.verified_at))
             await servers.until_ready(server)
         if action.endpoint is not None:
             endpoint = await self._admit(server, slot, action.endpoint)

@@ -49,6 +49,7 @@ def optimize(
     image: Annotated[str | None, typer.Option(help="Kubernetes: image with skerry and its extras.")] = None,
     namespace: Annotated[str | None, typer.Option(help="Kubernetes: where the Jobs run.")] = None,
     registry_secret: Annotated[str | None, typer.Option(help="Kubernetes: Secret for the repository.")] = None,
+    attempt: Annotated[str | None, typer.Option(help="Kubernetes: any new word makes all anew.")] = None,
     plain_http: Annotated[bool, typer.Option("--plain-http", help="Kubernetes: the registry speaks HTTP.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Kubernetes: print the manifests only.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of optimize.yaml.")] = False,

@@ -96,7 +96,7 @@ def rotate(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make the version that follows: other keys, or the same for longer. Old and new owners must sign it."""
-    before = anchor.read_root(anchor.read(_read(current), str(current)))
+    before = anchor.check_first(anchor.read(_read(current), str(current)), owner_keys.verify)
     now = _now()
     root = Root(
         v=1,
@@ -106,6 +106,7 @@ def rotate(
         owners=_changed(before.owners, owner, threshold, "--owner"),
         policies=_changed(before.policies, policy_key, policy_threshold, "--policy-key"),
     )
+    _say_changes(before, root)
     sealed = _sign(anchor.seal(root), key, passphrase_file)
     anchor.read_root(sealed)
     _write_root(out, sealed, root, [before.owners, root.owners])
@@ -114,18 +115,31 @@ def rotate(
 @app.command()
 def sign(
     path: Annotated[Path, typer.Argument(help="A trust anchor that others have signed, or will.")],
+    after: Annotated[Path | None, typer.Option(help="The version before it, to see what changes.")] = None,
     key: Key = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Add signatures to a trust anchor; the file is replaced. For owners who are not in one place."""
+    """Add signatures to a trust anchor; the file is replaced. For owners who are not in one place.
+
+    What is signed is printed first: compare it with what the owners agreed on.
+    """
     sealed = anchor.read(_read(path), str(path))
     root = anchor.read_root(sealed)
     if not key:
         raise InvalidError("names no key to sign with", element="--key")
+    before = _before(after, root) if after is not None else None
+    output.say(f"trust anchor {root.version}, {anchor.digest_of(sealed)}, good until {root.expires_at}")
+    if before is not None:
+        _say_changes(before, root)
+    else:
+        _say_roles(root)
     sealed = _sign(sealed, key, passphrase_file)
     files.write_atomic(path, anchor.write(sealed).encode() + b"\n")
     found = anchor.signers(sealed, root.owners, owner_keys.verify)
     output.say(f"{path} has {len(found)} of the {root.owners.threshold} signatures it needs of its own owners")
+    if before is not None:
+        found = anchor.signers(sealed, before.owners, owner_keys.verify)
+        output.say(f"and {len(found)} of {before.owners.threshold} of the owners of version {before.version}")
 
 
 @app.command()
@@ -185,8 +199,7 @@ def show(path: Annotated[Path, typer.Argument(help="A trust anchor, or a signed 
     root = anchor.read_root(sealed)
     output.say(f"trust anchor {root.version}, {anchor.digest_of(sealed)}")
     output.say(f"issued {root.issued_at}, good until {root.expires_at}")
-    for name, role in (("owners", root.owners), ("policies", root.policies)):
-        output.say(f"{name}: {role.threshold} of {', '.join(sorted(role.ids))}")
+    _say_roles(root)
     for one in sealed.signatures:
         output.say(f"signed by {one.keyid}")
 
@@ -215,6 +228,36 @@ def verify(
 # --- documents ----------------------------------------------------------------------------------------------------
 
 
+def _before(path: Path, root: Root) -> Root:
+    """Return the version that a root is to follow, if its own owners signed that."""
+    before = anchor.check_first(anchor.read(_read(path), str(path)), owner_keys.verify)
+    if root.version != before.version + 1:
+        raise InvalidError(
+            f"version {root.version} does not follow version {before.version}",
+            element="--after",
+            hint=f"name version {root.version - 1}",
+        )
+    return before
+
+
+def _say_roles(root: Root) -> None:
+    for name, role in _roles(root):
+        output.say(f"{name}: {role.threshold} of {', '.join(sorted(role.ids))}")
+
+
+def _say_changes(before: Root, root: Root) -> None:
+    """Print which keys come and go, and what happens to the thresholds: whoever signs puts that into force."""
+    for (name, old), (_, new) in zip(_roles(before), _roles(root), strict=True):
+        how = str(new.threshold) if old.threshold == new.threshold else f"{new.threshold} (was {old.threshold})"
+        output.say(f"{name}: {how} of {len(new.keys)}{'' if old.ids != new.ids else ', the same keys'}")
+        for key, sign in [*((key, "-") for key in old.ids - new.ids), *((key, "+") for key in new.ids - old.ids)]:
+            output.say(f"  {sign} {key}")
+
+
+def _roles(root: Root) -> list[tuple[str, Role]]:
+    return [("owners", root.owners), ("policies", root.policies)]
+
+
 def _check_chain(chain: Sequence[Sealed]) -> Root:
     root = anchor.check_first(chain[0], owner_keys.verify)
     for sealed in chain[1:]:
@@ -224,12 +267,13 @@ def _check_chain(chain: Sequence[Sealed]) -> Root:
 
 def _sealed_terms(item: TrustPolicy, namespace: str, version: int, days: int) -> Sealed:
     """Return the policy to sign; the very one that is signed already, if nothing was changed."""
-    if item.spec.envelope and not version:
+    if item.spec.envelope:
         sealed = anchor.read(item.spec.envelope, "spec.envelope")
         known = anchor.read_policy(sealed)
-        if known.namespace == namespace and known.terms == _terms(item):
+        wanted = version or item.spec.version
+        if known.namespace == namespace and known.terms == msgspec.structs.replace(_terms(item), version=wanted):
             return sealed
-        if item.spec.version <= known.terms.version:
+        if wanted <= known.terms.version:
             raise InvalidError(
                 f"was signed as version {known.terms.version} with other terms",
                 element="spec.version",

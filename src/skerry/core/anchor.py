@@ -108,6 +108,11 @@ class Anchored(Struct, frozen=True, kw_only=True):
     """As it was signed; empty: none that the root's keys signed was seen yet."""
     policy_version: int = 0
     """The highest that was accepted; it stays when the policy itself is worth nothing any more."""
+    former: str = ""
+    """The policy that a new root's keys did not sign, as it was signed, until one comes that they did.
+
+    It says what may go on, and nothing new.
+    """
 
 
 # --- documents ----------------------------------------------------------------------------------------------------
@@ -318,15 +323,15 @@ def _follow(state: Anchored, offered: TrustDesired, verify: Verify) -> Iterator[
 
 def _rolled_over(state: Anchored, before: Root, root: Root, sealed: Sealed, verify: Verify) -> Anchored:
     """A policy that the new root's keys did not sign is worth nothing from now on."""
-    policy, floor = state.policy, state.policy_version
+    policy, former, floor = state.policy, state.former, state.policy_version
     if policy:
         try:
             check_policy(read(policy, "trust policy"), root, state.namespace, verify)
         except SkerryError:
-            policy = ""
+            policy, former = "", policy
     if not before.policies.ids & root.policies.ids:
         floor = 0
-    return msgspec.structs.replace(state, root=write(sealed), policy=policy, policy_version=floor)
+    return msgspec.structs.replace(state, root=write(sealed), policy=policy, former=former, policy_version=floor)
 
 
 def _take_policy(state: Anchored, offered: TrustDesired, verify: Verify) -> Anchored:
@@ -343,7 +348,7 @@ def _take_policy(state: Anchored, offered: TrustDesired, verify: Verify) -> Anch
         if digest_of(sealed) != digest_of(read(state.policy, "trust policy")):
             raise IntegrityError(f"version {version} was accepted before with other content", element="trust policy")
         return state
-    return msgspec.structs.replace(state, policy=write(sealed), policy_version=version)
+    return msgspec.structs.replace(state, policy=write(sealed), former="", policy_version=version)
 
 
 def check_current(root: Root, policy: SignedPolicy, now: datetime) -> None:

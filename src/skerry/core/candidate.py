@@ -49,7 +49,8 @@ def verified(state: State, event: Fetched, now: Moment) -> Outcome:  # noqa: ARG
     fetched = state.fetched_bytes + event.network_bytes
     saved = state.saved_bytes + event.saved_bytes
     came = {"fetched_bytes": fetched, "saved_bytes": saved, "peer_bytes": state.peer_bytes + event.peer_bytes}
-    after = slots.replace(state, phase="Verified", **came, attempts=0, message="")
+    slot = slots.replace(slot, verified_at=event.verified_at or slot.verified_at)
+    after = slots.replace(state, phase="Verified", candidate=slot, **came, attempts=0, message="")
     return after, [Install(slot=slot)]
 
 
@@ -85,9 +86,9 @@ def install_failed(state: State, event: Faulted, now: Moment) -> Outcome:
 
 def starting(state: State, event: Launched, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
     """Its server runs; wait until it answers."""
-    return slots.replace(
-        state, phase="Starting", candidate=slots.replace(slots.candidate_of(state), port=event.port)
-    ), []
+    slot = slots.candidate_of(state)
+    slot = slots.replace(slot, port=event.port, verified_at=slot.verified_at or event.verified_at)
+    return slots.replace(state, phase="Starting", candidate=slot), []
 
 
 def start_failed(state: State, event: Faulted | Exited, now: Moment) -> Outcome:
@@ -148,8 +149,10 @@ def promoted(state: State, event: Switched, now: Moment) -> Outcome:
         endpoint=event.endpoint,
         attempts=0,
         crashes=0,
+        distrusted=False,
         restarts=0,
         message="",
         up=True,
     )
-    return promoted, [slots.tidy(promoted)]  # it is Running once the one before it accepts nothing more
+    # It is Running once the one before it accepts nothing more.
+    return promoted, [slots.tidy(promoted), *slots.vouch(slot)]

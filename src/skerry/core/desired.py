@@ -111,11 +111,16 @@ def assign(record: DesiredRecord, assignment: Assignment) -> DesiredRecord:
     unchanged = old is not None and old.workload == assignment.workload
     since = old.manifest_version if old is not None and unchanged else record.manifest_version + 1
     others = [a for a in record.assignments if a.workload.name != assignment.workload.name]
-    if old is not None and content_of(old.workload) != content_of(assignment.workload):
+    if old is not None and _model_file(old.workload) != _model_file(assignment.workload):
         record = msgspec.structs.replace(
             record, former={**record.former, assignment.workload.name: content_of(old.workload)}
         )
     return _changed(record, [*others, msgspec.structs.replace(assignment, manifest_version=since)], record.benchmarks)
+
+
+def _model_file(workload: WorkloadDesired) -> tuple[str, str]:
+    """What one version's workload has and no other's: signatures and deltas may come to one that stays what it is."""
+    return workload.repository, workload.blob.digest
 
 
 def withdraw(record: DesiredRecord, deployment: str) -> DesiredRecord:

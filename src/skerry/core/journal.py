@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from skerry.api.kinds.device import Measurement, Observation, Refusal, ShadowReport, WaitReason, WorkloadPhase
+from skerry.api.kinds.variants import Blob
 from skerry.api.meta import Struct
 from skerry.core.messages import WorkloadDesired
+
+
+class Signed(Struct, frozen=True, kw_only=True):
+    """What a model's signatures are, and the card that they are over."""
+
+    signatures: list[Blob] = []
+    card: Blob | None = None
 
 
 class Slot(Struct, frozen=True, kw_only=True):
@@ -26,6 +34,15 @@ class Slot(Struct, frozen=True, kw_only=True):
     """When it first served what `desired` says; None before."""
     admitted: bool = False
     """Its server may accept connections at the workload's endpoint."""
+    verified_at: datetime | None = None
+    """The time by which certificates were judged when its signatures were first found good here; None: never."""
+    kept: Signed | None = None
+    """What its signatures were when it was taken, as long as those that `desired` names now are not here; else None."""
+
+    @property
+    def signed(self) -> Signed:
+        """What it is judged by."""
+        return self.kept or Signed(signatures=self.desired.signatures, card=self.desired.card)
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -50,6 +67,8 @@ class State(Struct, frozen=True, kw_only=True):
     """Times the agent went away while the candidate was starting."""
     crashes: int = 0
     """Ends of the current server in a row."""
+    distrusted: bool = False
+    """The current slot's server was not started, for the device's trust policy does not let it."""
     restarts: int = 0
     message: str = ""
     waiting_for: WaitReason = ""
@@ -112,6 +131,11 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Trusting:
+    """What this device trusts may be other than before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tidied:
     """`Tidy` is done."""
 
@@ -124,6 +148,8 @@ class Fetched:
     network_bytes: int
     saved_bytes: int = 0
     peer_bytes: int = 0
+    verified_at: datetime | None = None
+    """See `Slot`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +165,8 @@ class Launched:
 
     serial: int
     port: int
+    verified_at: datetime | None = None
+    """See `Slot`; None also where that was not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +210,16 @@ class Observed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Vouched:
+    """The signatures that `desired` of the slot names are here, and good enough where somebody asks for them."""
+
+    serial: int
+    desired: WorkloadDesired
+    verified_at: datetime | None = None
+    """See `Slot`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Faulted:
     """The work in hand for the slot failed."""
 
@@ -196,6 +234,8 @@ class Faulted:
     """The slot's files are not what was verified."""
     refusal: Refusal = ""
     """The device would not even try, and this is why."""
+    passing: bool = False
+    """The refusal is of whatever comes, as long as nothing says what is trusted."""
     network_bytes: int = 0
     """What a failed fetch brought all the same."""
     peer_bytes: int = 0
@@ -220,8 +260,10 @@ class Waits:
     message: str = ""
 
 
-SlotEvent = Waits | Fetched | Laid | Launched | Ready | Probed | Shadowed | Switched | Observed | Faulted | Exited
-Event = Wanted | Unwanted | Resumed | Tidied | SlotEvent
+SlotEvent = (
+    Waits | Fetched | Laid | Launched | Ready | Probed | Shadowed | Switched | Observed | Vouched | Faulted | Exited
+)
+Event = Wanted | Unwanted | Resumed | Trusting | Tidied | SlotEvent
 
 
 # --- actions ------------------------------------------------------------------------------------------------------
@@ -233,6 +275,16 @@ class Fetch:
 
     slot: Slot
     delay_ceiling: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vouch:
+    """Bring the signatures and the card that the slot's `desired` names into the cache: `Vouched`, when they are good.
+
+    It serves meanwhile, and goes on if they are not.
+    """
+
+    slot: Slot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -310,4 +362,4 @@ class Tidy:
     files: frozenset[int]
 
 
-Action = Fetch | Install | Serve | Probe | ShadowBeside | Switch | Observe | Tidy
+Action = Fetch | Vouch | Install | Serve | Probe | ShadowBeside | Switch | Observe | Tidy

@@ -11,7 +11,21 @@ from typing import Any, cast
 import msgspec
 
 from skerry.api.kinds.device import WorkloadPhase
-from skerry.core.journal import Action, Endpoint, Exited, Faulted, Fetch, Moment, Serve, Slot, State, Switch, Tidy
+from skerry.core.journal import (
+    Action,
+    Endpoint,
+    Exited,
+    Faulted,
+    Fetch,
+    Moment,
+    Serve,
+    Signed,
+    Slot,
+    State,
+    Switch,
+    Tidy,
+    Vouch,
+)
 from skerry.core.messages import WorkloadDesired
 
 RESTART_CEILING_SECONDS = 60.0
@@ -82,6 +96,18 @@ def protected_as(slot: Slot, other: Slot) -> Slot:
     if other.desired.protection in ("none", slot.desired.protection):
         return slot
     return cast(Slot, replace(slot, desired=replace(slot.desired, protection=other.desired.protection)))
+
+
+def named(slot: Slot, desired: WorkloadDesired) -> Slot:
+    """Return the slot as of another wish for the same content; it is judged by what is here until more has come."""
+    signed = slot.signed
+    same = signed == Signed(signatures=desired.signatures, card=desired.card)
+    return cast(Slot, replace(slot, desired=desired, kept=None if same else signed))
+
+
+def vouch(slot: Slot) -> list[Action]:
+    """Return what brings the signatures that a slot does not have yet; mostly nothing."""
+    return [] if slot.kept is None else [Vouch(slot=slot)]
 
 
 def serve(state: State, slot: Slot, *, delay_ceiling: float = 0.0) -> Serve:

@@ -49,10 +49,13 @@ from skerry.core.journal import (
     Resumed,
     Serve,
     Shadowed,
+    Slot,
     State,
     Switched,
     Tidied,
+    Trusting,
     Unwanted,
+    Vouched,
     Waits,
     Wanted,
 )
@@ -68,6 +71,7 @@ WISHES: Mapping[type[Any], str] = {
     Wanted: "want",
     Unwanted: "remove",
     Resumed: "resume",
+    Trusting: "trusting",
     Tidied: "tidied",
 }
 """Events about the workload as a whole, in any phase."""
@@ -105,6 +109,7 @@ SERVING: Mapping[type[Any], str] = {
     Faulted: "went_down",
     Exited: "went_down",
     Observed: "observed",
+    Vouched: "vouched",
 }
 """Events about the current slot, in any phase."""
 
@@ -214,7 +219,7 @@ def must_be_durable(before: State, after: State) -> bool:
 
 
 def _find_rule(state: State, event: Event) -> str | None:
-    if isinstance(event, Wanted | Unwanted | Resumed | Tidied):
+    if isinstance(event, Wanted | Unwanted | Resumed | Trusting | Tidied):
         return WISHES[type(event)]
     if state.candidate is not None and event.serial == state.candidate.serial:
         return INSTALLING.get((state.phase, type(event)))
@@ -251,14 +256,15 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
     if fresh.candidate is not None and same_content(fresh.candidate.desired, desired):
         return slots.replace(
             fresh,
-            candidate=slots.replace(fresh.candidate, desired=desired),
+            candidate=_as_wished(fresh, fresh.candidate, desired),
             fetched_bytes=state.fetched_bytes,
             saved_bytes=state.saved_bytes,
             peer_bytes=state.peer_bytes,
         ), []
     if fresh.current is not None and same_content(fresh.current.desired, desired):
         # One that is down has not served for this wish yet.
-        slot = slots.replace(fresh.current, desired=desired, since=fresh.current.since if fresh.up else None)
+        slot = slots.named(fresh.current, desired)
+        slot = slots.replace(slot, since=slot.since if fresh.up else None)
         kept = slots.replace(
             fresh,
             current=trial.replacing_nothing(slot) if anew else slot,
@@ -267,8 +273,13 @@ def _want(state: State, event: Wanted, now: Moment) -> Outcome:
             phase="Running" if fresh.up else "Starting",
             install_seconds=0.0 if fresh.up else None,
         )
-        return kept, [slots.tidy(kept)]
+        return kept, [slots.tidy(kept), *slots.vouch(slot)]
     return slots.begin(fresh, desired)
+
+
+def _as_wished(state: State, candidate: Slot, desired: WorkloadDesired) -> Slot:
+    """One that is still being fetched takes everything from the wish; one that is here is judged by what came."""
+    return slots.named(candidate, desired) if state.phase != "Fetching" else slots.replace(candidate, desired=desired)
 
 
 def _remove(state: State, event: Unwanted, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
@@ -289,8 +300,10 @@ def _tidied(state: State, event: Tidied, now: Moment) -> Outcome:  # noqa: ARG00
 
 
 def _resume(state: State, event: Resumed, now: Moment) -> Outcome:  # noqa: ARG001 - a rule's shape
-    state = slots.replace(state, up=False)
-    actions: list[Action] = [] if state.current is None else [slots.serve(state, state.current)]
+    state = slots.replace(state, up=False, distrusted=False)
+    actions: list[Action] = []
+    if state.current is not None:
+        actions = [slots.serve(state, state.current), *slots.vouch(state.current)]
     slot = state.candidate
     if slot is None:
         if state.current is not None and state.phase in ("Running", "Probing", "Shadowing"):
@@ -329,6 +342,8 @@ _RULES: Mapping[str, Callable[[State, Any, Moment], Outcome]] = {
     "probed": candidate.probed,
     "shadowed": candidate.shadowed,
     "observed": current.observed,
+    "vouched": current.vouched,
+    "trusting": current.trusting,
     "promoted": candidate.promoted,
     "roll_back": slots.roll_back,
     "launched_again": current.launched_again,

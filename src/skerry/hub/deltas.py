@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import msgspec
 
-from skerry.api.errors import InvalidError, SkerryError, StorageFullError
+from skerry.api.errors import InvalidError, NotFoundError, SkerryError, StorageFullError
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.variants import Blob, Delta, Variant
@@ -182,8 +182,13 @@ async def _push(
 
 async def _upload(artifacts: ArtifactStore, repository: str, digest: str, content: AsyncIterator[bytes]) -> None:
     upload = await artifacts.start_upload(repository)
-    await artifacts.append_upload(upload, content, offset=0)
-    await artifacts.finish_upload(upload, digest)
+    try:
+        await artifacts.append_upload(upload, content, offset=0)
+        await artifacts.finish_upload(upload, digest)
+    except BaseException:
+        with contextlib.suppress(NotFoundError):  # the next try begins another
+            await artifacts.cancel_upload(upload)
+        raise
 
 
 async def _copy(content: AsyncIterator[bytes], path: Path) -> None:

@@ -197,7 +197,7 @@ class SealedWriter:
         self._cipher: _Cipher | None = None
         try:
             found = _open_header(descriptor, key, "sealed file")
-        except IntegrityError:
+        except (IntegrityError, OSError):  # also where the disk cannot give it back: it begins anew
             return
         if (found.header.size, found.header.digest) == (size, digest):
             self._cipher = found
@@ -256,7 +256,7 @@ class SealedWriter:
             while number < cipher.header.chunks:
                 cipher.read(self._descriptor, number)
                 number += 1
-        except IntegrityError:
+        except (IntegrityError, OSError):
             os.ftruncate(self._descriptor, cipher.header.offset(number))
         return number
 

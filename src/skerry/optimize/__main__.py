@@ -30,6 +30,8 @@ from skerry.optimize.recipe import Optimization
 from skerry.optimize.standby import Standby
 
 DONE, ERROR, USAGE, PARTIAL, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+_COLLECT = "collect"
+"""The step that puts the package together from what the others left, failures too."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -113,13 +115,14 @@ def _carry_out(options: argparse.Namespace, tell: progress.Progress, stream: Tex
     if options.on == "kubernetes":
         return _on_kubernetes(options, wanted, tell, stream)
     tell("started", model=wanted.name, version=wanted.version, variants=[variant.name for variant in wanted.variants])
-    if options.step is None:
+    if options.step in (None, _COLLECT):
         package.check_target(Path(wanted.out))
     with _cache_root(options, cache.default_root()) as root:
-        if options.step is not None:
+        if options.step not in (None, _COLLECT):
             factory.make_step(wanted, cache.Cache(root), tell, options.step, ready)
             return DONE
-        outcome = factory.make_package(wanted, cache.Cache(root), tell, ready)
+        collects = options.step == _COLLECT
+        outcome = factory.make_package(wanted, cache.Cache(root), tell, ready, take_failures=collects)
     return PARTIAL if outcome.failed else DONE
 
 
@@ -141,6 +144,7 @@ def _on_kubernetes(options: argparse.Namespace, wanted: Optimization, tell: prog
         namespace=options.namespace,
         secret=options.registry_secret,
         plain_http=options.plain_http,
+        attempt=options.attempt,
     )
     if options.dry_run:
         stream.write(cluster.to_yaml(kubernetes.manifests(wanted, place)))
@@ -191,12 +195,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--cache", type=Path, metavar="DIR", help="where finished steps are kept (default: in the user's cache)")
     add("--no-cache", action="store_true", help="make everything anew, and keep nothing")
     add("--adopt", type=Path, metavar="WISH.json", help="make a package of graphs as they are (`skerry model import`)")
-    add("--step", metavar="NAME", help="make only this, `import` or a variant, and leave it in the cache")
+    add("--step", metavar="NAME", help="`import` or a variant: leave it in the cache; `collect`: of these")
     add("--on", choices=("here", "kubernetes"), default="here", help="where to run it (default: %(default)s)")
     add("--repository", default="", help="kubernetes: of an OCI registry, for inputs and results")
     add("--image", default="", help="kubernetes: with skerry and the extras that the variants need")
     add("--namespace", default="default", help="kubernetes: of the Jobs (default: %(default)s)")
     add("--registry-secret", default="", help="kubernetes: Secret (dockerconfigjson) for the repository")
+    add("--attempt", default="", metavar="WORD", help="kubernetes: another one makes anew what failed")
     add("--plain-http", action="store_true", help="kubernetes: the registry speaks HTTP")
     add("--dry-run", action="store_true", help="kubernetes: print the manifests, and end")
     add("--schema", action="store_true", help="print the JSON Schema of optimize.yaml, and end")

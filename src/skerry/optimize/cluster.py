@@ -87,7 +87,7 @@ def run(wanted: Optimization, cluster: Cluster, tell: Progress) -> None:
             raise UnsupportedError("is not installed", element=tool, hint="install it, or use --dry-run")
     target = Path(wanted.out)
     package.check_target(target)
-    jobs, name = kubernetes.manifests(wanted, cluster), kubernetes.run_name(wanted)
+    jobs, name = kubernetes.manifests(wanted, cluster), kubernetes.run_name(wanted, cluster)
     plain = ["--plain-http"] if cluster.plain_http else []
     with tempfile.TemporaryDirectory(prefix="skerry-factory-") as scratch:
         sent, made = Path(scratch) / "inputs", Path(scratch) / "package"

@@ -8,7 +8,7 @@ that was interrupted goes on where it stopped. Lives here: the order of things. 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from skerry.api.errors import InvalidError, SkerryError, StorageFullError, Unsup
 from skerry.api.kinds.variants import Evaluation, Golden, Profile, Rejected, Requirements, Variant
 from skerry.core.card import GOLDEN_FILE, EvaluationCard, PackagedVariant, Provenance
 from skerry.optimize import beside, bounds, jobs, keys, package, pareto, passes, profile, provenance
-from skerry.optimize.cache import Cache
+from skerry.optimize.cache import Cache, is_current
 from skerry.optimize.jobs import Facts, Verdict
 from skerry.optimize.package import Draft
 from skerry.optimize.pool import Ended, Event, Job, Pool
@@ -49,7 +49,11 @@ class _Run:
     tell: Progress
     memory: int
     ready: Standby
+    imported: str = ""
+    """The import's key, from the files as they were when the run began."""
     keep_failures: bool = False
+    take_failures: bool = False
+    """Believe a cached verdict that a variant could not be made: it is of this very attempt."""
     expected: Sequence[VariantSpec] = ()
     """Variants whose workers are to get ready once the source is loaded."""
     errors: dict[str, Event] = field(default_factory=dict)
@@ -77,16 +81,27 @@ class _Made:
     key: str
 
 
-def make_package(wanted: Optimization, cache: Cache, tell: Progress, ready: Standby) -> Outcome:
+def make_package(
+    wanted: Optimization, cache: Cache, tell: Progress, ready: Standby, *, take_failures: bool = False
+) -> Outcome:
     """Make, judge and measure all variants and publish the package. Blocks for seconds to minutes, or hours.
 
-    `ready` may have workers that wait. Raises InvalidError when no variant survives, AlreadyExistsError,
-    StorageFullError; then nothing is published.
+    `ready` may have workers that wait. `take_failures` believes what other steps (`make_step`) of this attempt found
+    that cannot be made; without it that is tried again. Raises InvalidError when no variant survives or
+    a file changed meanwhile, AlreadyExistsError, StorageFullError; then nothing is published.
     """
     started = time.time()
     clock = time.monotonic()
     with package.draft(Path(wanted.out)) as draft, _room(cache):
-        run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted), ready=ready)
+        run = _Run(
+            wanted=wanted,
+            cache=cache,
+            tell=tell,
+            memory=_memory(wanted),
+            ready=ready,
+            imported=keys.of_import(wanted),
+            take_failures=take_failures,
+        )
         source = _import(run, wanted.variants)
         facts = jobs.read_facts(source)
         golden = Golden(blob=draft.take(source / jobs.GOLDEN_FILE, GOLDEN_FILE), samples=facts.golden_samples)
@@ -129,7 +144,15 @@ def make_step(wanted: Optimization, cache: Cache, tell: Progress, step: str, rea
     if step != "import" and not specs:
         known = ", ".join(["import", *(spec.name for spec in wanted.variants)])
         raise InvalidError("is not a step of this run", element=f"--step {step[:80]}", hint=f"choose from {known}")
-    run = _Run(wanted=wanted, cache=cache, tell=tell, memory=_memory(wanted), ready=ready, keep_failures=True)
+    run = _Run(
+        wanted=wanted,
+        cache=cache,
+        tell=tell,
+        memory=_memory(wanted),
+        ready=ready,
+        imported=keys.of_import(wanted),
+        keep_failures=True,
+    )
     source = _import(run, specs)
     for spec in specs:
         facts = jobs.read_facts(source)
@@ -158,7 +181,7 @@ def _import(run: _Run, specs: Sequence[VariantSpec]) -> Path:
 
     Raises what the worker says.
     """
-    key, places = keys.of_import(run.wanted), beside.places(run.wanted)
+    key, places = run.imported, beside.places(run.wanted)
     found = run.cache.find("import", key, places=places)
     if found is not None:
         run.ready.close()  # what waits may have a framework in it that the variants do not need
@@ -177,7 +200,16 @@ def _import(run: _Run, specs: Sequence[VariantSpec]) -> Path:
     (directory / jobs.JOB_FILE).unlink()
     _raise_failure(run, ended)
     facts = jobs.read_facts(directory)
-    return run.cache.keep("import", key, directory, inputs=facts.read, places=places)
+    keys.check_unchanged(run.wanted, key, facts.digests)
+    _check_current(facts.read, places)
+    return run.cache.keep("import", key, directory, inputs=facts.read)
+
+
+def _check_current(read: Mapping[str, str], places: Mapping[str, Path]) -> None:
+    """Refuse to keep what was made from the user's code as it is no more. Raises InvalidError."""
+    for name, digest in read.items():
+        if not is_current({name: digest}, places):
+            raise keys.changed(name.partition("/")[2])
 
 
 def _raise_failure(run: _Run, ended: Ended) -> None:
@@ -192,10 +224,9 @@ def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[Varian
     made: dict[str, _Made] = {}
     todo: dict[str, tuple[VariantSpec, Job, Path, str]] = {}
     for spec in specs:
-        key = keys.of_variant(run.wanted, spec, facts)
-        if found := run.cache.find("variant", key, places=beside.places(run.wanted, spec)):
-            run.tell("variant.cached", variant=spec.name)
-            made[spec.name] = _Made(spec=spec, directory=found, verdict=jobs.read_verdict(found), key=key)
+        key = keys.of_variant(run.wanted, spec, facts, imported=run.imported)
+        if cached := _cached(run, spec, key):
+            made[spec.name] = cached
             continue
         directory = run.cache.work()
         job = jobs.VariantJob(optimization=run.wanted, variant=spec, source=str(source), directory=str(directory))
@@ -205,16 +236,32 @@ def _make_variants(run: _Run, source: Path, facts: Facts, specs: Sequence[Varian
         spec, _, directory, key = todo[ended.job.name]
         (directory / jobs.JOB_FILE).unlink()
         verdict = _heard(run, ended) or jobs.read_verdict(directory)
+        keys.check_unchanged(run.wanted, run.imported, facts.digests)
+        _check_current(verdict.read, beside.places(run.wanted, spec))
+        if keys.of_variant(run.wanted, spec, facts, imported=run.imported) != key:
+            raise keys.changed(spec.name)
         if (
             verdict.outcome != "failed" or run.keep_failures
         ):  # why it failed may be gone the next time: a library, memory
             (directory / jobs.VERDICT_FILE).write_bytes(msgspec.json.encode(verdict, order="sorted"))
-            places = beside.places(run.wanted, spec)
-            directory = run.cache.keep("variant", key, directory, inputs=verdict.read, places=places)
+            directory = run.cache.keep("variant", key, directory, inputs=verdict.read)
         made[spec.name] = _Made(spec=spec, directory=directory, verdict=verdict, key=key)
         if verdict.outcome == "kept":
             run.tell("variant.made", variant=spec.name)
     return made
+
+
+def _cached(run: _Run, spec: VariantSpec, key: str) -> _Made | None:
+    """Return the variant as it was made before; not one that could not be, whose reason may be gone by now."""
+    found = run.cache.find("variant", key, places=beside.places(run.wanted, spec))
+    verdict = jobs.read_verdict(found) if found else None
+    if found is None or verdict is None:
+        return None
+    if verdict.outcome == "failed" and not run.take_failures:
+        run.cache.drop(found)
+        return None
+    run.tell("variant.cached", variant=spec.name)
+    return _Made(spec=spec, directory=found, verdict=verdict, key=key)
 
 
 def _heard(run: _Run, ended: Ended) -> Verdict | None:
@@ -225,6 +272,7 @@ def _heard(run: _Run, ended: Ended) -> Verdict | None:
 
 def _pool(run: _Run, *, parallel: int) -> Pool:
     def started(job: Job) -> None:
+        run.errors.pop(job.name, None)  # of an attempt that was stopped for memory
         if job.name != "import":
             _, precision = jobs.parse_name(job.name)
             run.tell("variant.started", variant=job.name, precision=precision)

@@ -57,7 +57,7 @@ def run(job: jobs.ImportJob, tell: Progress, ready: Standby) -> None:
     check_golden(metric, golden, data)
     write_samples(directory, data, signature, golden)
     size, problem = _write_graph(directory, source, data, opset=wanted.opset or OPSET, tell=tell, ready=ready)
-    read = beside.imported(wanted)
+    read = beside.imported(wanted) | beside.elsewhere(wanted)
     if source.kind == "onnx":
         read |= beside.external(wanted, source.digests)
     facts = jobs.Facts(

@@ -71,7 +71,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     digests: dict[str, str]
     """File name -> sha256 of everything the source was read from, and of the data."""
     read: dict[str, str] = {}
-    """Name (`beside`) -> sha256 of what was read besides: imports of the user's code, a graph's external data."""
+    """Name (`beside`) -> sha256 of what was read besides: imports of the user's code, a graph's external data.
+
+    Of an installed distribution it is the version."""
     forms: list[str]
     signature: ModelSignature
     metric: str

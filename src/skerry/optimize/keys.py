@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from skerry.api.errors import SkerryError
+from skerry.api.errors import InvalidError, SkerryError
 from skerry.optimize import cache, jobs, passes, profile, toolchains
 from skerry.optimize.jobs import Facts
 from skerry.optimize.recipe import Optimization, VariantSpec
@@ -42,20 +42,27 @@ def tools() -> Mapping[str, str]:
 
 def of_import(wanted: Optimization) -> str:
     """Return the key of an import."""
+    return _of_import(wanted, _contents(wanted))
+
+
+def _contents(wanted: Optimization) -> dict[str, list[str]]:
+    source = wanted.source
+    paths = {"source": source.path, "weights": source.weights, "code": source.code}
+    paths |= {"data": wanted.data.path, "metric": wanted.metric}
+    return {role: _content(path) for role, path in paths.items()}
+
+
+def _of_import(wanted: Optimization, contents: Mapping[str, list[str]]) -> str:
     source = wanted.source
     return cache.key(
         {
+            **contents,
             "step": "import",
             "program": _program(),
             "tools": tools(),
             "machine": platform.machine(),
             "kind": source.kind,
             "allowCode": source.allow_code,
-            "source": _content(source.path),
-            "weights": _content(source.weights),
-            "code": _content(source.code),
-            "data": _content(wanted.data.path),
-            "metric": _content(wanted.metric),
             "golden": wanted.golden,
             "seed": wanted.seed,
             "opset": wanted.opset,
@@ -63,12 +70,41 @@ def of_import(wanted: Optimization) -> str:
     )
 
 
-def of_variant(wanted: Optimization, spec: VariantSpec, facts: Facts) -> str:
-    """Return the key of a variant of a finished import, on this machine: engines choose their kernels by the CPU."""
+def check_unchanged(wanted: Optimization, key: str, read: Mapping[str, str]) -> None:
+    """Refuse when the files that an import's key was made of are others by now, or when others were read meanwhile.
+
+    `read` is file name -> sha256 as the import found it; of directories each reader has digests of its own. Raises
+    InvalidError.
+    """
+    contents = _contents(wanted)
+    for name, digest in read.items():
+        here = [content[1] for role, content in contents.items() if content[:1] == [name] and _is_file(wanted, role)]
+        if here and digest not in here:
+            raise changed(name)
+    if _of_import(wanted, contents) != key:
+        raise changed(Path(wanted.source.path).name)
+
+
+def _is_file(wanted: Optimization, role: str) -> bool:
+    path = {"source": wanted.source.path, "weights": wanted.source.weights, "data": wanted.data.path}.get(role, "")
+    return ".py:" in path or Path(path).is_file()
+
+
+def changed(element: str) -> InvalidError:
+    """Return what is said of a file that is another one at the end of a step than at its beginning."""
+    return InvalidError("changed while it was read", element=element, hint="run again when nothing writes there")
+
+
+def of_variant(wanted: Optimization, spec: VariantSpec, facts: Facts, *, imported: str) -> str:
+    """Return the key of a variant of a finished import, on this machine: engines choose their kernels by the CPU.
+
+    `imported` is the import's key as the run began: what the files are by now is another question.
+    """
     return cache.key(
         {
             "step": "variant",
-            "import": of_import(wanted),
+            "import": imported,
+            "digests": facts.digests,
             "read": facts.read,
             "machine": profile.machine(),
             "converters": _converters(spec),

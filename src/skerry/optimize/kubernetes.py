@@ -21,6 +21,7 @@ RECIPE = "optimize.yaml"
 DEFAULT_MEMORY = "4Gi"
 PART = "app.kubernetes.io/component"
 """The label that says which Job of a run it is: `import`, a variant's name, or `collect`."""
+COLLECT = "collect"
 KEEP_SECONDS = 24 * 3600
 """A finished Job stays this long, for its logs."""
 _MAX_NAME = 63
@@ -48,12 +49,16 @@ class Cluster:
     """A Secret of type kubernetes.io/dockerconfigjson, with access to the repository."""
     plain_http: bool = False
     """The registry speaks HTTP: for tests on one machine."""
+    attempt: str = ""
+    """Any word: with another one all is made anew, also what an earlier attempt found that cannot be made."""
 
 
-def run_name(wanted: Optimization) -> str:
-    """Return the run's name: the same model, data and recipe have the same one, with all files that are sent."""
+def run_name(wanted: Optimization, cluster: Cluster) -> str:
+    """Return the run's name: the same model, data, recipe and resources, image and attempt have the same one."""
     options = [keys.of_options(wanted, spec) for spec in wanted.variants]
     parts = [keys.of_import(wanted), inputs.digest(wanted), wanted.name, wanted.version, *options, str(wanted.runs)]
+    bounds = wanted.resources
+    parts += [cluster.image, cluster.attempt, bounds.memory or DEFAULT_MEMORY, str(bounds.timeout_seconds)]
     return f"{wanted.name}-{wanted.version}"[:30].rstrip("-.").replace(".", "-") + "-" + _short("\n".join(parts))
 
 
@@ -64,12 +69,12 @@ def reference(cluster: Cluster, run: str, part: str) -> str:
 
 def manifests(wanted: Optimization, cluster: Cluster) -> list[dict[str, Any]]:
     """Return the Jobs, in the order in which they can do their work."""
-    run = run_name(wanted)
+    run = run_name(wanted, cluster)
     names = [variant.name for variant in wanted.variants]
     made = [_Job(run, "import", wanted, cluster, takes=(), step=("--step", "import"))]
     made += [_Job(run, name, wanted, cluster, takes=("import",), step=("--step", name)) for name in names]
-    package = ("--out", f"{_WORK}/package")
-    made.append(_Job(run, "collect", wanted, cluster, takes=("import", *names), step=package, gives="package"))
+    package = ("--step", COLLECT, "--out", f"{_WORK}/package")
+    made.append(_Job(run, COLLECT, wanted, cluster, takes=("import", *names), step=package, gives="package"))
     return [job.manifest() for job in made]
 
 

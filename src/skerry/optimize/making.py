@@ -98,7 +98,8 @@ def run(job: VariantJob, tell: Progress, ready: Standby) -> None:
             verdict = Verdict(outcome="failed", reason=too_little_memory(error))
         except SkerryError as error:
             verdict = Verdict(outcome="failed", reason=error.sentence)
-    verdict = msgspec.structs.replace(verdict, read=beside.imported(job.optimization, job.variant))
+    read = beside.imported(job.optimization, job.variant) | beside.elsewhere(job.optimization, job.variant)
+    verdict = msgspec.structs.replace(verdict, read=read)
     (directory / jobs.VERDICT_FILE).write_bytes(msgspec.json.encode(verdict, order="sorted"))
 
 

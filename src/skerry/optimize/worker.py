@@ -40,8 +40,9 @@ def _main(ahead: Sequence[str], ready: Standby) -> int:
     if tuple(ahead[:2]) == jobs.SIMPLIFIER:
         ready.start(jobs.SIMPLIFIER)
         ahead = ahead[2:]
-    from skerry.optimize import importing, making  # noqa: PLC0415 - heavy: after the simplifier's start
+    from skerry.optimize import beside, importing, making  # noqa: PLC0415 - heavy: after the simplifier's start
 
+    beside.watch()
     for module in ahead:
         with suppress(Exception):  # the job says what is wrong with it, if it needs it at all
             importlib.import_module(module)
@@ -82,7 +83,9 @@ def _tell_why(error: Exception, job: jobs.AnyJob, tell: progress.Progress) -> No
 
 def _end(code: int) -> NoReturn:
     """End at once: all that counts is in files, and frameworks take up to a second to take themselves apart."""
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):  # what a user's code has printed is in one of them
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)
 
 

@@ -14,7 +14,7 @@ from tests.trusting import Owners
 from skerry.agent import app
 from skerry.agent import trust as trusted
 from skerry.agent.disk import Disk
-from skerry.api.errors import AlreadyExistsError, InvalidError
+from skerry.api.errors import AlreadyExistsError, IntegrityError, InvalidError
 from skerry.core import anchor
 from skerry.core.anchor import Anchored
 from skerry.kit.clock import SystemClock
@@ -144,6 +144,6 @@ def test_a_root_that_its_owners_did_not_sign_does_not_follow(
     disk: Disk, owners: Owners, kept: Anchored, tmp_path: Path
 ) -> None:
     forged = trusting.signed(owners.root(version=3, policies=trusting.role(trusting.owner())), trusting.owner())
-    with pytest.raises(Exception, match="signatures it needs of its own owners"):
+    with pytest.raises(IntegrityError, match="signatures it needs of its own owners"):
         trusted.begin(disk, written(tmp_path, forged))
     assert trusted.read(disk) == kept

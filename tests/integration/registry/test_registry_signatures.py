@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,19 @@ def test_a_model_that_was_put_in_another_s_place_is_noticed(place, tmp_path):
     verified = verify(raw, keys=[KEY.public_key()], authorities=[], now=bundles.NOW)
     with pytest.raises(IntegrityError, match=r"changed: card\.json, digits-fp32\.onnx"):
         package.compare(package.digests(tmp_path / "back"), verified.files, "")
+
+
+def test_signatures_that_are_none_do_not_crowd_the_one_that_holds_out(place, tmp_path):
+    """More than a package may hold, all of which come before it by their digests."""
+    card = packages.make(tmp_path / "digits")
+    raw = signed(tmp_path / "digits")
+    index = push_package(place.client, REPOSITORY, tmp_path / "digits", card).index
+    junk = []
+    while len(junk) < 9:
+        one = f"no signature {len(junk)} {secrets.token_hex(4)}".encode()
+        junk += [one] if manifests.digest_of(one) < manifests.digest_of(raw) else []
+    for one in [*junk, raw]:
+        attach(place, place.get_manifest(index), one)
+    assert raw in fetch(place, place.list_referrers(index))
+    pull_package(place, "v1", tmp_path / "back")
+    assert [path.read_bytes() for path in package.signatures(tmp_path / "back")] == [raw]

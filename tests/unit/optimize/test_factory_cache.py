@@ -1,5 +1,6 @@
 """Finished steps are found again by content: whole, unchanged, or not at all."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -84,18 +85,65 @@ def test_two_that_make_the_same_at_once_share_the_first(tmp_path: Path) -> None:
     assert list((tmp_path / "cache" / "work").iterdir()) == []
 
 
+WORKS = """
+import sys
+from pathlib import Path
+from skerry.optimize.cache import Cache
+
+store = Cache(Path(sys.argv[1]))
+print(store.work(), flush=True)
+sys.stdin.read()
+"""
+
+
 def test_what_a_killed_process_left_behind_is_removed_and_nobody_elses(tmp_path: Path) -> None:
+    """By locks: a process of another container may have our own number."""
     store = Cache(tmp_path / "cache")
     ours = store.work()
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    theirs = tmp_path / "cache" / "work" / f"{int(ended.stdout)}-0"
-    parents = tmp_path / "cache" / "work" / f"{os.getppid()}-0"
-    theirs.mkdir()
-    parents.mkdir()
+    new = tmp_path / "cache" / "work" / "new"  # about to get its lock
+    new.mkdir()
+    command = [sys.executable, "-c", WORKS, str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            theirs = Path(other.stdout.readline().strip())
+            Cache(tmp_path / "cache")
+            assert theirs.is_dir()
+            assert theirs != ours
+        finally:
+            other.kill()
     Cache(tmp_path / "cache")
-    assert ours.is_dir()
-    assert parents.is_dir()
     assert not theirs.exists()
+    assert ours.is_dir()
+    assert new.is_dir()
+    os.utime(new, (1e9, 1e9))
+    Cache(tmp_path / "cache")
+    assert not new.exists()
+
+
+def test_another_checkouts_entry_stays(tmp_path: Path) -> None:
+    """Somebody may be at work with it."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "layers.py").write_text(f"NAME = {name!r}\n")
+    digests = {name: cache.digest(tmp_path / name / "layers.py") for name in ("a", "b")}
+    store = Cache(tmp_path / "cache")
+    first = make(store, content=b"a", **{"source/layers.py": digests["a"]})
+    assert store.find("variant", KEY, places={"source": tmp_path / "b"}) is None
+    second = make(store, content=b"b", **{"source/layers.py": digests["b"]})
+    for name, kept in (("a", first), ("b", second)):
+        assert store.find("variant", KEY, places={"source": tmp_path / name}) == kept
+        assert (kept / "model.bin").read_bytes() == name.encode()
+
+
+def test_a_distribution_of_another_version_is_another_input(tmp_path: Path) -> None:
+    store = Cache(tmp_path / "cache")
+    make(store, **{"distribution/numpy": importlib.metadata.version("numpy")})
+    assert store.find("variant", KEY) is not None
+    make(store, "1" * 64, **{"distribution/numpy": "0.1"})
+    assert store.find("variant", "1" * 64) is None
+    make(store, "2" * 64, **{"distribution/there-is-no-such-thing": "1"})
+    assert store.find("variant", "2" * 64) is None
 
 
 def test_entries_that_nobody_used_for_long_make_room(tmp_path: Path) -> None:

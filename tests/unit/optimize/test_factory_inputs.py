@@ -10,7 +10,10 @@ from onnx import helper, numpy_helper
 
 from skerry.api.errors import InvalidError, NotFoundError
 from skerry.optimize import inputs, kubernetes, request
+from skerry.optimize.kubernetes import Cluster
 from skerry.optimize.recipe import Optimization
+
+PLACE = Cluster(repository="registry.example/models/digits", image="registry.example/skerry:1.0")
 
 
 @pytest.fixture
@@ -43,11 +46,11 @@ def test_weights_and_neighbours_are_sent(wanted: Optimization) -> None:
 
 @pytest.mark.parametrize("name", ["shares.py", "parts/w.bin", "metric.py", "data.npz"])
 def test_a_change_in_any_of_them_is_another_run(name: str, wanted: Optimization, tmp_path: Path) -> None:
-    before = kubernetes.run_name(wanted)
-    assert kubernetes.run_name(wanted) == before
+    before = kubernetes.run_name(wanted, PLACE)
+    assert kubernetes.run_name(wanted, PLACE) == before
     file = tmp_path / name
     file.write_bytes(file.read_bytes()[:-1] + b"!")
-    assert kubernetes.run_name(wanted) != before
+    assert kubernetes.run_name(wanted, PLACE) != before
 
 
 def test_weights_that_are_not_there_are_named(wanted: Optimization, tmp_path: Path) -> None:

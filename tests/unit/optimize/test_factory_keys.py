@@ -49,7 +49,8 @@ def wanted(directory: Path, **changes: Any) -> Optimization:
 
 
 def of(directory: Path, variant: str) -> str:
-    return keys.of_variant(wanted(directory), VariantSpec(name=variant), FACTS)
+    run = wanted(directory)
+    return keys.of_variant(run, VariantSpec(name=variant), FACTS, imported=keys.of_import(run))
 
 
 def test_a_toolchain_that_comes_is_another_step_for_what_it_makes(
@@ -120,6 +121,7 @@ def test_what_each_file_of_the_user_imports_is_named_by_its_role(
     assert {name for name in found if "tune" in name} >= {"fineTune/tune_helper.py", "fineTune/inner/tune_deep.py"}
     places = beside.places(run, spec)
     assert places["source"] == tmp_path
+    assert places[beside.ELSEWHERE] == Path("/")
     for name, digest in found.items():
         role, _, inner = name.partition("/")
         assert cache.digest(places[role] / inner) == digest

@@ -1,8 +1,10 @@
 """The Jobs of a run: golden, valid for Kubernetes, and enough for the factory to go on from what others made."""
 
+import dataclasses
 from pathlib import Path
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 
@@ -39,7 +41,7 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Optimization:
 
 def test_the_manifests_are_the_ones_we_know(wanted: Optimization, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a change on purpose, write what it prints into jobs.yaml and read the difference."""
-    monkeypatch.setattr(kubernetes, "run_name", lambda _: "digits-v1-2-0123456789")
+    monkeypatch.setattr(kubernetes, "run_name", lambda *_: "digits-v1-2-0123456789")
     assert cluster.to_yaml(kubernetes.manifests(wanted, PLACE)) == GOLDEN.read_text()
 
 
@@ -59,8 +61,6 @@ def test_kubernetes_takes_them(wanted: Optimization, version: str) -> None:
 
 
 def test_long_names_stay_names_and_stay_apart(wanted: Optimization) -> None:
-    import msgspec
-
     long = [msgspec.structs.replace(wanted.variants[0], name=f"onnx-int8-dynamic-{'x' * 44}{end}") for end in "ab"]
     jobs = kubernetes.manifests(msgspec.structs.replace(wanted, variants=long), PLACE)
     names = [job["metadata"]["name"] for job in jobs]
@@ -73,14 +73,29 @@ def test_long_names_stay_names_and_stay_apart(wanted: Optimization) -> None:
 
 
 def test_another_model_is_another_run_and_the_place_is_not(wanted: Optimization, tmp_path: Path) -> None:
-    before = kubernetes.run_name(wanted)
+    before = kubernetes.run_name(wanted, PLACE)
     (tmp_path / "elsewhere").mkdir()
     cluster.gather(wanted, tmp_path / "elsewhere")
     moved = request.read(tmp_path / "elsewhere" / "optimize.yaml", {})
     assert [variant.name for variant in moved.variants] == [variant.name for variant in wanted.variants]
-    assert kubernetes.run_name(moved) == before
+    moved = msgspec.structs.replace(moved, resources=wanted.resources)  # what is sent leaves memory to the container
+    assert kubernetes.run_name(moved, PLACE) == before
     (tmp_path / "w.pt").write_text("others")
-    assert kubernetes.run_name(wanted) != before
+    assert kubernetes.run_name(wanted, PLACE) != before
+
+
+def test_more_memory_another_image_or_another_attempt_is_another_run(wanted: Optimization) -> None:
+    """What failed for want of memory or of a library shall not be taken for the last word."""
+    more = msgspec.structs.replace(wanted.resources, memory="8Gi")
+    longer = msgspec.structs.replace(wanted.resources, timeout_seconds=9999)
+    names = [
+        kubernetes.run_name(wanted, PLACE),
+        kubernetes.run_name(wanted, dataclasses.replace(PLACE, image="registry.example/skerry:1.1")),
+        kubernetes.run_name(wanted, dataclasses.replace(PLACE, attempt="2")),
+        kubernetes.run_name(msgspec.structs.replace(wanted, resources=more), PLACE),
+        kubernetes.run_name(msgspec.structs.replace(wanted, resources=longer), PLACE),
+    ]
+    assert len(set(names)) == len(names)
 
 
 def test_everything_a_job_needs_is_gathered(wanted: Optimization, tmp_path: Path) -> None:

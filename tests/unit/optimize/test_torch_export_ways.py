@@ -1,5 +1,6 @@
 """Which way torch's exporters go: tracing where it has no doubts, torch.export where values or sizes decide."""
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -91,6 +92,67 @@ def test_what_the_tracer_does_not_see_is_found_by_the_check() -> None:
     traced = torch_onnx.by_trace(module, wanted())
     with pytest.raises(InvalidError):
         torch_onnx.check(traced, reference(module), {"x": SAMPLES})
+
+
+BEYOND = 5.0
+MOSTLY_LARGE = np.concatenate([SAMPLES[:3] / 100, np.abs(SAMPLES) + 6])
+"""As in any data set, what is rare is not among the first."""
+
+
+class ByEqual(torch.nn.Module):
+    """Looks at values by an operator of which the tracer says nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if torch.equal(x.clamp(max=BEYOND), x) else -x
+
+
+class InSilence(torch.nn.Module):
+    """Suppresses what the tracer would say."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with warnings.catch_warnings(action="ignore"):
+            return -x if x.max() > BEYOND else x * 2
+
+
+class ByParts(torch.nn.Module):
+    """Takes the batch's size out of the number of parts; the tracer says nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / len(x.split(1))
+
+
+class SmallBesideLarge(torch.nn.Module):
+    """Another value for rare samples, in an output that is small beside the other one."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * 1e6, x[:, :1] * 0 + (1.0 if torch.allclose(x, x.clamp(max=BEYOND)) else 0.5)
+
+
+@pytest.mark.parametrize("module", [ByEqual(), InSilence()])
+def test_looking_at_values_in_silence_is_seen(module: torch.nn.Module) -> None:
+    with pytest.raises(InvalidError, match="Python code looks at values, by aten::"):
+        torch_onnx.by_trace(module.eval(), wanted())
+
+
+@pytest.mark.parametrize("module", [ByEqual(), InSilence(), ByParts()])
+def test_all_samples_are_compared(module: torch.nn.Module) -> None:
+    few = Wanted(inputs=["x"], outputs=["y"], examples=(torch.from_numpy(MOSTLY_LARGE[:2].copy()),), opset=20)
+    traced = torch_onnx.by_script(module.eval(), few)
+    with pytest.raises(InvalidError, match="differs from the model"):
+        torch_onnx.check(traced, reference(module), {"x": MOSTLY_LARGE})
+
+
+def test_each_output_is_compared_by_itself() -> None:
+    module = SmallBesideLarge().eval()
+
+    def run(batch: Inputs) -> Mapping[str, np.ndarray]:
+        large, small = module(torch.from_numpy(np.array(batch["x"])))
+        return {"large": large.numpy(), "small": small.numpy()}
+
+    few = torch.from_numpy(MOSTLY_LARGE[:2].copy())
+    traced = torch_onnx.by_script(module, Wanted(inputs=["x"], outputs=["large", "small"], examples=(few,), opset=20))
+    with pytest.raises(InvalidError, match="output 1"):
+        torch_onnx.check(traced, Reference(names=["x"], run=run), {"x": MOSTLY_LARGE})
 
 
 class Blocks(torch.nn.Module):

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from skerry.api.errors import IntegrityError
 from skerry.api.kinds.variants import Blob
 from skerry.core import manifest as manifests
-from skerry.core.messages import MAX_SIGNATURES
 from skerry.core.ports import Manifest
 from skerry.drivers.client.repository import Repository, text_content
+from skerry.drivers.signing.statement import MAX_BUNDLE_BYTES
 
 _MAX_LOOKED_AT = 64
 """Referrers that claim to be signatures; whoever may push can attach any number of them."""
@@ -28,17 +28,17 @@ def attach(place: Repository, index: Manifest, raw: bytes) -> str:
 
 
 def fetch(place: Repository, referrers: Sequence[manifests.Descriptor]) -> Sequence[bytes]:
-    """Return the signatures among an index's referrers, each once, by digest and at most `MAX_SIGNATURES`.
+    """Return the signatures among an index's referrers, each once, by digest; of the first `_MAX_LOOKED_AT` referrers.
 
-    Raises IntegrityError where the registry sends something else, and what it may answer.
+    They may be more than a package may hold: which of them count is for the caller to say. Such as are too large to be
+    any are left out. Raises IntegrityError where the registry sends something else, and what it may answer.
     """
     found: dict[str, Blob] = {}
     claiming = [one for one in referrers if one.artifact_type == manifests.SIGNATURE_TYPE]
     for one in claiming[:_MAX_LOOKED_AT]:
         blob = manifests.read_signature(place.get_manifest(one.digest))
         found |= {blob.digest: blob} if blob is not None else {}
-    kept = [found[digest] for digest in sorted(found)][:MAX_SIGNATURES]
-    return [_read(place, blob) for blob in kept]
+    return [_read(place, found[digest]) for digest in sorted(found) if found[digest].size <= MAX_BUNDLE_BYTES]
 
 
 def _read(place: Repository, blob: Blob) -> bytes:

@@ -81,9 +81,10 @@ class DirectoryStore(Receiver):
         return await in_thread(self._stat, repository, digest)
 
     async def read_blob(
-        self, repository: str, digest: str, *, start: int = 0, length: int | None = None
+        self, repository: str, digest: str, *, start: int = 0, length: int | None = None, caller: str = ""
     ) -> AsyncIterator[bytes]:
         """Yield a blob's bytes, or a part of them, in pieces of at most a megabyte. Raises NotFoundError."""
+        del caller  # nobody's reading holds up anybody else's
         size = await self.stat_blob(repository, digest)
         end = size if length is None else min(size, start + length)
         try:
@@ -125,13 +126,11 @@ class DirectoryStore(Receiver):
         return await in_thread(self._get, repository, reference)
 
     async def delete_manifest(self, repository: str, reference: str) -> None:
-        """Remove a tag, or a manifest with all its tags. Raises NotFoundError."""
+        """Remove a tag, or a manifest with all its tags, damaged ones too. Raises NotFoundError."""
+        manifests.check_repository(repository)
+        manifests.check_reference(reference)
         async with self._links:
-            found = await self.get_manifest(repository, reference)
-            if manifests.is_tag(reference):
-                await in_thread(self._unlink, self._home(repository) / "_tags" / reference)
-            else:
-                await in_thread(self._remove, repository, found)
+            await in_thread(self._remove, repository, reference)
 
     async def list_tags(self, repository: str) -> Sequence[str]:
         """Return a repository's tags in order. Raises NotFoundError."""
@@ -176,13 +175,10 @@ class DirectoryStore(Receiver):
     def _take(self, upload: Upload, digest: str) -> None:
         content = self._content(_hex(digest))
         with _full_disk_reported(digest):
-            if content.exists():
-                self._link(self._home(upload.repository) / "_blobs" / _hex(digest), b"")
-            else:
-                self._directory(content.parent)
-                os.replace(upload.file, content)
-                sync_directory(content.parent)
-                self._link(self._home(upload.repository) / "_blobs" / _hex(digest), b"")
+            self._directory(content.parent)
+            os.replace(upload.file, content)  # also where it is: what lies there may be damaged, what came was verified
+            sync_directory(content.parent)
+            self._link(self._home(upload.repository) / "_blobs" / _hex(digest), b"")
         self.uploads.drop(upload)
 
     def _stat(self, repository: str, digest: str) -> int:
@@ -212,7 +208,8 @@ class DirectoryStore(Receiver):
             self._check_referrers(subject, name)
         with _full_disk_reported(f"manifest {stored.digest}"):
             content = self._content(name)
-            if not content.exists():
+            if not _holds(content, stored.raw):
+                self.uploads.check_reserve(len(stored.raw))
                 self._directory(content.parent)
                 write_atomic(content, stored.raw, mode=0o600)
             if subject is not None:
@@ -240,16 +237,33 @@ class DirectoryStore(Receiver):
             raise IntegrityError("is damaged on the hub's disk", element=digest, hint="push it again")
         return Manifest(digest=digest, media_type=media_type, raw=raw)
 
-    def _remove(self, repository: str, found: Manifest) -> None:
-        home = self._home(repository)
+    def _remove(self, repository: str, reference: str) -> None:
+        home, name = self._home(repository), _hex(reference)
+        link = home / ("_tags" if manifests.is_tag(reference) else "_manifests") / name
+        if not link.exists():
+            raise _missing("manifest", reference, repository)
+        if manifests.is_tag(reference):
+            self._unlink(link)
+            return
         for tag in self._list_tags(repository):
-            if (home / "_tags" / tag).read_text(encoding="ascii") == found.digest:
+            if (home / "_tags" / tag).read_bytes() == reference.encode():
                 self._unlink(home / "_tags" / tag)
-        self._unlink(home / "_manifests" / _hex(found.digest))
-        subject = manifests.parse(found.raw, found.media_type).subject
-        if subject is not None:
-            self._unlink(home / "_referrers" / _hex(subject.digest) / _hex(found.digest))
-        self._drop_unused(_hex(found.digest))
+        self._unlink(link)
+        for referrer in self._as_referrer(home, name):
+            self._unlink(referrer)
+        self._drop_unused(name)
+
+    def _as_referrer(self, home: Path, name: str) -> list[Path]:
+        """Return the links that list a manifest for its subject; those of a damaged one are looked for."""
+        content = self._content(name)
+        try:
+            whole = manifests.digest_of(content.read_bytes()) == f"sha256:{name}"
+        except OSError:
+            whole = False
+        if not whole:
+            return list((home / "_referrers").glob(f"*/{name}"))
+        subject = collection.subject_of(content)
+        return [] if subject is None else [home / "_referrers" / _hex(subject) / name]
 
     def _list_tags(self, repository: str) -> list[str]:
         home = self._home(repository)
@@ -329,6 +343,14 @@ def _hex(digest: str) -> str:
 
 def _missing(kind: str, reference: str, repository: str) -> NotFoundError:
     return NotFoundError(f"is not in repository {repository}", element=f"{kind} {reference}")
+
+
+def _holds(content: Path, raw: bytes) -> bool:
+    """Whether a file is there and whole."""
+    try:
+        return content.stat().st_size == len(raw) and content.read_bytes() == raw
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -10,11 +10,12 @@ import http.client
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
 from skerry.api.errors import SkerryError, UnavailableError
+from skerry.drivers.registry.ahead import CutError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _PIECE = 256 * 1024
@@ -52,14 +53,29 @@ class Lanes:
         self._shut = False
 
     def ask(self, start: int, end: int) -> bytes:
-        """Bring the bytes from one offset to another. Raises NoPartsError, SkerryError, OSError, HTTPException."""
+        """Bring the bytes from one offset to another. Raises CutError: any of what `stream` does, and what had come."""
+        content = bytearray()
+        try:
+            for piece in self.stream(start, end):
+                content += piece
+        except (NoPartsError, SkerryError, OSError, http.client.HTTPException) as error:
+            raise CutError(bytes(content)) from error
+        return bytes(content)
+
+    def stream(self, start: int, end: int) -> Iterator[bytes]:
+        """Give the bytes as they come. Raises NoPartsError, SkerryError, OSError, HTTPException."""
         self._wanted()
         with self._lock:
             line = self._idle.pop() if self._idle else None
         if line is not None:
-            with suppress(http.client.BadStatusLine, ConnectionError):  # closed since, as a registry may: once anew
-                return self._part(line, start, end)
-        return self._part(self._new(), start, end)
+            try:
+                answer = self._asked(line, start, end)
+            except (http.client.BadStatusLine, ConnectionError):  # closed since, as a registry may: once anew
+                line = None
+        if line is None:
+            line = self._new()
+            answer = self._asked(line, start, end)
+        yield from self._pieces(line, answer, end - start)
 
     def shut(self) -> None:
         """End all connections; whoever waits for one gets an error."""
@@ -98,14 +114,21 @@ class Lanes:
             self._lines.discard(line)
         line.close()
 
-    def _part(self, line: http.client.HTTPConnection, start: int, end: int) -> bytes:
+    def _asked(self, line: http.client.HTTPConnection, start: int, end: int) -> http.client.HTTPResponse:
         target = f"{self._url.path}?{self._url.query}" if self._url.query else self._url.path
         headers = {"Accept-Encoding": "identity", "User-Agent": "skerry", "Range": f"bytes={start}-{end - 1}"}
         try:
             line.request("GET", target, headers=headers)
             answer = line.getresponse()
             self._check(answer, start, end)
-            content = self._read(answer, end - start)
+        except BaseException:
+            self._drop(line)
+            raise
+        return answer
+
+    def _pieces(self, line: http.client.HTTPConnection, answer: http.client.HTTPResponse, size: int) -> Iterator[bytes]:
+        try:
+            yield from self._read(answer, size)
         except BaseException:
             self._drop(line)
             raise
@@ -114,7 +137,6 @@ class Lanes:
         else:
             with self._lock:
                 self._idle.append(line)
-        return content
 
     def _check(self, answer: http.client.HTTPResponse, start: int, end: int) -> None:
         if answer.status >= 400 and answer.status != 416:
@@ -125,15 +147,15 @@ class Lanes:
         if answer.status != 206 or not exact or not plain or answer.length not in (None, end - start):
             raise NoPartsError
 
-    def _read(self, answer: http.client.HTTPResponse, size: int) -> bytes:
-        content = bytearray()
-        while len(content) < size and (piece := answer.read1(min(_PIECE, size - len(content)))):
+    def _read(self, answer: http.client.HTTPResponse, size: int) -> Iterator[bytes]:
+        came = 0
+        while came < size and (piece := answer.read1(min(_PIECE, size - came))):
+            came += len(piece)
+            yield piece  # it is kept, whatever comes next
             self._wanted()
             self._took(len(piece))
-            content += piece
-        if len(content) < size:
-            raise UnavailableError(f"a part ended after {len(content)} of {size} bytes", element=self._digest)
+        if came < size:
+            raise UnavailableError(f"a part ended after {came} of {size} bytes", element=self._digest)
         if answer.length != 0 and answer.read1(1):
             raise NoPartsError
         answer.read()  # nothing, but it tells the connection that this answer is over
-        return bytes(content)

@@ -65,6 +65,12 @@ class OciSettings:
     """Of what has come, at most so much is lost to a power cut."""
     connections: int = 1
     """At most so many for one blob, where that is found to be faster; see `ahead`."""
+    may_lie: bool = False
+    """Nobody vouches for this source: whatever it answers, what lay there before the fetch stays."""
+
+
+class BusyError(UnavailableError):
+    """It is there, and wants to be asked later."""
 
 
 class OciArtifactSource:
@@ -108,7 +114,8 @@ class OciArtifactSource:
         Raises NotFoundError, UnauthorizedError, ForbiddenError, BadRequestError, UnsupportedError: final;
         UnavailableError: try again, what came is kept (UnreachableError: nobody is there, which says nothing of this
         blob); IntegrityError: the registry has something else, nothing is
-        kept; StorageFullError: nothing is kept.
+        kept (of a source that may lie: what was there before is); StorageFullError: nothing is kept. A count of 0
+        says that content is about to come.
         """
         manifests.check_repository(repository)
         manifests.check_digest(blob.digest)
@@ -163,6 +170,10 @@ class _PlainPart:
         os.ftruncate(self._descriptor, 0)
 
 
+_DISK_ERRORS = frozenset({errno.EIO, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.ELOOP})
+"""What no socket says."""
+
+
 class _Transfer:
     """One fetch; blocks, and runs in a thread. Only `abort` may be called from another one."""
 
@@ -192,11 +203,13 @@ class _Transfer:
         self._line: socket.socket | None = None
         self._lanes: Lanes | None = None
         self._tried_parts = False
+        self._asks_whole = False
         self._reached = False
         self._file = -1
         self._open_part = part
         self._part: Part = _PlainPart(-1)
         self._size = 0  # of what is in the file and in the hash
+        self._before = 0  # of it, what was there before the fetch
         self._synced = 0  # of it, what a power cut leaves
         self._hash = hashlib.sha256()
 
@@ -216,22 +229,37 @@ class _Transfer:
                 return
             with self._own_partial():
                 self._read_partial()
-                resumed = self._size > 0
-                self._complete()
-                if resumed and not self._is_right():
-                    # A power cut may have damaged what was there before: only content that came in one go is judged.
-                    self._start_over()
+                self._before = self._size
+                with self._kept_from_lies():
                     self._complete()
-                if not self._is_right():
-                    raise self._wrong(f"its digest is sha256:{self._hash.hexdigest()}")
+                    if self._before and not self._is_right() and not self._settings.may_lie:
+                        # A power cut may have damaged what was there: only content that came in one go is judged.
+                        self._start_over()
+                        self._complete()
+                    self._check_right()
                 os.fsync(self._file)
                 os.replace(self._partial, self._target)
                 sync_directory(self._target.parent)
-        except (IntegrityError, StorageFullError):
-            self._partial.unlink(missing_ok=True)
+        except (IntegrityError, StorageFullError) as error:
+            if isinstance(error, StorageFullError) or not self._before or not self._settings.may_lie:
+                self._partial.unlink(missing_ok=True)
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: addresses that are none
             raise self._translated(error) from error
+
+    @contextmanager
+    def _kept_from_lies(self) -> Iterator[None]:
+        """Have the file end where it ended before, when a source that may lie is found to."""
+        try:
+            yield
+        except IntegrityError:
+            if self._settings.may_lie:
+                os.ftruncate(self._file, self._before)
+            raise
+
+    def _check_right(self) -> None:
+        if not self._is_right():
+            raise self._wrong(f"its digest is sha256:{self._hash.hexdigest()}")
 
     # --- the file --------------------------------------------------------------------------------------------------
 
@@ -242,7 +270,11 @@ class _Transfer:
             if self._target.stat().st_size != self._blob.size:
                 return False
             with self._target.open("rb") as file:
-                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == self._blob.digest
+                found = hashlib.sha256()
+                while chunk := file.read(_CHUNK_BYTES):
+                    self._check_wanted()
+                    found.update(chunk)
+                return f"sha256:{found.hexdigest()}" == self._blob.digest
         except FileNotFoundError:
             return False
 
@@ -267,9 +299,13 @@ class _Transfer:
         self._part = _PlainPart(self._file) if opened is None else opened(self._file, self._blob)
         if self._part.size > self._blob.size:
             self._start_over()
-        while chunk := self._part.pread(_CHUNK_BYTES, self._size):
-            self._hash.update(chunk)
-            self._size += len(chunk)
+        try:
+            while chunk := self._part.pread(_CHUNK_BYTES, self._size):
+                self._check_wanted()
+                self._hash.update(chunk)
+                self._size += len(chunk)
+        except OSError:  # the card cannot give back what it was given: it is as if nothing had come
+            self._start_over()
 
     def _start_over(self) -> None:
         self._part.clear()
@@ -311,10 +347,10 @@ class _Transfer:
     def _fetch_rest(self) -> None:
         """Ask once and take it all; or nothing if the registry has no such part, to be asked from the start then."""
         with self._answer() as answer:
-            if answer.status == 416 and self._size:
-                self._start_over()
+            if not self._is_for_us(answer):
+                self._asks_whole = True
                 return
-            self._check_answer(answer)
+            self._report(0)
             # `read1` gives what has arrived; `read` would wait for a whole piece and lose it when the line breaks.
             while chunk := answer.read1(self._bandwidth.piece(_CHUNK_BYTES)):
                 self._bandwidth.take(len(chunk))
@@ -349,13 +385,13 @@ class _Transfer:
             refused=self._refused,
         )
         self._lanes = lanes
-        parts = ahead.widest(lanes.ask, self._size, self._blob.size, self._settings.connections)
+        parts = ahead.widest(lanes.ask, self._size, self._blob.size, self._settings.connections, stream=lanes.stream)
         try:
             for _, part in parts:
-                self._check_wanted()
                 self._append(part)
-        except NoPartsError:
-            return
+                self._check_wanted()
+        except (NoPartsError, ahead.CutError):  # one connection shows what it is, or does without the others
+            self._check_wanted()
         finally:
             lanes.shut()
             parts.close()
@@ -385,7 +421,7 @@ class _Transfer:
                 self._accept(connection.sock)
                 self._check_wanted()
                 headers = {"Accept-Encoding": "identity", "User-Agent": "skerry"}
-                if self._size:
+                if self._size and not self._asks_whole:
                     headers["Range"] = f"bytes={self._size}-"
                 target = f"{url.path}?{url.query}" if url.query else url.path
                 connection.request("GET", target, headers=headers)
@@ -412,27 +448,44 @@ class _Transfer:
             )
         return new
 
-    def _check_answer(self, answer: http.client.HTTPResponse) -> None:
+    def _is_for_us(self, answer: http.client.HTTPResponse) -> bool:
+        """Whether it brings what is missing; False where everything is to be asked for. Raises SkerryError.
+
+        What is there goes only once a whole answer of the right length is here to replace it.
+        """
+        asked = self._size > 0 and not self._asks_whole
+        if asked and answer.status == 416:
+            return self._no_such_part("the registry has no such part")
         if answer.status not in (200, 206):
             raise self._refused(answer)
         if answer.getheader("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedError("the registry sends it encoded, which was not asked for", element=self._blob.digest)
+        due = self._blob.size - (self._size if answer.status == 206 else 0)
         if answer.status == 206:
             match = _CONTENT_RANGE.fullmatch(answer.getheader("Content-Range", ""))
             expected = (self._size, self._blob.size - 1)
             if match is None or (int(match.group(1)), int(match.group(2))) != expected:
-                self._start_over()
-                raise UnavailableError("the registry sent another part than was asked for", element=self._blob.digest)
-        elif self._size:
-            self._start_over()  # it does not know ranges, or has its reasons: everything comes again
+                return self._no_such_part("the registry sent another part than was asked for")
+        elif asked and self._settings.may_lie:
+            raise self._wrong("all of it was sent where a part was asked for")
         announced = answer.getheader("Content-Length", "")
-        due = self._blob.size - self._size
         if announced and announced != str(due):
             raise self._wrong(f"the registry announces {announced[:30]} bytes where {due} are due")
+        if answer.status == 200 and self._size:
+            self._start_over()  # it does not know ranges, or has its reasons: everything comes again
+        return True
+
+    def _no_such_part(self, cause: str) -> bool:
+        if self._settings.may_lie:
+            raise self._wrong(cause)
+        if self._asks_whole or not self._size:
+            raise UnavailableError(cause, element=self._blob.digest)
+        return False
 
     def _refused(self, answer: http.client.HTTPResponse) -> SkerryError:
         kinds: dict[int, type[SkerryError]] = {401: UnauthorizedError, 403: ForbiddenError, 404: NotFoundError}
-        later = answer.status >= 500 or answer.status in (408, 425, 429)
+        kinds |= {429: BusyError, 503: BusyError}
+        later = answer.status >= 500 or answer.status in (408, 425)
         kind = kinds.get(answer.status, UnavailableError if later else BadRequestError)
         return kind(f"the registry answers {answer.status} {answer.reason[:80]}", element=self._blob.digest)
 
@@ -447,6 +500,10 @@ class _Transfer:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             self._partial.unlink(missing_ok=True)
             return StorageFullError(element=self._blob.digest, hint="free some space on the device")
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return UnavailableError(
+                f"cannot be fetched: {error.strerror}", element=self._blob.digest, hint="look at the device's disk"
+            )
         kind = UnavailableError if self._reached else UnreachableError
         return kind(f"cannot be fetched: {str(error)[:300] or type(error).__name__}", element=self._blob.digest)
 

@@ -137,8 +137,7 @@ class Uploads:
                 f"is larger than a blob may be ({self._settings.max_blob_bytes} bytes)", element=f"upload {upload.id}"
             )
         with self._space_reported(upload):
-            if shutil.disk_usage(self._root).free - len(chunk) < self._settings.reserve_bytes:
-                raise OSError(errno.ENOSPC, "the reserve would be used up")
+            self.check_reserve(len(chunk))
             descriptor = os.open(upload.file, os.O_WRONLY | os.O_NOFOLLOW)
             try:
                 view, at = memoryview(chunk), upload.size
@@ -169,6 +168,11 @@ class Uploads:
                 element=digest,
                 hint="send it again",
             )
+
+    def check_reserve(self, size: int) -> None:
+        """Raise OSError (ENOSPC) where so many bytes more would use up the reserve."""
+        if shutil.disk_usage(self._root).free - size < self._settings.reserve_bytes:
+            raise OSError(errno.ENOSPC, "the reserve would be used up")
 
     def drop(self, upload: Upload) -> None:
         """Remove an upload with all its bytes; doing so twice is harmless."""

@@ -267,7 +267,11 @@ class Fleet:
 
     def _policy_changed(self, old: TrustPolicy | None, new: TrustPolicy | None) -> None:
         item = new or old
-        if item is None or (old and new and (old.metadata.uid, old.spec) == (new.metadata.uid, new.spec)):
+        if item is None:
+            return
+        if old and new and (old.metadata.uid, old.spec) == (new.metadata.uid, new.spec):
+            if trusted.has_expired(old) != trusted.has_expired(new):
+                self._policy_doubted(f"{item.metadata.namespace}/{item.metadata.name}")
             return
         self._handed[item.metadata.namespace] = handed(new)
         self._policy_doubted(f"{item.metadata.namespace}/{item.metadata.name}")

@@ -17,6 +17,8 @@ import msgspec
 
 from skerry.api.errors import ConflictError, IntegrityError, InvalidError, NotFoundError, SkerryError
 from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.kinds.trust_policy import NAME as TRUST_POLICY
+from skerry.api.kinds.trust_policy import TrustPolicy
 from skerry.api.kinds.variants import Blob, Delta, Variant
 from skerry.api.meta import Condition, set_condition
 from skerry.core import manifest
@@ -91,14 +93,25 @@ class ModelVersions:
         variants = await inspect(self._context.artifacts, item)
         sentence = f"{len(variants)} variants: {', '.join(variant.name for variant in variants)}"
         deltas = await self._deltas.make(item, variants)
-        signed, card = await self._signatures(item), await self._card(item)
+        signed, card = await self._signatures(item, variants), await self._card(item)
         await self._write(item, "Ready", "Complete", sentence, (variants, deltas), signed=signed, card=card)
         log.info("model_version.ready namespace=%s name=%s variants=%d signatures=%d", *key, len(variants), len(signed))
         return _soon()
 
-    async def _signatures(self, item: ModelVersion) -> list[Blob]:
-        artifact = item.spec.artifact
-        return await signatures.find(self._context.artifacts, artifact.repository, artifact.digest)
+    async def _signatures(self, item: ModelVersion, variants: Sequence[Variant]) -> list[Blob]:
+        """Return what devices are told of; where that is not all, first what the namespace's policy asks for."""
+        spec, signer_of = item.spec, None
+        policy = await self._context.objects.find(TrustPolicy, item.metadata.namespace, TRUST_POLICY)
+        if policy is not None:
+            needed = [*(variant.blob.digest for variant in variants), spec.golden.blob.digest]
+            signer_of = signatures.wanted_signer(policy.spec, spec.model, needed, self._context.clock.now())
+        return await signatures.find(
+            self._context.artifacts,
+            spec.artifact.repository,
+            spec.artifact.digest,
+            known=item.status.signatures,
+            signer_of=signer_of,
+        )
 
     async def _card(self, item: ModelVersion) -> Blob | None:
         artifact = item.spec.artifact
@@ -108,7 +121,7 @@ class ModelVersions:
         """Write down which signatures are attached now; a registry that does not answer changes nothing."""
         namespace, name = item.metadata.namespace, item.metadata.name
         try:
-            found = await self._signatures(item)
+            found = await self._signatures(item, item.status.variants)
             card = item.status.card or await self._card(item)
         except (SkerryError, OSError) as error:
             log.warning("model_version.signatures_unknown namespace=%s name=%s error=%s", namespace, name, error)

@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from skerry.api.errors import IntegrityError, InvalidError, NotFoundError, SkerryError
+from skerry.api.errors import IntegrityError, NotFoundError, SkerryError
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.trust_policy import NAME, TrustPolicy, TrustPolicyStatus, TrustTerms, TrustVerdict
-from skerry.api.kinds.variants import Blob
-from skerry.api.meta import Condition, set_condition
-from skerry.core import anchor, manifest, trust_policy
+from skerry.api.meta import Condition, find_condition, set_condition
+from skerry.core import anchor, manifest, trust_policy, trusted
 from skerry.core.card import CARD_FILE, MAX_CARD_BYTES
 from skerry.core.messages import TrustDesired
 from skerry.core.ports import ArtifactStore
 from skerry.drivers import owner_keys
-from skerry.drivers.signing import bundle, policy
+from skerry.drivers.signing import policy
+from skerry.hub import signatures
 from skerry.hub.context import HubContext
 from skerry.hub.controllers import informer
 from skerry.hub.controllers.reconciler import Reconciler
@@ -35,7 +35,9 @@ from skerry.hub.controllers.reconciler import Reconciler
 log = logging.getLogger(__name__)
 
 RECHECK_SECONDS = 600.0
-"""A certificate may have expired meanwhile."""
+"""A certificate may have expired meanwhile; and a policy that is signed."""
+
+_AGED = (trusted.EXPIRES_SOON, trusted.EXPIRED)
 
 Key = tuple[Literal["policy", "model"], str, str]
 """What is looked at: its kind, namespace and name."""
@@ -52,13 +54,18 @@ def terms_of(item: TrustPolicy) -> TrustTerms:
 
 
 def check_signed(item: TrustPolicy) -> str:
-    """Return what a policy is to devices, in one sentence.
+    """Return what a policy is to devices, in one sentence, expired or not. Raises as `read_signed`."""
+    return read_signed(item)[0]
+
+
+def read_signed(item: TrustPolicy) -> tuple[str, list[trusted.Life]]:
+    """Return what a policy is to devices, in one sentence, and how long the policy and its trust anchor are good.
 
     Raises InvalidError, IntegrityError when it is signed and not what it says it is; devices are not handed such a one.
     """
     spec = item.spec
     if not spec.envelope:
-        return "is not signed: the hub alone obeys it"
+        return "is not signed: the hub alone obeys it", []
     sealed = anchor.read(spec.envelope, "spec.envelope")
     signed = anchor.read_policy(sealed)
     if signed.namespace != item.metadata.namespace:
@@ -69,14 +76,20 @@ def check_signed(item: TrustPolicy) -> str:
             element="spec.envelope",
             hint="sign it again with `skerry trust sign-policy` after every change",
         )
+    version, issued_at, expires_at = signed.terms.version, signed.terms.issued_at, signed.terms.expires_at
+    if issued_at is None or expires_at is None:
+        raise AssertionError("`read_policy` has refused it")
+    lives = [trusted.Life(element=f"trust policy {version}", issued_at=issued_at, expires_at=expires_at)]
     if not spec.roots:
-        return f"version {signed.terms.version} is signed; devices that have its trust anchor obey it"
+        return f"version {version} is signed; devices that have its trust anchor obey it", lives
     chain = [anchor.read(text, "spec.roots") for text in spec.roots]
     root = anchor.check_first(chain[0], owner_keys.verify)
     for following in chain[1:]:
         root = anchor.check_next(root, following, owner_keys.verify)
     anchor.check_policy(sealed, root, item.metadata.namespace, owner_keys.verify)
-    return f"version {signed.terms.version} is signed by the keys of trust anchor {root.version}"
+    element = f"trust anchor {root.version}"
+    lives.append(trusted.Life(element=element, issued_at=root.issued_at, expires_at=root.expires_at))
+    return f"version {version} is signed by the keys of {element}", lives
 
 
 def handed(item: TrustPolicy | None) -> TrustDesired | None:
@@ -112,8 +125,7 @@ class TrustVerdicts:
         """Look once; returns the seconds until it wants to look again."""
         kind, namespace, name = key
         if kind == "policy":
-            await self._judge_policy(namespace)
-            return None
+            return await self._judge_policy(namespace)
         return await self._judge_model(namespace, name)
 
     # --- model versions ---------------------------------------------------------------------------------------------
@@ -169,23 +181,11 @@ class TrustVerdicts:
 
     # --- policies ---------------------------------------------------------------------------------------------------
 
-    async def _judge_policy(self, namespace: str) -> None:
+    async def _judge_policy(self, namespace: str) -> float | None:
         item = self._policies.get(f"{namespace}/{NAME}")
         if item is None:
-            return
-        try:
-            accepted, reason, message = True, "Signed" if item.spec.envelope else "Unsigned", check_signed(item)
-            policy.load(terms_of(item))
-        except SkerryError as error:
-            accepted, reason, message = False, "Invalid", error.sentence[:1000]
-        condition = Condition(
-            type="Accepted",
-            status="True" if accepted else "False",
-            reason=reason,
-            message=message,
-            last_transition_time=self._context.clock.now(),
-            observed_generation=item.metadata.generation,
-        )
+            return None
+        condition, wait = _accepted(item, self._context.clock.now())
         about = (item.metadata.uid, item.metadata.generation)
         verdicts = [one.status.trust for one in self._models.values(f"{namespace}/") if one.status.trust is not None]
         counted = [one.covered for one in verdicts if (one.policy_uid, one.generation) == about]
@@ -201,12 +201,18 @@ class TrustVerdicts:
             return msgspec.structs.replace(current, status=status)
 
         if change(item) == item:
-            return
+            return wait
         try:
             written = await self._context.objects.update_status(TrustPolicy, namespace, NAME, change)
         except NotFoundError:
-            return
+            return None
         self._policies.observe(f"{namespace}/{NAME}", written, int(written.metadata.resource_version))
+        before = find_condition(item.status.conditions, trusted.ACCEPTED)
+        if (before is None or before.reason != condition.reason) and condition.reason in _AGED:
+            log.warning(
+                "trust.policy_ages namespace=%s reason=%s message=%s", namespace, condition.reason, condition.message
+            )
+        return wait
 
     async def _failed(self, key: Key, error: Exception) -> None:
         """Nothing is written: without a verdict nothing is rolled out, and the log has said why there is none."""
@@ -233,6 +239,31 @@ class TrustVerdicts:
             self._work.add(("model", namespace, new.metadata.name))
 
 
+def _accepted(item: TrustPolicy, now: datetime) -> tuple[Condition, float | None]:
+    """Return a policy's condition, and the seconds until it may be another one; None: not before the policy changes."""
+    aged, wait = "", None
+    try:
+        message, lives = read_signed(item)
+        policy.load(terms_of(item))
+        accepted, reason = True, "Signed" if item.spec.envelope else "Unsigned"
+        if lives:
+            aged, left, wake_at = trusted.remaining(lives, now)
+            accepted, reason, message = aged != trusted.EXPIRED, aged or reason, left or message
+            seconds = RECHECK_SECONDS if wake_at is None else max((wake_at - now).total_seconds(), 1.0)
+            wait = min(seconds, RECHECK_SECONDS)
+    except SkerryError as error:
+        accepted, reason, message = False, "Invalid", error.sentence[:1000]
+    condition = Condition(
+        type=trusted.ACCEPTED,
+        status="True" if accepted else "False",
+        reason=reason,
+        message=message,
+        last_transition_time=now,
+        observed_generation=item.metadata.generation,
+    )
+    return condition, wait
+
+
 def _substance(item: ModelVersion) -> tuple[object, ...]:
     """What a verdict depends on, and the verdict, should somebody have overwritten it."""
     status = item.status
@@ -244,7 +275,7 @@ async def _read(artifacts: ArtifactStore, item: ModelVersion) -> tuple[list[byte
     found, lost = [], []
     for blob in item.status.signatures:
         try:
-            found.append(await _read_blob(artifacts, item.spec.artifact.repository, blob))
+            found.append(await signatures.read(artifacts, item.spec.artifact.repository, blob))
         except (SkerryError, OSError) as error:
             lost.append(f"a signature cannot be read: {error}"[:300])
     return found, lost
@@ -255,7 +286,7 @@ async def _check_card(artifacts: ArtifactStore, item: ModelVersion) -> str:
     card = item.status.card
     if card is None:
         raise NotFoundError("is not attached to it, and says of which model a signature is", element=CARD_FILE)
-    raw = await _read_blob(artifacts, item.spec.artifact.repository, card, most=MAX_CARD_BYTES)
+    raw = await signatures.read(artifacts, item.spec.artifact.repository, card, most=MAX_CARD_BYTES)
     if manifest.digest_of(raw) != card.digest:
         raise IntegrityError("is not what its digest says", element=CARD_FILE)
     trust_policy.check_card(
@@ -266,12 +297,3 @@ async def _check_card(artifacts: ArtifactStore, item: ModelVersion) -> str:
         golden=item.spec.golden.blob.digest,
     )
     return card.digest
-
-
-async def _read_blob(
-    artifacts: ArtifactStore, repository: str, blob: Blob, *, most: int = bundle.MAX_BUNDLE_BYTES
-) -> bytes:
-    if blob.size > most:
-        raise InvalidError(f"{blob.size} bytes are more than {most}", element=blob.digest)
-    chunks: Sequence[bytes] = [chunk async for chunk in artifacts.read_blob(repository, blob.digest, length=blob.size)]
-    return b"".join(chunks)

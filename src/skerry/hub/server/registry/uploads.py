@@ -49,11 +49,11 @@ class Uploads:
             return accepted(call.name, self._seal(call, upload), 0)
         try:
             await self._artifacts.append_upload(upload, call.body(self._idle), offset=0)
+            await self._artifacts.finish_upload(upload, digest)
         except BaseException:
             with suppress(NotFoundError):  # nobody knows its id, so nobody could go on with it
                 await self._artifacts.cancel_upload(upload)
             raise
-        await self._artifacts.finish_upload(upload, digest)
         return created(f"/v2/{call.name}/blobs/{digest}", digest)
 
     async def get(self, call: Call) -> Response:

@@ -135,8 +135,8 @@ class ArtifactStore(Protocol):
     async def delete_blob(self, repository: str, digest: str) -> None: ...  # NotFoundError
     async def stat_blob(self, repository: str, digest: str) -> int: ...  # size; NotFoundError
     def read_blob(
-        self, repository: str, digest: str, *, start: int = 0, length: int | None = None
-    ) -> AsyncIterator[bytes]: ...
+        self, repository: str, digest: str, *, start: int = 0, length: int | None = None, caller: str = ""
+    ) -> AsyncIterator[bytes]: ...  # UnavailableError: too much is being read, by that caller or in all
     async def put_manifest(
         self, repository: str, reference: str, media_type: str, raw: bytes
     ) -> Manifest: ...  # InvalidError, IntegrityError; NotFoundError names what it refers to and is not there

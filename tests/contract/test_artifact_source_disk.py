@@ -32,7 +32,8 @@ from skerry.kit.sealing import CHUNK_BYTES, SealedWriter, SealingKey
 
 
 def test_what_the_disk_cannot_read_any_more_comes_again(registry: Registry, target: Path, monkeypatch: Any) -> None:
-    registry.script, real, broken = serving_ranges(), os.pread, []
+    registry.script, real = serving_ranges(), os.pread
+    broken: list[int] = []
     partial_of(target).write_bytes(CONTENT[:600_000])
 
     def bad_sector(descriptor: int, size: int, offset: int) -> bytes:

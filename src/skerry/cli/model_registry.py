@@ -203,8 +203,23 @@ def tag(
             raise ConflictError(
                 f"names {before.digest} already", element=f"{place.name}:{name}", hint="move it with --force"
             )
+        if before is not None and before.digest != found.digest and not where.host:
+            _check_no_version(given, where.repository, name, before.digest)
         place.put_manifest(name, found)
     output.say(f"{place.name}:{name} is {found.digest}")
+
+
+def _check_no_version(given: places.Access, repository: str, tag: str, digest: str) -> None:
+    """Raise ConflictError where a tag of the hub is a ModelVersion's own, which never comes to name something else."""
+    with options.connect(given.kubeconfig, repository.partition("/")[0]) as client:
+        for version in client.list(ModelVersion):
+            spec = version.spec
+            if (spec.artifact.repository, spec.artifact.digest, spec.version) == (repository, digest, tag):
+                raise ConflictError(
+                    f"is modelversion/{version.metadata.name}'s own",
+                    element=f"{repository}:{tag}",
+                    hint="model versions are immutable: choose another tag, or remove that version first",
+                )
 
 
 def copy(
@@ -224,6 +239,10 @@ def copy(
     if goal.digest:
         raise InvalidError("names a digest", element=target, hint="a copy has the digest of what is copied; name a tag")
     wanted = goal.tag or origin.tag
+    if not wanted and not goal.host:
+        raise InvalidError(
+            "names no tag", element=target, hint=f"write {target}:TAG: what has none is collected as garbage"
+        )
     with (
         places.shown(f"copying {origin}") as progress,
         places.open_repository(origin, given, progress) as old,

@@ -68,8 +68,8 @@ def _print(report: Report, *, kept: bool) -> None:
         output.say(f"{repository}: left alone, {why}")
     verb = "would be removed" if report.dry_run else "removed"
     output.say(
-        f"{len(report.removed)} {verb}, {quantity.human_bytes(report.freed_bytes)} "
-        f"{'to be freed' if report.dry_run else 'freed'}, {len(report.kept)} kept"
+        f"{report.removed_count} {verb}, {quantity.human_bytes(report.freed_bytes)} "
+        f"{'to be freed' if report.dry_run else 'freed'}, {report.kept_count} kept"
     )
 
 

@@ -12,19 +12,18 @@ So whoever finds the top of something can rely on the rest: while it is there no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import Literal
 
 from skerry.api.errors import InvalidError
 from skerry.api.meta import Struct
 from skerry.core import manifest as manifests
-from skerry.core.manifest import ImageIndex, ImageManifest
-from skerry.core.ports import StoredLink, StoredRepository
+from skerry.core.ports import Manifest, StoredDocument, StoredRepository
 
 Kind = Literal["manifest", "blob"]
-Document = ImageManifest | ImageIndex
 FRESH = "looked at within the grace period"
 
 
@@ -44,8 +43,12 @@ class Report(Struct, frozen=True, kw_only=True):
 
     dry_run: bool
     removed: list[Item] = []
-    """Or what would be."""
+    """Or what would be; the first of them."""
     kept: list[Item] = []
+    """The first of them."""
+    removed_count: int = 0
+    """All of them, also those that are not listed."""
+    kept_count: int = 0
     freed_bytes: int = 0
     """Of content that no repository refers to any more; in a dry run, what of it is to go."""
     left_alone: dict[str, str] = {}
@@ -73,12 +76,12 @@ def plan(repository: StoredRepository, needs: Mapping[str, str], *, fresh_after:
 
     Where a manifest cannot be read nobody knows what it needs, so nothing goes.
     """
-    documents: dict[str, Document] = {}
+    documents: dict[str, StoredDocument] = {}
     for digest, stored in repository.manifests.items():
-        document = _read(digest, stored)
-        if document is None:
-            return Plan(repository=repository.name, problem=f"its manifest {digest} cannot be read")
-        documents[digest] = document
+        if stored.document is None:
+            problem = f"its manifest {digest} cannot be read: push it again, or delete it by its digest"
+            return Plan(repository=repository.name, problem=problem)
+        documents[digest] = stored.document
     kept = _Marking(repository, documents, needs, fresh_after).run()
     blobs = [digest for digest in sorted(repository.blobs) if digest not in kept]
     return Plan(
@@ -104,7 +107,7 @@ class _Marking:
     def __init__(
         self,
         repository: StoredRepository,
-        documents: Mapping[str, Document],
+        documents: Mapping[str, StoredDocument],
         needs: Mapping[str, str],
         fresh_after: int,
     ) -> None:
@@ -116,8 +119,8 @@ class _Marking:
         self._open: list[str] = []
         self._referrers: dict[str, list[str]] = {}
         for digest, document in documents.items():
-            if document.subject is not None:
-                self._referrers.setdefault(document.subject.digest, []).append(digest)
+            if document.subject:
+                self._referrers.setdefault(document.subject, []).append(digest)
 
     def run(self) -> dict[str, str]:
         for tag, digest in sorted(self._repository.tags.items()):
@@ -141,37 +144,47 @@ class _Marking:
         document = self._documents.get(digest)
         if document is None:
             return
-        for part in document.content:
-            self._keep(part.digest, f"part of {digest[:19]}")
+        for part in document.parts:
+            self._keep(part, f"part of {digest[:19]}")
         for referrer in self._referrers.get(digest, ()):
             if not self._is_idle_delta(self._documents[referrer]):
                 self._keep(referrer, f"refers to {digest[:19]}")
 
-    def _is_idle_delta(self, document: Document) -> bool:
+    def _is_idle_delta(self, document: StoredDocument) -> bool:
         """Whether it is a delta that no version's status lists and no device was told of: it was made in vain."""
-        return document.type == manifests.DELTA_TYPE and not any(p.digest in self._needs for p in document.content)
+        return document.type == manifests.DELTA_TYPE and not any(p in self._needs for p in document.parts)
 
 
-def _read(digest: str, stored: StoredLink) -> Document | None:
-    if stored.manifest is None or manifests.digest_of(stored.manifest.raw) != digest:
+def outline(stored: Manifest) -> StoredDocument | None:
+    """Return what a manifest says of others; None where it is damaged or cannot be read."""
+    if manifests.digest_of(stored.raw) != stored.digest:
         return None
     try:
-        return manifests.parse(stored.manifest.raw, stored.manifest.media_type)
+        document = manifests.parse(stored.raw, stored.media_type)
     except InvalidError:
         return None
+    return StoredDocument(
+        type=sys.intern(document.type),
+        parts=tuple(dict.fromkeys(sys.intern(part.digest) for part in document.content)),  # many name the same
+        subject=sys.intern(document.subject.digest) if document.subject is not None else "",
+    )
 
 
-def _order(documents: Mapping[str, Document]) -> list[str]:
-    """Return all manifests, each after those that consist of it and after the one it refers to."""
-    waits: dict[str, set[str]] = {digest: set() for digest in documents}
+def _order(documents: Mapping[str, StoredDocument]) -> list[str]:
+    """Return all manifests, each after those that consist of it and, where that can be, after the one it refers to."""
+    whole: dict[str, set[str]] = {digest: set() for digest in documents}
     for digest, document in documents.items():
-        if isinstance(document, ImageIndex):
-            for part in document.manifests:
-                if part.digest in waits:
-                    waits[part.digest].add(digest)
-        if document.subject is not None and document.subject.digest in waits:
-            waits[digest].add(document.subject.digest)
-    return list(TopologicalSorter(waits).static_order())  # digests make cycles impossible
+        for part in document.parts:
+            if part in whole:
+                whole[part].add(digest)
+    both = {digest: set(waits) for digest, waits in whole.items()}
+    for digest, document in documents.items():
+        if document.subject in both:
+            both[digest].add(document.subject)
+    try:
+        return list(TopologicalSorter(both).static_order())
+    except CycleError:  # something consists of what it refers to, which it is free to
+        return list(TopologicalSorter(whole).static_order())  # digests make cycles impossible
 
 
 def _item(repository: StoredRepository, digest: str, kind: Kind, reason: str) -> Item:

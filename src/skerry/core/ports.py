@@ -93,12 +93,21 @@ class Manifest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoredDocument:
+    """What a manifest says of others, and no more: a store has many, each of up to four megabytes."""
+
+    type: str  # what it is an artifact of
+    parts: Sequence[str]  # digests of what it consists of
+    subject: str = ""  # the digest of what it refers to
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StoredLink:
     """A repository's link to content. `touched` is when it was last looked at or referred to, by the store's clock."""
 
     size: int  # bytes
     touched: int  # nanoseconds since the epoch
-    manifest: Manifest | None = None  # where it is one, as it lies there: perhaps damaged
+    document: StoredDocument | None = None  # None: a blob, or a manifest that cannot be read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,8 +135,8 @@ class ArtifactStore(Protocol):
     async def delete_blob(self, repository: str, digest: str) -> None: ...  # NotFoundError
     async def stat_blob(self, repository: str, digest: str) -> int: ...  # size; NotFoundError
     def read_blob(
-        self, repository: str, digest: str, *, start: int = 0, length: int | None = None
-    ) -> AsyncIterator[bytes]: ...
+        self, repository: str, digest: str, *, start: int = 0, length: int | None = None, caller: str = ""
+    ) -> AsyncIterator[bytes]: ...  # UnavailableError: too much is being read, by that caller or in all
     async def put_manifest(
         self, repository: str, reference: str, media_type: str, raw: bytes
     ) -> Manifest: ...  # InvalidError, IntegrityError; NotFoundError names what it refers to and is not there

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 GRACE = timedelta(hours=24)
 """As long as an upload may lie unfinished: a push that takes longer has to send again what was removed."""
 LEAST_GRACE = timedelta(minutes=1)
+MOST_GRACE = timedelta(days=3650)
 MAX_ITEMS = 5000
 """Listed in a report, of what stays and of what goes; the bytes are those of all."""
 
@@ -41,6 +42,8 @@ async def collect(context: HubContext, *, dry_run: bool, grace: timedelta = GRAC
     """
     if grace < LEAST_GRACE:
         raise InvalidError(f"is shorter than {LEAST_GRACE}", element="grace", hint="pushes under way need that time")
+    if grace > MOST_GRACE:
+        raise InvalidError(f"is longer than {MOST_GRACE.days} days", element="grace", hint="then nothing would go")
     if context.collecting.locked():
         raise ConflictError("is under way already", element="garbage collection", hint="wait for it to end")
     async with context.collecting:
@@ -61,6 +64,8 @@ async def collect(context: HubContext, *, dry_run: bool, grace: timedelta = GRAC
         dry_run=False,
         removed=removed[:MAX_ITEMS],
         kept=report.kept,
+        removed_count=len(removed),
+        kept_count=report.kept_count,
         freed_bytes=freed,
         left_alone={**report.left_alone, **left},
     )
@@ -179,6 +184,8 @@ def _report(plans: list[Plan], *, dry_run: bool, freed: int) -> Report:
         dry_run=dry_run,
         removed=[item for plan in plans for item in plan.garbage][:MAX_ITEMS],
         kept=[item for plan in plans for item in plan.kept][:MAX_ITEMS],
+        removed_count=sum(len(plan.garbage) for plan in plans),
+        kept_count=sum(len(plan.kept) for plan in plans),
         freed_bytes=freed,
         left_alone={plan.repository: plan.problem for plan in plans if plan.problem},
     )

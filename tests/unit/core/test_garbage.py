@@ -53,7 +53,7 @@ def stored(
     def made(raw: bytes) -> StoredLink:
         media_type = manifests.INDEX_TYPE if b'"manifests"' in raw else manifests.MANIFEST_TYPE
         found = Manifest(digest=digest_of(raw), media_type=media_type, raw=raw)
-        return StoredLink(size=len(raw), touched=FRESH if raw in fresh else OLD, manifest=found)
+        return StoredLink(size=len(raw), touched=FRESH if raw in fresh else OLD, document=garbage.outline(found))
 
     return StoredRepository(
         name="default/digits",
@@ -331,9 +331,7 @@ class RacedCollection(RuleBasedStateMachine):
         survey = {one.name: one for one in self.do(self.store.survey())}["a/b"]
         for version in self.needed | self.tagged:
             for raw in (self.index(version), self.manifest(version)):
-                found = survey.manifests[digest_of(raw)].manifest
-                assert found is not None
-                assert found.raw == raw
+                assert survey.manifests[digest_of(raw)].document is not None
             for raw in self.blobs(version):
                 assert survey.blobs[digest_of(raw)].size == len(raw)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
@@ -48,8 +49,8 @@ def test_nothing_is_built_on_an_anchor_that_its_owners_have_not_signed(
     sealed = anchor.read(first.read_text(), "")
     root = anchor.read_root(sealed)
     policies = anchor.Role(keys=[trust.owner_keys.load_public(tmp_path / "evil.pub")], threshold=1)
-    slipped = anchor.seal(trust.msgspec.structs.replace(root, policies=policies))
-    forged.write_text(anchor.write(trust.msgspec.structs.replace(slipped, signatures=sealed.signatures)))
+    slipped = anchor.seal(msgspec.structs.replace(root, policies=policies))
+    forged.write_text(anchor.write(msgspec.structs.replace(slipped, signatures=sealed.signatures)))
     both = [tmp_path / "anna", tmp_path / "ben"]
     for current, found in ((first, 1), (forged, 0)):
         with pytest.raises(IntegrityError, match=f"has {found} of the 2 signatures it needs of its own owners"):

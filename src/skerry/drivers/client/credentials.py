@@ -23,6 +23,7 @@ from skerry.api.errors import InvalidError, UnsupportedError
 MAX_BYTES = 1024 * 1024
 HELPER_SECONDS = 20.0
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_DOCKER_HUB = "https://index.docker.io/v1/"
 _Text = Annotated[str, msgspec.Meta(max_length=64 * 1024)]
 
 
@@ -101,14 +102,15 @@ def _look_up(raw: bytes, source: str, host: str, repository: str) -> Credentials
     names = [f"{host}/{'/'.join(parts[:count])}" for count in range(len(parts), 0, -1)] + [host]
     names += [f"https://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
     if host == "docker.io":
-        names.append("https://index.docker.io/v1/")
+        names.append(_DOCKER_HUB)
     for name in names:
         if name in file.helpers:
             return _ask_helper(file.helpers[name], name, source)
         entry = file.auths.get(name)
         if entry is not None and (entry.auth or entry.identitytoken):
             return _decode(entry, name, source)
-    return _ask_helper(file.store, host, source) if file.store else None
+    # A helper that keeps everything has Docker Hub under the name that docker gave it.
+    return _ask_helper(file.store, _DOCKER_HUB if host == "docker.io" else host, source) if file.store else None
 
 
 def _decode(entry: _Entry, name: str, source: str) -> Credentials:

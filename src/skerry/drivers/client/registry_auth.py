@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Generator
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Generator
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,9 +20,19 @@ from skerry.api.errors import InvalidError, UnauthorizedError, UnsupportedError
 from skerry.core import reference as references
 from skerry.drivers.client.credentials import Credentials
 
+LookUp = Callable[[], Credentials | None]
+"""Reads credentials once more; it blocks."""
 LOGIN_HINT = "log in: `skopeo login`, `podman login`, or --username with --password-stdin"
 MAX_TOKEN_BYTES = 256 * 1024
-_MAX_SCOPES = 8
+MAX_TOKENS = 256
+"""Repositories whose tokens are kept; of more, those that were not asked for the longest get theirs anew."""
+MAX_SCOPES = 8
+"""Repositories that one token is asked for: a mount needs two."""
+RENEW_SECONDS = 10.0
+"""Credentials that are refused are looked up again, at most so often."""
+LIMIT = "skerry.limit"
+"""A request's extension: how many bytes of its answer are read (`registry_http.bound`)."""
+_REPOSITORY = re.compile(r"/v2/(.{1,255})/(?:manifests|blobs|tags|referrers)/")
 _PARAMETER = re.compile(r'([a-zA-Z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))\s*(?:,\s*|$)')
 
 
@@ -29,60 +41,143 @@ class _Token(msgspec.Struct):
     access_token: str = ""
 
 
+class _Known:
+    """What is known of one repository: the token, and what it was asked for."""
+
+    def __init__(self) -> None:
+        self.header = ""
+        self.scopes: OrderedDict[str, set[str]] = OrderedDict()
+
+    def widen(self, asked: str) -> list[str]:
+        """Return what to ask a token for: all that a challenge names, and what was asked for before."""
+        for scope in asked.split()[:MAX_SCOPES]:
+            place, _, actions = scope.rpartition(":")
+            self.scopes.setdefault(place, set()).update(actions.split(","))
+            self.scopes.move_to_end(place)
+        while len(self.scopes) > MAX_SCOPES:
+            self.scopes.popitem(last=False)
+        return [f"{place}:{','.join(sorted(actions))}" for place, actions in sorted(self.scopes.items())]
+
+
 class RegistryAuth(httpx.Auth):
-    """Answers one registry's challenges. Tokens are fetched when asked for, and kept; safe for several threads.
+    """Answers one registry's challenges. Tokens are fetched when asked for, and kept for each repository; safe for
+    several threads.
 
     Credentials go to the registry itself, and to the token server it names; never over plain HTTP to another machine.
+    `look_up` is asked for others once they are refused.
     """
 
-    def __init__(self, host: str, credentials: Credentials | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        credentials: Credentials | None,
+        look_up: LookUp | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._host = host
         self._credentials = credentials
+        self._look_up = look_up
+        self._monotonic = monotonic
+        self._looked_up = monotonic() - RENEW_SECONDS
         self._lock = threading.Lock()
-        self._header = ""
-        self._scopes: dict[str, set[str]] = {}
+        self._renewing = threading.Lock()
+        self._basic = ""
+        self._known: OrderedDict[str, _Known] = OrderedDict()
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
-        """Send the request, and once more with what a 401 asked for."""
-        used = self._header
+        """Send the request, once more with what a 401 asked for, and once more with credentials that are new."""
+        place = _needed(request.url)
+        used = self._header(place)
+        tried: Credentials | None = None
+        refusal: UnauthorizedError | None = None
         if used:
             request.headers["Authorization"] = used
         answer = yield request
-        if answer.status_code != 401 or answer.request.url.host != request.url.host:
-            return
-        scheme, parameters = parse_challenge(answer.headers.get("WWW-Authenticate", ""))
-        if scheme == "basic":
-            if self._credentials is None or used == self._credentials.basic:
+        for again in (False, True):
+            if answer.status_code != 401 or answer.request.url.host != request.url.host:
                 return
-            self._check_private(str(request.url))
-            header = self._credentials.basic
-        elif scheme == "bearer":
-            ask = self._token_request(parameters)
-            header = "Bearer " + _read_token((yield ask), self._host)
-        else:
-            return
-        with self._lock:
-            self._header = header
-        request.headers["Authorization"] = header
-        yield request
+            credentials = self._renewed(tried) if again else self._credentials
+            if again and credentials == tried:
+                break
+            tried, refusal = credentials, None
+            scheme, parameters = parse_challenge(answer.headers.get("WWW-Authenticate", ""))
+            try:
+                header = yield from self._answer(scheme, parameters, request, credentials)
+            except UnauthorizedError as error:
+                refusal = error
+                continue
+            if header and header != used:
+                self._keep(place, header, scheme)
+                used = request.headers["Authorization"] = header
+                answer = yield request
+        if refusal is not None:
+            raise refusal
 
-    def _token_request(self, parameters: dict[str, str]) -> httpx.Request:
+    def _answer(
+        self, scheme: str, parameters: dict[str, str], request: httpx.Request, credentials: Credentials | None
+    ) -> Generator[httpx.Request, httpx.Response, str]:
+        """Return the header that answers a challenge; empty for one that cannot be answered."""
+        if scheme == "bearer":
+            ask = self._token_request(_needed(request.url), parameters, credentials)
+            return "Bearer " + _read_token((yield ask), self._host)
+        if scheme != "basic":
+            return ""
+        if credentials is not None:
+            self._check_private(str(request.url))
+        return credentials.basic if credentials is not None else ""
+
+    def _header(self, place: str) -> str:
+        with self._lock:
+            known = self._known.get(place)
+            if known is None:
+                return self._basic
+            self._known.move_to_end(place)
+            return known.header or self._basic
+
+    def _keep(self, place: str, header: str, scheme: str) -> None:
+        with self._lock:
+            if scheme == "basic":
+                self._basic = header
+            else:
+                self._of(place).header = header
+
+    def _of(self, place: str) -> _Known:
+        known = self._known.setdefault(place, _Known())
+        self._known.move_to_end(place)
+        while len(self._known) > MAX_TOKENS:
+            self._known.popitem(last=False)
+        return known
+
+    def _renewed(self, tried: Credentials | None) -> Credentials | None:
+        """Return credentials that are looked up again, or were meanwhile; the tried ones if there are no others."""
+        with self._renewing:
+            now = self._monotonic()
+            if self._look_up is not None and self._credentials == tried and now - self._looked_up >= RENEW_SECONDS:
+                self._looked_up = now
+                self._credentials = self._look_up() or tried
+            return self._credentials
+
+    def _token_request(self, place: str, parameters: dict[str, str], credentials: Credentials | None) -> httpx.Request:
         realm = parameters.get("realm", "")
         self._check_private(realm)
         with self._lock:
-            for scope in parameters.get("scope", "").split():
-                place, _, actions = scope.rpartition(":")
-                if place in self._scopes or len(self._scopes) < _MAX_SCOPES:
-                    self._scopes.setdefault(place, set()).update(actions.split(","))
-            scopes = [f"{place}:{','.join(sorted(actions))}" for place, actions in sorted(self._scopes.items())]
+            _, _, source = place.partition(" ")
+            beside = f" repository:{source}:pull" if source else ""
+            scopes = self._of(place).widen(parameters.get("scope", "") + beside)
         query = [("scope", scope) for scope in scopes]
         if "service" in parameters:
             query.append(("service", parameters["service"]))
-        headers = {"Accept": "application/json"}
-        if self._credentials is not None:
-            headers["Authorization"] = self._credentials.basic
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if credentials is not None:
+            headers["Authorization"] = credentials.basic
         url = httpx.URL(realm)
-        return httpx.Request("GET", url.copy_with(params=[*url.params.multi_items(), *query]), headers=headers)
+        return httpx.Request(
+            "GET",
+            url.copy_with(params=[*url.params.multi_items(), *query]),
+            headers=headers,
+            extensions={LIMIT: MAX_TOKEN_BYTES},
+        )
 
     def _check_private(self, url: str) -> None:
         """Refuse a place that a password must not be sent to."""
@@ -95,6 +190,13 @@ class RegistryAuth(httpx.Auth):
             raise UnsupportedError(
                 f"asks to log in at {url[:200]!a}, which is not HTTPS", element=f"registry {self._host}"
             )
+
+
+def _needed(url: httpx.URL) -> str:
+    """Return the repository that a request is about, and after a space the one that a blob is mounted from."""
+    match = _REPOSITORY.match(url.path)
+    source = url.params.get("from", "")[:255] if match else ""
+    return " ".join(filter(None, (match.group(1) if match else "", source)))
 
 
 def parse_challenge(text: str) -> tuple[str, dict[str, str]]:

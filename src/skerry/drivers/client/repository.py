@@ -29,6 +29,7 @@ from skerry.api.errors import (
     InvalidError,
     NotFoundError,
     SkerryError,
+    TimedOutError,
     TooLargeError,
     UnavailableError,
     UnsupportedError,
@@ -37,13 +38,20 @@ from skerry.api.kinds.variants import Blob
 from skerry.core import manifest as manifests
 from skerry.core import reference as references
 from skerry.core.ports import Manifest
-from skerry.drivers.client.registry_auth import RegistryAuth
-from skerry.drivers.client.registry_http import refused
+from skerry.drivers.client.registry_auth import LIMIT, RegistryAuth
+from skerry.drivers.client.registry_http import IDLE_SECONDS, refused
 from skerry.kit.files import sync_directory
 
 CHUNK_BYTES = 4 * 1024 * 1024
 MAX_TAGS = 100_000
 MAX_REFERRERS = 1024
+MAX_PAGES = 1024
+"""Of one list: a registry that always has one more is not believed."""
+SETTLE_SECONDS = 1800.0
+"""How long an upload that has arrived may take to become a blob; the hub may have to pass it on over a thin line."""
+POLL_SECONDS = 2.0
+FINISH_AGAIN_SECONDS = 60.0
+"""How often such an upload is looked for, and to be finished once more."""
 _READ_BYTES = 256 * 1024
 _RESUMES = 5  # of one blob, without a single byte getting through
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")
@@ -77,7 +85,8 @@ class Repository:
     """One repository. All methods block, and raise what a registry's refusal means as `api.errors`.
 
     `client` has the registry's address as its base URL, and credentials. What `sent` and `skipped` count are bytes of
-    blobs: those that were sent, and those that were there already.
+    blobs: those that were sent, and those that were there already. An answer to what is written may take
+    `write_seconds`, if not longer by the client's own limit, and an upload `settle_seconds` to become a blob.
     """
 
     def __init__(
@@ -87,6 +96,8 @@ class Repository:
         progress: Progress = ignore_progress,
         *,
         hint: str = "is the registry running?",
+        write_seconds: float = IDLE_SECONDS,
+        settle_seconds: float = SETTLE_SECONDS,
     ) -> None:
         manifests.check_repository(name)
         self.name = name
@@ -95,6 +106,8 @@ class Repository:
         self.client = client
         self._progress = progress
         self._hint = hint
+        self._write_seconds = write_seconds
+        self._settle_seconds = settle_seconds
 
     # --- manifests -------------------------------------------------------------------------------------------------
 
@@ -150,14 +163,15 @@ class Repository:
     def list_tags(self) -> list[str]:
         """Return all tags that people gave, in order. Raises NotFoundError."""
         tags: list[str] = []
-        path = self._url("tags/list?n=1000")
-        while path:
-            answer = self._ask("GET", str(path), f"repository {self.name}")
+        count, pages = 0, _Pages(self._url("tags/list?n=1000"), f"tags of {self.name}")
+        for path in pages:
+            answer = self._ask("GET", path, f"repository {self.name}")
             found = _decode(answer, _Tags, f"tags of {self.name}").tags or []
-            tags += [tag for tag in found if manifests.is_tag(tag) and not references.is_referrers_tag(tag)]
-            path = self._next(answer) if found else ""
-            if len(tags) > MAX_TAGS:
+            count += len(found)
+            if count > MAX_TAGS:
                 raise TooLargeError(f"has more than {MAX_TAGS} tags", element=f"repository {self.name}")
+            tags += [tag for tag in found if manifests.is_tag(tag) and not references.is_referrers_tag(tag)]
+            pages.go_on(self._next(answer) if found else "")
         return sorted(set(tags))
 
     def list_referrers(self, digest: str) -> list[manifests.Descriptor]:
@@ -165,9 +179,9 @@ class Repository:
         manifests.check_digest(digest)
         element = f"referrers of {digest}"
         found: list[manifests.Descriptor] = []
-        path = self._url(f"referrers/{digest}")
-        while path:
-            answer = self._ask("GET", str(path), element, accept=404)
+        pages = _Pages(self._url(f"referrers/{digest}"), element)
+        for path in pages:
+            answer = self._ask("GET", path, element, accept=404)
             if answer.status_code == 404:
                 listed = self.find_manifest(references.referrers_tag(digest))
                 found += _entries(listed) if listed is not None else []
@@ -175,7 +189,7 @@ class Repository:
             found += _decode(answer, manifests.ImageIndex, element).manifests
             if len(found) > MAX_REFERRERS:
                 raise TooLargeError(f"are more than {MAX_REFERRERS}", element=element)
-            path = self._next(answer)
+            pages.go_on(self._next(answer))
         return sorted({one.digest: one for one in found}.values(), key=lambda one: one.digest)
 
     def _list_by_tag(self, subject: str, manifest: Manifest) -> None:
@@ -243,15 +257,15 @@ class Repository:
             self.skipped += blob.size
             return
         begun = self._ask("POST", "blobs/uploads/", content.name)
-        location, digest = self._location(begun), {"digest": blob.digest}
+        location = self._location(begun)
         with content.open() as file:
             if blob.size <= CHUNK_BYTES:
-                self._ask("PUT", location, content.name, content=_Part(file, 0, blob.size), params=digest)
+                self._finish(content, location, _Part(file, 0, blob.size))
                 self._count(content, blob.size)
             else:
                 chunk = max(CHUNK_BYTES, number(begun.headers.get("OCI-Chunk-Min-Length", "")))
                 location = self._send_chunks(content, file, location, chunk)
-                self._ask("PUT", location, content.name, params=digest)
+                self._finish(content, location, b"")
 
     def pull_blob(self, name: str, blob: Blob, target: Path) -> None:
         """Bring a blob into a file: resumed where an earlier try stopped, verified before the name exists.
@@ -287,7 +301,9 @@ class Repository:
         url = self._url(f"blobs/{blob.digest}")
         with (
             self._translated(element),
-            self.client.stream("GET", url, headers=headers, follow_redirects=self._follows) as answer,
+            self.client.stream(
+                "GET", url, headers=headers, follow_redirects=self._follows, extensions={LIMIT: None}
+            ) as answer,
         ):
             if not answer.is_success:
                 raise refused(answer, element)
@@ -346,6 +362,45 @@ class Repository:
             location, offset = self._location(answer), reached
         return location
 
+    def _finish(self, content: Content, location: str, rest: _Part | bytes) -> None:
+        """Make a blob of an upload. A registry that takes long over it is asked again until it has done so, or says no.
+
+        Raises TimedOutError after `SETTLE_SECONDS`.
+        """
+        digest = {"digest": content.blob.digest}
+        try:
+            self._ask("PUT", location, content.name, content=rest, params=digest)
+        except UnavailableError as error:
+            if not isinstance(error.__cause__, httpx.ReadTimeout):
+                raise
+            self._settle(content, location)
+
+    def _settle(self, content: Content, location: str) -> None:
+        """Wait until an upload that has arrived is a blob."""
+        now = time.monotonic()
+        end, again = now + self._settle_seconds, now + FINISH_AGAIN_SECONDS
+        while (now := time.monotonic()) < end:
+            try:
+                if self.has_blob(content.blob.digest):
+                    return
+                if now >= again:
+                    # Whoever is still at it says so (416); where that has failed, this tells why, or does it.
+                    again = now + FINISH_AGAIN_SECONDS
+                    self._ask("PUT", location, content.name, accept=416, params={"digest": content.blob.digest})
+            except UnavailableError as error:
+                if not isinstance(error.__cause__, httpx.TimeoutException):
+                    raise
+            except NotFoundError:  # no such upload any more: it is a blob by now, or was given up
+                if self.has_blob(content.blob.digest):
+                    return
+                raise
+            time.sleep(POLL_SECONDS)
+        raise TimedOutError(
+            f"has arrived, but the registry did not finish it within {self._settle_seconds:g} s",
+            element=content.name,
+            hint="push again later: what is there by then is not sent again",
+        )
+
     def _send_chunk(self, content: Content, location: str, piece: _Part, offset: int) -> httpx.Response:
         headers = {
             "Content-Range": f"{offset}-{offset + piece.length - 1}",
@@ -395,6 +450,10 @@ class Repository:
         if params:
             url = url.copy_merge_params(params)
         length = {"Content-Length": str(content.length)} if isinstance(content, _Part) else {}
+        timeout = self.client.timeout
+        if method in ("PUT", "PATCH"):  # what is written is made durable before there is an answer
+            read = None if timeout.read is None else max(timeout.read, self._write_seconds)
+            timeout = httpx.Timeout(read, connect=timeout.connect, write=timeout.write, pool=timeout.pool)
         with self._translated(element):
             answer = self.client.request(
                 method,
@@ -402,6 +461,7 @@ class Repository:
                 content=content,
                 headers={**(headers or {}), **length},
                 follow_redirects=redirects and self._follows,
+                timeout=timeout,
             )
         if not answer.is_success and answer.status_code != accept:
             raise refused(answer, element)
@@ -462,6 +522,27 @@ class _Part:
                 raise IntegrityError("became shorter while it was sent", element=getattr(self._file, "name", "blob"))
             left -= len(piece)
             yield piece
+
+
+class _Pages:
+    """The addresses of a list's pages, each once and so many at most. Raises InvalidError for a list without an end."""
+
+    def __init__(self, first: str, element: str) -> None:
+        self._next = first
+        self._element = element
+        self._seen: set[str] = set()
+
+    def go_on(self, path: str) -> None:
+        """Say where the page that was given last goes on; empty for its end."""
+        self._next = path
+
+    def __iter__(self) -> Iterator[str]:
+        while path := self._next:
+            key, self._next = httpx.URL(path).raw_path.decode(), ""
+            if key in self._seen or len(self._seen) >= MAX_PAGES:
+                raise InvalidError("the registry's list has no end", element=self._element)
+            self._seen.add(key)
+            yield path
 
 
 class _Tags(msgspec.Struct):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from skerry.core import garbage
 from skerry.core import manifest as manifests
 from skerry.core.ports import Manifest, StoredLink, StoredRepository
 from skerry.kit.files import sync_directory
@@ -99,10 +100,10 @@ def _links(directory: Path) -> dict[str, int]:
 def _manifest(link: Path, content: Path, touched: int) -> StoredLink:
     try:
         raw = content.read_bytes()
-    except FileNotFoundError:
+    except OSError:  # not there, or on a bad block of the disk
         return StoredLink(size=0, touched=touched)
     found = Manifest(digest=f"sha256:{link.name}", media_type=_read(link), raw=raw)
-    return StoredLink(size=len(raw), touched=touched, manifest=found)
+    return StoredLink(size=len(raw), touched=touched, document=garbage.outline(found))
 
 
 def _read(link: Path) -> str:

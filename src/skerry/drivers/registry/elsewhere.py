@@ -14,6 +14,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal, TypeVar
 from weakref import WeakValueDictionary
@@ -33,7 +34,7 @@ from skerry.api.kinds.variants import Blob
 from skerry.core import manifest as manifests
 from skerry.core.ports import Manifest, StoredRepository
 from skerry.core.reference import Reference
-from skerry.drivers.client.credentials import find_credentials
+from skerry.drivers.client.credentials import Credentials, find_credentials
 from skerry.drivers.client.registry_http import open_registry
 from skerry.drivers.client.repository import Content, Repository
 from skerry.drivers.registry.receiver import Receiver, in_thread
@@ -45,6 +46,18 @@ THREADS = 32
 """Requests to the registry at the same time; more wait."""
 IDLE_SECONDS = 20.0
 """Devices and users wait behind the hub, and try again."""
+WRITE_SECONDS = 65.0
+"""For an answer to what is sent there, which it makes durable first."""
+SETTLE_SECONDS = 600.0
+"""For an upload that has arrived there to become a blob."""
+PUSHES = 8
+"""Uploads sent on at the same time: never all of the threads, so that reading goes on."""
+STREAMS = 256
+"""Blobs being read at the same time. Each has a connection of its own and holds up to half a megabyte, however slow
+its receiver is, but a thread for no longer than a piece takes to come."""
+CALLER_STREAMS = 32
+"""Of them for one caller: who reads slowly holds up nobody else."""
+TURN_SECONDS = 20.0
 MAX_SIZES = 4096
 _LOGIN_HINT = "check the credentials that the hub's user has for it"
 _HINT = "is the hub's registry running, and reachable from the hub?"
@@ -62,6 +75,9 @@ class ElsewhereStore(Receiver):
         self._place = place
         self._client = client
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
+        self._pushes = asyncio.Semaphore(PUSHES)
+        self._streams = asyncio.Semaphore(STREAMS)
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._sizes: dict[tuple[str, str], int] = {}
         self._sending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -90,7 +106,7 @@ class ElsewhereStore(Receiver):
             blob = Blob(digest=digest, size=session.size)
             content = Content(name=digest, blob=blob, path=session.file)
             # Registries trip over equal content that is sent to them twice at the same time.
-            async with self._sending.setdefault(digest, asyncio.Lock()):
+            async with self._sending.setdefault(digest, asyncio.Lock()), self._pushes:
                 await self._run(self._at(session.repository).push_blob, content)
             self._note(session.repository, blob)
             await in_thread(self.uploads.drop, session)
@@ -119,21 +135,39 @@ class ElsewhereStore(Receiver):
         return size
 
     async def read_blob(
-        self, repository: str, digest: str, *, start: int = 0, length: int | None = None
+        self, repository: str, digest: str, *, start: int = 0, length: int | None = None, caller: str = ""
     ) -> AsyncIterator[bytes]:
-        """Yield a blob's bytes, or a part of them. Raises NotFoundError, UnavailableError, IntegrityError."""
-        size = self._sizes.get((repository, digest))
-        if size is None:
-            size = await self.stat_blob(repository, digest)
-        end = size if length is None else min(size, start + length)
-        pieces = self._at(repository).read_blob(Blob(digest=digest, size=size), start=start, end=end)
-        if (start, end) == (0, size):
-            pieces = _verified(pieces, digest)
-        try:
-            while (piece := await self._run(next, pieces, b"")) != b"":
-                yield piece
-        finally:
-            await self._run(_close, pieces)
+        """Yield a blob's bytes, or a part of them. Raises NotFoundError, UnavailableError, IntegrityError.
+
+        Waits for its turn where too many are being read, by `caller` or in all; UnavailableError if that takes long.
+        """
+        async with await self._turn(caller):
+            size = self._sizes.get((repository, digest))
+            if size is None:
+                size = await self.stat_blob(repository, digest)
+            end = size if length is None else min(size, start + length)
+            pieces = self._at(repository).read_blob(Blob(digest=digest, size=size), start=start, end=end)
+            if (start, end) == (0, size):
+                pieces = _verified(pieces, digest)
+            try:
+                while (piece := await self._run(next, pieces, b"")) != b"":
+                    yield piece
+            finally:
+                await self._run(_close, pieces)
+
+    async def _turn(self, caller: str) -> AsyncExitStack:
+        """Return one of the streams and one of the caller's, held until it is closed. Raises UnavailableError."""
+        share = self._shares.setdefault(caller, asyncio.Semaphore(CALLER_STREAMS))
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    await held.enter_async_context(share)
+                    await held.enter_async_context(self._streams)
+            except TimeoutError:
+                raise UnavailableError(
+                    "too many blobs are being read from it", element=f"registry {self._place.host}", hint="try again"
+                ) from None
+            return held.pop_all()
 
     # --- manifests -------------------------------------------------------------------------------------------------
 
@@ -200,7 +234,13 @@ class ElsewhereStore(Receiver):
         return f"{self._place.repository}/{repository}"
 
     def _at(self, repository: str) -> Repository:
-        return Repository(self._client, self._name(repository), hint=_HINT)
+        return Repository(
+            self._client,
+            self._name(repository),
+            hint=_HINT,
+            write_seconds=WRITE_SECONDS,
+            settle_seconds=SETTLE_SECONDS,
+        )
 
     def _note(self, repository: str, blob: Blob) -> None:
         while len(self._sizes) >= MAX_SIZES:
@@ -230,7 +270,23 @@ def open_store(place: Reference, spool: Path, *, plain_http: bool) -> ElsewhereS
     Raises InvalidError for credentials that cannot be read, and for plain HTTP to another machine.
     """
     credentials = find_credentials(place.host, place.repository)
-    client = open_registry(place.host, credentials, plain_http=plain_http, idle_seconds=IDLE_SECONDS)
+
+    def look_up() -> Credentials | None:
+        try:
+            return find_credentials(place.host, place.repository)
+        except SkerryError as error:  # it may be written just now
+            log.warning("registry.credentials_unreadable registry=%s cause=%s", place.host, error)
+            return None
+
+    client = open_registry(
+        place.host,
+        credentials,
+        plain_http=plain_http,
+        idle_seconds=IDLE_SECONDS,
+        look_up=look_up,
+        # Streams have a bound of their own; waiting for a connection would hold a thread.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=THREADS),
+    )
     return ElsewhereStore(place, client, spool)
 
 

@@ -57,7 +57,8 @@ class Blobs:
         status = 206 if part is not None else 200
         if call.is_head:
             return Response(status_code=status, headers=headers)
-        content = self._artifacts.read_blob(call.name, digest, start=start, length=end - start)
+        caller = f"{call.name.partition('/')[0]}/{call.caller.name}"
+        content = self._artifacts.read_blob(call.name, digest, start=start, length=end - start, caller=caller)
         return _Streamed(content, status_code=status, headers=headers)
 
     async def delete(self, call: Call) -> Response:

@@ -111,7 +111,7 @@ def test_signatures_that_are_none_do_not_crowd_the_one_that_holds_out(place, tmp
     card = packages.make(tmp_path / "digits")
     raw = signed(tmp_path / "digits")
     index = push_package(place.client, REPOSITORY, tmp_path / "digits", card).index
-    junk: list[str] = []
+    junk: list[bytes] = []
     while len(junk) < 9:
         one = f"no signature {len(junk)} {secrets.token_hex(4)}".encode()
         junk += [one] if manifests.digest_of(one) < manifests.digest_of(raw) else []

@@ -11,6 +11,7 @@ import yaml
 from skerry.api.errors import IntegrityError, InvalidError, SkerryError
 from skerry.cli import trust
 from skerry.core import anchor
+from skerry.drivers import owner_keys
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def first(tmp_path: Path, secret: Path) -> Path:
 
 
 def key_id(path: Path) -> str:
-    return anchor.key_id(trust.owner_keys.load_public(path))
+    return anchor.key_id(owner_keys.load_public(path))
 
 
 def test_nothing_is_built_on_an_anchor_that_its_owners_have_not_signed(
@@ -48,7 +49,7 @@ def test_nothing_is_built_on_an_anchor_that_its_owners_have_not_signed(
     forged = tmp_path / "forged.json"
     sealed = anchor.read(first.read_text(), "")
     root = anchor.read_root(sealed)
-    policies = anchor.Role(keys=[trust.owner_keys.load_public(tmp_path / "evil.pub")], threshold=1)
+    policies = anchor.Role(keys=[owner_keys.load_public(tmp_path / "evil.pub")], threshold=1)
     slipped = anchor.seal(msgspec.structs.replace(root, policies=policies))
     forged.write_text(anchor.write(msgspec.structs.replace(slipped, signatures=sealed.signatures)))
     both = [tmp_path / "anna", tmp_path / "ben"]

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
-from skerry.api.errors import ConflictError, InvalidError, NotFoundError, UnsupportedError
+from skerry.api.errors import ConflictError, IntegrityError, InvalidError, NotFoundError, UnsupportedError
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
@@ -77,18 +77,18 @@ async def remove_model(context: HubContext, repository: str, reference: str) -> 
     Its content stays until it is collected. Raises NotFoundError; ConflictError that names what needs it.
     """
     artifacts = context.artifacts
-    found = await artifacts.get_manifest(repository, reference)
+    digest = await _digest_of(artifacts, repository, reference)
     names = await artifacts.list_tags(repository)
-    tags = [tag for tag in names if await _stands_for(artifacts, repository, tag, found.digest)]
+    tags = [tag for tag in names if await _stands_for(artifacts, repository, tag, digest)]
     if manifests.is_tag(reference) and tags != [reference]:
         await artifacts.delete_manifest(repository, reference)
         return Removed(names=[f"{repository}:{reference}"])
     versions = [
         version
         async for version in needs.read_all(context.objects, ModelVersion)
-        if (version.spec.artifact.repository, version.spec.artifact.digest) == (repository, found.digest)
+        if (version.spec.artifact.repository, version.spec.artifact.digest) == (repository, digest)
     ]
-    await _check_idle(context, versions, repository, found.digest)
+    await _check_idle(context, versions, repository, digest)
     for version in versions:
         if version.metadata.finalizers:
             raise ConflictError("has finalizers", element=f"modelversion/{version.metadata.name}", hint="delete it")
@@ -96,16 +96,16 @@ async def remove_model(context: HubContext, repository: str, reference: str) -> 
         for tag in tags:
             await artifacts.delete_manifest(repository, tag)
     except UnsupportedError:  # a registry that removes no tags but with what they name
-        await artifacts.delete_manifest(repository, found.digest)
+        await artifacts.delete_manifest(repository, digest)
     gone = [f"{repository}:{tag}" for tag in tags]
     for version in versions:
         namespace, name = version.metadata.namespace, version.metadata.name
         await context.objects.delete(ModelVersion, namespace, name, uid=version.metadata.uid)
         gone.append(f"modelversion/{name}")
-    if not gone:  # by digest, and nothing stands for it
-        await artifacts.delete_manifest(repository, found.digest)
-        gone.append(f"{repository}@{found.digest}")
-    log.info("registry.removed repository=%s digest=%s names=%d", repository, found.digest, len(gone))
+    if not tags:  # by digest, and no tag that can be read stands for it
+        await artifacts.delete_manifest(repository, digest)
+        gone.append(f"{repository}@{digest}")
+    log.info("registry.removed repository=%s digest=%s names=%d", repository, digest, len(gone))
     return Removed(names=gone)
 
 
@@ -138,15 +138,28 @@ async def _check_unwanted(context: HubContext, version: ModelVersion) -> None:
 
 
 async def _parts(artifacts: ArtifactStore, repository: str, digest: str) -> set[str]:
-    found = await artifacts.get_manifest(repository, digest)
+    try:
+        found = await artifacts.get_manifest(repository, digest)
+    except IntegrityError:  # damaged: nobody knows them, and nothing can be made of it
+        return set()
     return {part.digest for part in manifests.parse(found.raw, found.media_type).content}
 
 
 async def _stands_for(artifacts: ArtifactStore, repository: str, tag: str, digest: str) -> bool:
     try:
         return (await artifacts.get_manifest(repository, tag)).digest == digest
-    except NotFoundError:
+    except (NotFoundError, IntegrityError):  # a damaged one goes by its digest, with its tags
         return False
+
+
+async def _digest_of(artifacts: ArtifactStore, repository: str, reference: str) -> str:
+    """Return what a reference names, which may be damaged where its digest is given. Raises NotFoundError."""
+    try:
+        return (await artifacts.get_manifest(repository, reference)).digest
+    except IntegrityError:
+        if manifests.is_tag(reference):
+            raise
+        return reference
 
 
 def _needed(what: str, why: str) -> ConflictError:

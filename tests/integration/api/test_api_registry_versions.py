@@ -13,6 +13,7 @@ from tests.integration.api.test_api_registry_gc import REPOSITORY, age, push
 from tests.integration.test_models_elsewhere import make_package
 
 from skerry.api.errors import ConflictError, IntegrityError, InvalidError
+from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.cli import model_registry, registry
 from skerry.cli import package as packages
 from skerry.drivers.client.registry import push_package
@@ -106,6 +107,22 @@ def test_too_long_a_grace_period_is_refused_with_a_sentence(hub: Any, grace: str
         with pytest.raises(InvalidError, match="longer than 3650 days"):
             client.collect_garbage(dry_run=True, grace=grace)
         client.collect_garbage(dry_run=True, grace="87600h")
+
+
+def test_a_damaged_index_is_removed_by_its_digest_unless_it_is_needed(hub: Any, tmp_path: Path) -> None:
+    with hub.client() as client:
+        index = push(client, tmp_path / "v1", "v1", b"first" * 1000)
+        deployment = {"apiVersion": "skerry.dev/v1alpha1", "kind": "ModelDeployment", "metadata": {"name": "digits"}}
+        labels = {"deviceSelector": {"matchLabels": {"site": "lab"}}}
+        client.apply({**deployment, "spec": {"modelVersion": "digits-v1", **labels}})
+        (content,) = hub.context.state_dir.rglob(f"blobs/sha256/*/{index[7:]}")
+        content.write_bytes(b"rubbish")
+        with pytest.raises(ConflictError, match="deployment/digits deploys it"):
+            client.remove_model(REPOSITORY, index)
+        client.delete(ModelDeployment, "digits")
+        assert client.remove_model(REPOSITORY, index).names == ["modelversion/digits-v1", f"{REPOSITORY}@{index}"]
+        assert "v1" not in Repository(client.http, REPOSITORY).list_tags()
+        assert client.collect_garbage(dry_run=True).left_alone == {}
 
 
 def test_a_model_whose_index_is_damaged_is_whole_once_it_is_pushed_again(hub: Any, tmp_path: Path) -> None:

@@ -97,7 +97,12 @@ async def run_hub(
                 # Until the devices are known, every one of them would be taken for a stranger.
                 waits = [group.create_task(event.wait()) for event in (context.gateway.ready, stop)]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                app = identity.identify(build_app(context), known=context.gateway.known, clock=context.clock)
+                app = identity.identify(
+                    build_app(context),
+                    ca_pem=context.authority.ca_pem,
+                    known=context.gateway.known,
+                    clock=context.clock,
+                )
                 limits = listener.Limits(max_connections=settings.max_connections)
                 async with listener.serve(app, api, context.authority.server_context(), limits):
                     ready(_ready(context, state, first_start=before is None))

@@ -163,7 +163,7 @@ class Authority:
             for name, organisation, common in (("hub", access.HUBS, "hub"), ("admin", access.ADMINS, "admin"))
             if self._renew_leaf(name, _subject(organisation, common), ExtendedKeyUsageOID.CLIENT_AUTH, ())
         ]
-        if self._renew_leaf("server", _subject("", "skerry-hub"), ExtendedKeyUsageOID.SERVER_AUTH, server_names(names)):
+        if self._renew_leaf("server", _subject("", access.SERVER), ExtendedKeyUsageOID.SERVER_AUTH, server_names(names)):
             renewed.append("server")
         for name, context in self._contexts:
             if name in renewed:

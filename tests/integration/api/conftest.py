@@ -141,7 +141,7 @@ class Hub:
                 mqtt_port=8883,
             )
             kubeconfig.write(self.kubeconfig, authority, self.url)
-            app = identity.identify(build_app(self.context), known=gateway.known, clock=clock)
+            app = identity.identify(build_app(self.context), ca_pem=authority.ca_pem, known=gateway.known, clock=clock)
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(gateway.run())
                 await gateway.ready.wait()

@@ -54,7 +54,7 @@ async def listening(
     authority: pki.Authority, known: Known, clock: Ahead | None = None, **limits: Any
 ) -> AsyncIterator[int]:
     sock = listener.bind("127.0.0.1", 0, purpose="API", option="--api-port")
-    app = identity.identify(whoami, known=known, clock=clock or Ahead())
+    app = identity.identify(whoami, ca_pem=authority.ca_pem, known=known, clock=clock or Ahead())
     async with listener.serve(app, sock, authority.server_context(), listener.Limits(**limits)):
         yield sock.getsockname()[1]
 

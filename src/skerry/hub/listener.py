@@ -13,6 +13,7 @@ import logging
 import socket
 import ssl
 import time
+from asyncio import sslproto
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -24,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from skerry.api.errors import InvalidError, UnavailableError
+from skerry.hub import upgrade
 from skerry.hub.identity import PEER, PeerCertificate
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,11 @@ async def serve(app: ASGIApp, sock: socket.socket, context: ssl.SSLContext, limi
         app,
         interface="asgi3",
         http=HubProtocol,
-        ws="none",
+        ws=upgrade.UpgradingProtocol,
+        ws_max_size=upgrade.MAX_MESSAGE_BYTES,
+        ws_ping_interval=upgrade.PING_SECONDS,
+        ws_ping_timeout=None,
+        ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -99,16 +105,20 @@ async def serve(app: ASGIApp, sock: socket.socket, context: ssl.SSLContext, limi
     config.load()
     state = ServerState()
 
-    def protocol() -> HubProtocol:
-        return HubProtocol(config=config, server_state=state, app_state={}, limits=limits)
+    loop = asyncio.get_running_loop()
 
-    server = await asyncio.get_running_loop().create_server(
-        protocol,
-        sock=sock,
-        ssl=context,
-        ssl_handshake_timeout=limits.handshake_seconds,
-        ssl_shutdown_timeout=limits.grace_seconds,
-    )
+    def protocol() -> _SmallTls:
+        return _SmallTls(
+            loop,
+            HubProtocol(config=config, server_state=state, app_state={}, limits=limits),
+            context,
+            None,  # type: ignore[arg-type] # nobody waits for the handshake
+            server_side=True,
+            ssl_handshake_timeout=limits.handshake_seconds,  # type: ignore[arg-type] # any number does
+            ssl_shutdown_timeout=limits.grace_seconds,
+        )
+
+    server = await loop.create_server(protocol, sock=sock)
     try:
         yield
     finally:
@@ -135,6 +145,12 @@ async def _end(state: ServerState, grace_seconds: float) -> None:
                 await asyncio.sleep(0.005)
 
 
+class _SmallTls(sslproto.SSLProtocol):
+    """asyncio's TLS with less memory for what a peer sends: by default a quarter of a megabyte for each connection."""
+
+    max_size = 32 * 1024
+
+
 class HubProtocol(HttpToolsProtocol):
     """One connection. Adds to uvicorn's: the peer's certificate in the scope, and bounds on time and size of a head."""
 
@@ -156,10 +172,7 @@ class HubProtocol(HttpToolsProtocol):
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        if tls is not None and tls.context.verify_mode is not ssl.CERT_NONE:
-            der = tls.getpeercert(binary_form=True)
-            self._peer = PeerCertificate(der) if der else None
+        self._peer = upgrade.peer_of(transport)
         self._arm(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -212,6 +225,12 @@ class HubProtocol(HttpToolsProtocol):
         date = formatdate(int(time.time()), usegmt=True).encode()
         self.server_state.default_headers = [(b"date", date)]
         super().on_headers_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over; its time is the session's from here on."""
+        self._disarm()
+        self._taken()
+        super().handle_websocket_upgrade()
 
     def on_message_complete(self) -> None:
         """Stop the clock: the next request's starts with its first byte, and idle connections have their own."""

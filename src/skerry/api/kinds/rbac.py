@@ -12,9 +12,9 @@ import msgspec
 
 from skerry.api.meta import LabelSelector, ObjectMeta, Struct
 
-RBAC_GROUP = "rbac.authorization.k8s.io"
-RBAC_VERSION = "v1"
-RBAC_API_VERSION = f"{RBAC_GROUP}/{RBAC_VERSION}"
+GROUP = "rbac.authorization.k8s.io"
+VERSION = "v1"
+API_VERSION = f"{GROUP}/{VERSION}"
 
 _Word = Annotated[str, msgspec.Meta(max_length=512)]
 _Words = Annotated[list[_Word], msgspec.Meta(max_length=1024)]
@@ -43,7 +43,7 @@ class AggregationRule(Struct, frozen=True, kw_only=True):
     """The ClusterRoles that match any of these."""
 
 
-class RoleRef(Struct, frozen=True, kw_only=True):
+class RoleRef(Struct, frozen=True, kw_only=True, omit_defaults=False):
     """The role that is bound; cannot be changed."""
 
     kind: Literal["Role", "ClusterRole"]
@@ -67,7 +67,7 @@ class Role(Struct, frozen=True, kw_only=True, omit_defaults=False):
 
     metadata: ObjectMeta
     rules: Annotated[list[PolicyRule], msgspec.Meta(max_length=1024)] = []
-    api_version: str = RBAC_API_VERSION
+    api_version: str = API_VERSION
     kind: Literal["Role"] = "Role"
 
 
@@ -78,7 +78,7 @@ class ClusterRole(Struct, frozen=True, kw_only=True, omit_defaults=False):
     rules: Annotated[list[PolicyRule], msgspec.Meta(max_length=1024)] = []
     aggregation_rule: AggregationRule | None = None
     """Where it is given, the hub fills `rules` with those of the roles that match, and what was written there goes."""
-    api_version: str = RBAC_API_VERSION
+    api_version: str = API_VERSION
     kind: Literal["ClusterRole"] = "ClusterRole"
 
 
@@ -88,7 +88,7 @@ class RoleBinding(Struct, frozen=True, kw_only=True, omit_defaults=False):
     metadata: ObjectMeta
     role_ref: RoleRef
     subjects: Annotated[list[Subject], msgspec.Meta(max_length=4096)] = []
-    api_version: str = RBAC_API_VERSION
+    api_version: str = API_VERSION
     kind: Literal["RoleBinding"] = "RoleBinding"
 
 
@@ -98,5 +98,5 @@ class ClusterRoleBinding(Struct, frozen=True, kw_only=True, omit_defaults=False)
     metadata: ObjectMeta
     role_ref: RoleRef
     subjects: Annotated[list[Subject], msgspec.Meta(max_length=4096)] = []
-    api_version: str = RBAC_API_VERSION
+    api_version: str = API_VERSION
     kind: Literal["ClusterRoleBinding"] = "ClusterRoleBinding"

@@ -1,0 +1,178 @@
+"""WebSocket connections as HTTP requests that switch protocols: one way through who asks, what they may, and the log.
+
+An upgrade reaches the application as the GET that it is, so that whatever looks at requests (identity, permission,
+audit) looks at it too, and nothing can be reached beside them. An endpoint that wants to switch answers `Switching`;
+every other answer is sent as the HTTP response that it is. Lives here: RFC 6455's server side by way of the listener's
+library. Must not live here: what is said over such a connection (`tunnels`, `server.remote`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from skerry.api.errors import BadRequestError
+from skerry.hub.identity import PEER, PeerCertificate
+
+log = logging.getLogger(__name__)
+UPGRADE = "skerry.upgrade"
+"""Scope key of a request's `Upgrade`, where it asks for WebSocket."""
+MAX_MESSAGE_BYTES = 1024 * 1024
+PING_SECONDS = 20.0
+"""Keeps the way open through NAT; who does not answer may be busy, so nobody is cut off for it."""
+MAX_ANSWER_BYTES = 1024 * 1024
+"""Of an answer that is no switch: what would last, as a watch does, is not for WebSocket."""
+
+
+class Gone(Exception):  # noqa: N818 - an end, not an error
+    """The peer has left."""
+
+
+class Upgrade:
+    """What an endpoint may do with a connection that asks for WebSocket."""
+
+    def __init__(self, protocol: UpgradingProtocol) -> None:
+        self.protocols: tuple[str, ...] = tuple(protocol.scope.get("subprotocols", ()))
+        """What the client offers to speak, best first."""
+        self.code = 1000
+        self.reason = ""
+        """With which the peer ended it."""
+        self._protocol = protocol
+
+    async def receive(self) -> bytes | None:
+        """Return the next message, text as UTF-8; None when the peer has said its last."""
+        while True:
+            message: Any = await self._protocol.receive()
+            if message["type"] == "websocket.disconnect":
+                self.code, self.reason = message.get("code", 1005), message.get("reason") or ""
+                return None
+            if message["type"] == "websocket.receive":
+                data = message.get("bytes")
+                return data if data is not None else str(message.get("text") or "").encode()
+
+    async def send(self, data: bytes) -> None:
+        """Send one binary message; returns when there is room for more. Raises Gone."""
+        try:
+            await self._protocol.send({"type": "websocket.send", "bytes": data})
+        except (ClientDisconnected, RuntimeError) as error:
+            raise Gone from error
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """End it; an end that is there already is fine."""
+        reason = reason.encode()[:123].decode(errors="ignore")
+        try:
+            await self._protocol.send({"type": "websocket.close", "code": code, "reason": reason})
+        except (ClientDisconnected, RuntimeError):
+            return
+
+
+class Switching(Response):
+    """The answer to an upgrade: switches to one of the offered protocols and talks until `talk` returns."""
+
+    def __init__(self, talk: Callable[[Upgrade], Awaitable[None]], *, protocol: str = "") -> None:
+        super().__init__(status_code=101)
+        self._talk = talk
+        self._protocol = protocol
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        """Switch and talk."""
+        headers = [(b"sec-websocket-protocol", self._protocol.encode("ascii"))] if self._protocol else []
+        await send({"type": "http.response.start", "status": 101, "headers": headers})
+        upgrade = upgrade_of(scope)
+        try:
+            await self._talk(upgrade)
+        finally:
+            await upgrade.close()
+
+
+def upgrade_of(request: Request | Scope) -> Upgrade:
+    """Return a request's upgrade. Raises BadRequestError when it asks for none."""
+    scope = request.scope if isinstance(request, Request) else request
+    found = scope.get(UPGRADE)
+    if not isinstance(found, Upgrade):
+        raise BadRequestError("asks for no WebSocket", element="Upgrade", hint="this path is for WebSocket alone")
+    return found
+
+
+def peer_of(transport: asyncio.BaseTransport) -> PeerCertificate | None:
+    """Return the certificate that a connection's peer has shown and TLS has verified."""
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if tls is None or tls.context.verify_mode is ssl.CERT_NONE:
+        return None
+    der = tls.getpeercert(binary_form=True)
+    return PeerCertificate(der) if der else None
+
+
+class UpgradingProtocol(WebSocketsSansIOProtocol):
+    """One connection that asks for WebSocket, from the end of its request's head on."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.logger = log
+        self._peer: PeerCertificate | None = None
+        self._lost = asyncio.Event()
+        self._asked = False
+        self._switched = False
+        self._sent = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note who the peer is."""
+        super().connection_made(transport)
+        self._peer = peer_of(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits."""
+        super().connection_lost(exc)
+        self._lost.set()
+
+    async def run_asgi(self) -> None:
+        """Have the application answer the request."""
+        scope: dict[str, Any] = {
+            **self.scope,
+            "type": "http",
+            "method": "GET",
+            "scheme": "https" if self.scheme == "wss" else "http",
+            "extensions": {},
+            PEER: self._peer,
+            UPGRADE: Upgrade(self),
+        }
+        del scope["subprotocols"]
+        try:
+            await self.app(scope, self._http_receive, self._http_send)  # type: ignore[arg-type]
+        except (ClientDisconnected, ConnectionAbortedError):
+            pass
+        except Exception:
+            log.exception("upgrade.failed path=%r", str(scope.get("path", ""))[:200])
+            self.send_500_response()
+        if self.close_timer is None:
+            self.transport.close()
+
+    async def _http_receive(self) -> Message:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._lost.wait()
+        return {"type": "http.disconnect"}
+
+    async def _http_send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 101:
+            self._switched = True
+            headers = [(name, value) for name, value in message.get("headers", [])]
+            await self.send({"type": "websocket.accept", "headers": headers})
+        elif self._switched:
+            return  # the end of the response is the end of the connection
+        else:
+            self._sent += len(message.get("body", b""))
+            if self._sent > MAX_ANSWER_BYTES:
+                self.transport.abort()
+                raise ConnectionAbortedError("an answer without an end")
+            await self.send({**message, "type": f"websocket.{message['type']}"})  # type: ignore[arg-type]

@@ -178,6 +178,50 @@ class DesiredState(Struct, frozen=True, kw_only=True, tag="DesiredState"):
     """None: nothing new; a device goes on with what it has."""
 
 
+MAX_ARGUMENTS = 1000
+MAX_ARGUMENT_CHARACTERS = 128 * 1024
+MAX_FORWARDED_PORTS = 32
+
+
+class LogQuery(Struct, frozen=True, kw_only=True):
+    """What of a workload's log is wanted, as Kubernetes' PodLogOptions say it."""
+
+    since: datetime | None = None
+    """Nothing that was logged before; a line without a time counts with the one above it."""
+    timestamps: bool = False
+    """Every line begins with a time."""
+    previous: bool = False
+    """What the server before the one that runs now has logged."""
+    limit_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Most bytes; 0 no more than the rest allows."""
+
+
+class RemoteSession(Struct, frozen=True, kw_only=True):
+    """A conversation with a workload, over a connection that the device opens to its hub for it alone."""
+
+    tunnel: ShortText
+    """The connection's id: known to nobody else, good for one connection and for seconds."""
+    purpose: Literal["exec", "attach", "forward", "logs"]
+    protocol: ShortText = ""
+    """What is spoken over it: a subprotocol as Kubernetes names it; empty for `logs`, which is the text itself."""
+    user: ShortText = ""
+    """Who asked, for the device's own log."""
+    argv: Annotated[
+        list[Annotated[str, msgspec.Meta(max_length=MAX_ARGUMENT_CHARACTERS)]], msgspec.Meta(max_length=MAX_ARGUMENTS)
+    ] = []
+    """For `exec`."""
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+    tty: bool = False
+    ports: Annotated[
+        list[Annotated[int, msgspec.Meta(ge=1, le=65535)]], msgspec.Meta(max_length=MAX_FORWARDED_PORTS)
+    ] = []
+    """For `forward` where the protocol does not name them itself."""
+    log: LogQuery = LogQuery()
+    """For `logs` and `attach`, which follow it."""
+
+
 class Command(Struct, frozen=True, kw_only=True, tag="Command"):
     """A question to one device, answered by one `CommandResult` with the same id."""
 
@@ -185,10 +229,14 @@ class Command(Struct, frozen=True, kw_only=True, tag="Command"):
     uid: str
     id: ShortText
     expires_at: datetime
-    verb: Literal["logs", "infer"]
+    verb: Literal["logs", "infer", "remote"]
     workload: ShortText
     tail_lines: Annotated[int, msgspec.Meta(ge=0, le=MAX_TAIL_LINES)] = 200
+    """For `logs`, and where a log is followed from."""
+    log: LogQuery = LogQuery()
     """For `logs`."""
+    remote: RemoteSession | None = None
+    """For `remote`."""
     request: dict[str, Any] = {}
     """For `infer`: the body of an Open Inference Protocol v2 request."""
 
@@ -251,6 +299,10 @@ class WorkloadSample(Struct, frozen=True, kw_only=True):
     errors: Annotated[int, msgspec.Meta(ge=0)] = 0
     latency_p95_ms: float | None = None
     """None when nothing was asked, or it was not measured."""
+    cpu_millis: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Thousandths of a core that its processes used on average since the sample before; None when it is not known."""
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Resident memory of its processes at that moment; None when it is not known."""
 
 
 class Sample(Struct, frozen=True, kw_only=True):
@@ -262,6 +314,8 @@ class Sample(Struct, frozen=True, kw_only=True):
     """Share of all cores that was busy, 0 to 1."""
     memory_bytes: Annotated[int, msgspec.Meta(ge=0)]
     """Not available to others, of the whole machine."""
+    seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Since the sample before: what `cpu` and the workloads' counts are averages over; 0 when it is not known."""
     workloads: Annotated[list[WorkloadSample], msgspec.Meta(max_length=MAX_WORKLOADS)] = []
 
 

@@ -123,10 +123,12 @@ class Gateway:
     async def command(
         self,
         uid: str,
-        verb: Literal["logs", "infer"],
+        verb: Literal["logs", "infer", "remote"],
         workload: str,
         *,
         tail_lines: int = 200,
+        log_query: messages.LogQuery | None = None,
+        remote: messages.RemoteSession | None = None,
         request: dict[str, Any] | None = None,
         timeout_seconds: float = 30.0,
     ) -> messages.CommandResult:
@@ -150,6 +152,8 @@ class Gateway:
             verb=verb,
             workload=workload,
             tail_lines=tail_lines,
+            log=log_query or messages.LogQuery(),
+            remote=remote,
             request=request or {},
         )
         answer: asyncio.Future[messages.CommandResult] = asyncio.get_running_loop().create_future()

@@ -20,13 +20,15 @@ from pathlib import Path
 import msgspec
 
 from skerry.api.errors import InvalidError, SkerryError
-from skerry.core.ports import ArtifactStore
+from skerry.core.ports import ArtifactStore, Clock
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.local import LocalHubLink
 from skerry.drivers.registry import elsewhere
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation
+from skerry.hub.authentication import oidc
+from skerry.hub.authentication.chain import Authentication
 from skerry.hub.context import HubContext
 from skerry.hub.controllers import device, device_class, model_version, rollout, trust
 from skerry.hub.gateway import Gateway
@@ -163,6 +165,7 @@ async def _open(
         gateway = Gateway(objects, LocalHubLink(broker), authority.desired_key, authority.desired_key_id, clock)
         gateways.append(gateway)
         artifacts = await stack.enter_async_context(_open_artifacts(settings, state))
+        hub_url = f"https://{_in_url(place.told)}:{place.api_port}"
         context = HubContext(
             objects=objects,
             artifacts=artifacts,
@@ -170,11 +173,17 @@ async def _open(
             authority=authority,
             gateway=gateway,
             state_dir=state.path,
-            hub_url=f"https://{_in_url(place.told)}:{place.api_port}",
+            hub_url=hub_url,
             mqtt_host=place.told,
             mqtt_port=broker.port,
+            authentication=_authentication(settings, clock, hub_url),
         )
         yield context, broker
+
+
+def _authentication(settings: HubSettings, clock: Clock, hub_url: str) -> Authentication:
+    issuer = oidc.open_issuer(settings, clock=clock, audience=hub_url)
+    return Authentication(tokens=(issuer,) if issuer else ())
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from skerry.core.ports import ArtifactStore, Clock
+from skerry.hub.authentication.chain import Authentication
 from skerry.hub.objects import Objects
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class HubContext:
     hub_url: str
     mqtt_host: str
     mqtt_port: int
+    authentication: Authentication = field(default_factory=Authentication)
+    """Ways to log in that this hub was set up with, besides its own certificates and service accounts' tokens."""
     claim_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     """Uses of one token are taken one after the other; the store's revisions make it right, this makes it quick."""
     collecting: asyncio.Lock = field(default_factory=asyncio.Lock)

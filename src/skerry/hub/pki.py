@@ -32,6 +32,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from skerry.api.errors import IntegrityError, InvalidError, UnavailableError
 from skerry.core import access, trust
 from skerry.core.ports import Clock
+from skerry.hub.token_keys import TokenKeys
 from skerry.kit import files
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ class Authority:
         self.hub_key_file = directory / "hub.key"
         self.admin_certificate_file = directory / "admin.crt"
         self.admin_key_file = directory / "admin.key"
+        self.token_keys = TokenKeys(directory / "tokens", clock)
+        """Sign service accounts' tokens."""
 
     def derive_key(self, purpose: str) -> bytes:
         """Return 32 secret bytes of this hub for one purpose, the same after a restart (HKDF, RFC 5869)."""
@@ -163,7 +166,9 @@ class Authority:
             for name, organisation, common in (("hub", access.HUBS, "hub"), ("admin", access.ADMINS, "admin"))
             if self._renew_leaf(name, _subject(organisation, common), ExtendedKeyUsageOID.CLIENT_AUTH, ())
         ]
-        if self._renew_leaf("server", _subject("", access.SERVER), ExtendedKeyUsageOID.SERVER_AUTH, server_names(names)):
+        if self._renew_leaf(
+            "server", _subject("", access.SERVER), ExtendedKeyUsageOID.SERVER_AUTH, server_names(names)
+        ):
             renewed.append("server")
         for name, context in self._contexts:
             if name in renewed:

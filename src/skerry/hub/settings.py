@@ -120,6 +120,45 @@ class HubSettings:
             parse=_registry,
         ),
     )
+    oidc_issuer_url: str = field(
+        default="",
+        metadata=about("OpenID Connect issuer whose identity tokens count here, https only", unit="url", parse=_name),
+    )
+    oidc_client_id: str = field(
+        default="", metadata=about("client id that its tokens must be for", unit="client id", parse=_name)
+    )
+    oidc_username_claim: str = field(
+        default="sub", metadata=about("claim that is the user's name", unit="claim", parse=_name)
+    )
+    oidc_username_prefix: str = field(
+        default="",
+        metadata=about(
+            "before users' names; without it the issuer and #, unless the claim is email; - for nothing",
+            unit="prefix",
+            parse=_name,
+        ),
+    )
+    oidc_groups_claim: str = field(
+        default="", metadata=about("claim that holds the user's groups", unit="claim", parse=_name)
+    )
+    oidc_groups_prefix: str = field(
+        default="", metadata=about("before groups' names, as in oidc:", unit="prefix", parse=_name)
+    )
+    oidc_required_claim: tuple[str, ...] = field(
+        default=(), metadata=about("what a token must say; repeat it for more", unit="claim=value", parse=_name)
+    )
+    oidc_ca_file: Path | None = field(
+        default=None,
+        metadata=about("CA certificates for the issuer; without it the system's", unit="file", parse=Path),
+    )
+    oidc_signing_algs: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "signature algorithm that counts; repeat it for more; RS256 without it",
+            unit="algorithm",
+            parse=_one_of("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"),
+        ),
+    )
     log_format: str = field(
         default="plain", metadata=about("plain for people, json for machines", parse=_one_of("plain", "json"))
     )

@@ -61,6 +61,8 @@ class Informer(Generic[V]):
         self._changed, self._doubted = changed, doubted
         self._entries: dict[str, _Entry[V]] = {}
         self._unreadable: set[str] = set()
+        self._gone: dict[str, int] = {}
+        """What was deleted by this hub's own hand, and at which revision, until the watch has passed it."""
         self._synced = asyncio.Event()
         self._reached = 0
         """Revision up to which everything that happened under the prefix has been taken in."""
@@ -113,9 +115,18 @@ class Informer(Generic[V]):
             self._unreadable.discard(self._prefix + key)
             self._put(self._prefix + key, value, revision)
 
-    def forget(self, key: str) -> None:
-        """Take out what the caller has just deleted."""
-        self._drop(self._prefix + key)
+    def forget(self, key: str, revision: int = 0) -> None:
+        """Take out what the caller has just deleted; with the deletion's revision, what is newer stays.
+
+        Nothing older comes back then, whichever of its writers hears later of it.
+        """
+        known = self._entries.get(self._prefix + key)
+        if not revision:
+            self._drop(self._prefix + key)
+        elif revision > self._reached:
+            self._gone[self._prefix + key] = revision
+            if known is not None and known.revision <= revision:
+                self._drop(self._prefix + key)
 
     async def _relist(self) -> int:
         """Read everything as of one revision; what is gone since leaves, what is newer here stays."""
@@ -139,6 +150,8 @@ class Informer(Generic[V]):
 
     def _apply(self, change: Change) -> None:
         self._reached = max(self._reached, change.revision)
+        if self._gone:
+            self._gone = {key: revision for key, revision in self._gone.items() if revision > self._reached}
         if change.record is None:
             return
         if change.type != "DELETED":
@@ -175,7 +188,7 @@ class Informer(Generic[V]):
 
     def _put(self, key: str, value: V, revision: int) -> None:
         known = self._entries.get(key)
-        if known is not None and known.revision >= revision:
+        if (known is not None and known.revision >= revision) or revision <= self._gone.get(key, 0):
             return
         self._entries[key] = _Entry(value=value, revision=revision)
         self._changed(known.value if known else None, value)

@@ -1,0 +1,159 @@
+"""What of a request goes into the audit log, and what never does. Pure.
+
+Writes, refusals, and what reaches into a device or hands out a credential are always recorded; reads when the hub is
+set to. Bodies are recorded when the hub is set to, without secrets and up to a bound; else their digest alone.
+Must not live here: the log (`hub.audit`), who may do what.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+
+import msgspec
+
+Reads = Literal["none", "metadata", "request"]
+"""How much is recorded: reads not at all; reads too; reads too, and what was sent with every request."""
+
+MAX_URI = 2048
+MAX_AGENT = 256
+MAX_BODY_BYTES = 64 * 1024
+"""A larger body is known by its digest alone."""
+MAX_FIELDS = 50
+MAX_DEPTH = 40
+REDACTED = "[redacted]"
+
+OPEN_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/version", "/cacerts"})
+"""Asked all day long by whoever watches the hub."""
+REACHING = frozenset({"attach", "exec", "infer", "log", "portforward", "proxy", "token"})
+"""Subresources that are always recorded, however they are asked for."""
+_QUESTIONS = frozenset(
+    {
+        "localsubjectaccessreviews",
+        "selfsubjectaccessreviews",
+        "selfsubjectreviews",
+        "selfsubjectrulesreviews",
+        "subjectaccessreviews",
+        "tokenreviews",
+    }
+)
+"""Resources that are created to ask something; nothing is written."""
+_UNSHOWN = frozenset({"tokenreviews"})
+_READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_SECRET = re.compile(
+    r"(?i)(token|secret|password|passwd|passphrase|credential|authorization|api.?key|private.?key|bearer)"
+)
+_NOT_SECRET = frozenset({"tokenid", "tokenttl", "automountserviceaccounttoken", "secretref", "secretname"})
+_SECRET_PARAMETERS = re.compile(r"(?i)((?:access_|id_|refresh_)?token|code|password|secret|authorization)=[^&]*")
+_JOIN_TOKEN = re.compile(r"skj1\.[A-Za-z0-9_.~-]{8,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")
+
+
+def is_write(method: str, resource: str) -> bool:
+    """Return whether a request may change something."""
+    return method not in _READ_METHODS and resource not in _QUESTIONS
+
+
+def is_recorded(*, method: str, path: str, resource: str, subresource: str, code: int, reads: Reads) -> bool:
+    """Return whether a request with this answer goes into the log."""
+    if code in (401, 403) or subresource in REACHING:
+        return True
+    if path.startswith("/v2"):
+        return _is_registry_write(method, path) or (reads != "none" and method in _READ_METHODS)
+    if is_write(method, resource):
+        return True
+    return reads != "none" and path not in OPEN_PATHS
+
+
+def shows_body(resource: str, subresource: str) -> bool:
+    """Return whether what was sent may be recorded: not credentials, and not what is asked of a model."""
+    return resource not in _UNSHOWN and subresource not in REACHING
+
+
+def uri(path: str, query: str) -> str:
+    """Return a request's path and query, bounded, without the values of parameters that may be secret."""
+    text = quote(unquote(path), safe="/:@!$&'()*+,;=~-._")
+    if query:
+        text += "?" + _SECRET_PARAMETERS.sub(rf"\1={REDACTED}", query)
+    return _bounded(text, MAX_URI)
+
+
+def agent(text: str) -> str:
+    """Return a User-Agent, bounded."""
+    return _bounded(text, MAX_AGENT)
+
+
+def read_body(raw: bytes) -> Any:
+    """Return what a body says, without secrets; None for what is too large or no JSON."""
+    if not raw or len(raw) > MAX_BODY_BYTES:
+        return None
+    try:
+        return redacted(msgspec.json.decode(raw))
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+def redacted(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value without what may be secret: by a field's name, the path it is patched to, or its looks."""
+    if depth > MAX_DEPTH:
+        return REDACTED
+    if isinstance(value, dict):
+        if _is_secret(str(value.get("path", "")).rpartition("/")[2]) and "value" in value:
+            value = {**value, "value": REDACTED}
+        return {
+            key: REDACTED if _is_secret(key) and _says_something(item) else redacted(item, depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [redacted(item, depth + 1) for item in value]
+    return _JOIN_TOKEN.sub(REDACTED, value) if isinstance(value, str) else value
+
+
+def patched_fields(raw: bytes) -> str:
+    """Return the paths that a merge, JSON or apply patch names, without values, joined by commas; bounded."""
+    if not raw or len(raw) > MAX_BODY_BYTES:
+        return ""
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return ""
+    paths: list[str] = []
+    for path in _named(value) if isinstance(value, list) else _leaves(value, "", 0):
+        if len(paths) == MAX_FIELDS:
+            paths.append("...")
+            break
+        paths.append(path)
+    return _bounded(",".join(paths), MAX_URI)
+
+
+def _named(operations: list[Any]) -> Iterator[str]:
+    for operation in operations:
+        if isinstance(operation, dict) and isinstance(operation.get("path"), str):
+            yield operation["path"][:200]
+
+
+def _leaves(value: Any, path: str, depth: int) -> Iterator[str]:
+    if isinstance(value, dict) and value and depth < MAX_DEPTH:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key[:100]}" if path else key[:100], depth + 1)
+    elif path not in ("", "apiVersion", "kind", "metadata.name", "metadata.namespace"):
+        yield path
+
+
+def _is_registry_write(method: str, path: str) -> bool:
+    if method == "DELETE":
+        return True
+    return method == "PUT" and ("/manifests/" in path or "/blobs/uploads/" in path)
+
+
+def _is_secret(name: str) -> bool:
+    return _SECRET.search(name) is not None and name.lower() not in _NOT_SECRET
+
+
+def _says_something(value: Any) -> bool:
+    return value is not None and not isinstance(value, bool | int | float)
+
+
+def _bounded(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

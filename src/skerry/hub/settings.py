@@ -22,6 +22,8 @@ MAX_PREFIX = 127
 """Characters before a model's own repository, whose name may be as long again."""
 DEFAULT_API_PORT = 7443
 DEFAULT_MQTT_PORT = 8883
+CLUSTER_CREDENTIALS = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds its account's token and the cluster's CA."""
 
 
 def default_state_dir() -> Path:
@@ -41,6 +43,13 @@ def _port(text: str) -> int:
 
 def _name(text: str) -> str:
     return text.strip()
+
+
+def _header(text: str) -> str:
+    name = text.strip()
+    if not name or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+        raise argparse.ArgumentTypeError(f'"{text}" is not a header\'s name')
+    return name
 
 
 def _registry(text: str) -> str:
@@ -158,6 +167,57 @@ class HubSettings:
             unit="algorithm",
             parse=_one_of("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"),
         ),
+    )
+    tls_cert_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "certificate chain shown to those who ask for one of its names; devices always see the hub's own",
+            unit="file",
+            parse=Path,
+        ),
+    )
+    tls_key_file: Path | None = field(
+        default=None, metadata=about("key of --tls-cert-file, without a passphrase", unit="file", parse=Path)
+    )
+    delegated: bool = field(
+        default=False,
+        metadata=about(
+            "run as a Kubernetes cluster's aggregated API server: the cluster authenticates and authorizes", parse=bool
+        ),
+    )
+    cluster_credentials: Path = field(
+        default=CLUSTER_CREDENTIALS,
+        metadata=about(
+            "token and ca.crt of the service account with which the cluster is asked", unit="directory", parse=Path
+        ),
+    )
+    requestheader_client_ca_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "CA of the front proxies' client certificates; with --delegated the cluster's ConfigMap says it",
+            unit="file",
+            parse=Path,
+        ),
+    )
+    requestheader_allowed_names: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "common name of a front proxy; repeat it for more; without it any of that CA", unit="name", parse=_name
+        ),
+    )
+    requestheader_username_headers: tuple[str, ...] = field(
+        default=(),
+        metadata=about("header with the user's name; X-Remote-User without it", unit="header", parse=_header),
+    )
+    requestheader_uid_headers: tuple[str, ...] = field(
+        default=(), metadata=about("header with the user's uid; X-Remote-Uid without it", unit="header", parse=_header)
+    )
+    requestheader_group_headers: tuple[str, ...] = field(
+        default=(), metadata=about("header with a group; X-Remote-Group without it", unit="header", parse=_header)
+    )
+    requestheader_extra_headers_prefix: tuple[str, ...] = field(
+        default=(),
+        metadata=about("prefix of headers with more; X-Remote-Extra- without it", unit="prefix", parse=_header),
     )
     log_format: str = field(
         default="plain", metadata=about("plain for people, json for machines", parse=_one_of("plain", "json"))

@@ -22,12 +22,19 @@ def about(reason: str, *, unit: str = "", parse: Callable[[str], Any] | None = N
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
-    """Add one option for each field that can be parsed from text; tuples take the option repeatedly."""
+    """Add one option for each field that can be parsed from text; tuples take the option repeatedly.
+
+    One that is False by default is a switch, without a value.
+    """
     for field in dataclasses.fields(settings):
         parse = field.metadata.get("parse")
         if parse is None:
             continue
         unit, shown = field.metadata["unit"], _default_of(field)
+        if shown is False:
+            flag = f"--{field.name.replace('_', '-')}"
+            parser.add_argument(flag, action="store_true", default=None, help=field.metadata["reason"])
+            continue
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=parse,

@@ -19,7 +19,10 @@ from skerry.api.kinds import KINDS, KindInfo, Resource
 from skerry.api.meta import API_VERSION
 
 T = TypeVar("T", bound=Resource)
-_BY_KIND: Mapping[str, KindInfo] = {info.kind: info for info in KINDS}
+_BY_KIND: Mapping[tuple[str, str], KindInfo] = {(info.api_version, info.kind): info for info in KINDS}
+_BY_NAME: Mapping[str, KindInfo] = {info.kind: info for info in reversed(KINDS)}
+_VERSIONS = tuple(dict.fromkeys(info.api_version for info in KINDS))
+_HEADER = frozenset({"api_version", "kind", "metadata"})
 
 
 def load_documents(data: bytes, *, source: str = "the text") -> list[dict[str, Any]]:
@@ -47,19 +50,24 @@ def decode_json(data: bytes) -> dict[str, Any]:
 
 def kind_of(raw: Mapping[str, Any]) -> KindInfo:
     """Return which kind an object says it is. Raises InvalidError for an apiVersion or kind that is not ours."""
-    problems = []
     version, kind = raw.get("apiVersion"), raw.get("kind")
-    if version != API_VERSION:
+    if isinstance(version, str) and isinstance(kind, str) and (info := _BY_KIND.get((version, kind))) is not None:
+        return info
+    problems = []
+    named = _BY_NAME.get(kind) if isinstance(kind, str) else None
+    if version not in _VERSIONS or named is not None:
         cause = f'"{str(version)[:80]}" is not known' if version else "is required"
-        problems.append(InvalidError(cause, element="apiVersion", hint=f"write apiVersion: {API_VERSION}"))
-    info = _BY_KIND.get(kind) if isinstance(kind, str) else None
-    if info is None:
+        if version in _VERSIONS:
+            cause = f'"{version}" is not known for a {kind}'
+        wanted = named.api_version if named is not None else API_VERSION
+        problems.append(InvalidError(cause, element="apiVersion", hint=f"write apiVersion: {wanted}"))
+    if named is None:
         cause = f'"{str(kind)[:80]}" is not known' if kind else "is required"
-        hint = validation.did_you_mean(str(kind or ""), tuple(_BY_KIND))
+        near = validation.closest(str(kind or ""), tuple(_BY_NAME))
+        known = tuple(info.kind for info in KINDS if info.api_version in (version, API_VERSION))
+        hint = f'did you mean "{near}"?' if near else validation.did_you_mean("", known)
         problems.append(InvalidError(cause, element="kind", hint=hint))
-    if problems or info is None:
-        raise InvalidError.of(problems)
-    return info
+    raise InvalidError.of(problems)
 
 
 def validate(raw: Mapping[str, Any], *, unknown: Literal["refuse", "drop"] = "refuse") -> Resource:
@@ -70,7 +78,7 @@ def validate(raw: Mapping[str, Any], *, unknown: Literal["refuse", "drop"] = "re
     if unknown == "refuse":
         problems.extend(unknown_field_problem(path, near) for path, near in found.unknown)
     if isinstance(metadata := raw.get("metadata"), Mapping):
-        problems.extend(rules.check_name(info.kind, metadata))
+        problems.extend(rules.check_name(info, metadata))
     if problems:
         raise InvalidError.of(sorted(problems, key=lambda problem: _order(problem.element)))
     return _convert(cleaned, info.type)
@@ -87,14 +95,42 @@ def read(raw: Mapping[str, Any], kind: type[T]) -> T:
 
 
 def present(item: Resource) -> dict[str, Any]:
-    """Return the object as clients see it: the spec with its defaults filled in, the status at least with its phase."""
-    return {
-        "apiVersion": item.api_version,
-        "kind": item.kind,
-        "metadata": msgspec.to_builtins(item.metadata),
-        "spec": _filled(item.spec, deep=True),
-        "status": _filled(item.status, deep=False),
-    }
+    """Return the object as clients see it: the spec with its defaults filled in, the status at least with its phase.
+
+    Other fields, of kinds that have them, are left out where they are empty.
+    """
+    shown = {"apiVersion": item.api_version, "kind": item.kind, "metadata": msgspec.to_builtins(item.metadata)}
+    for name, key in _fields(type(item)):
+        if name in _HEADER:
+            continue
+        value = getattr(item, name)
+        if name in ("spec", "status"):
+            shown[key] = _filled(value, deep=name == "spec")
+        elif value is not None and (plain := msgspec.to_builtins(value)) not in ("", [], {}):
+            shown[key] = plain
+    return shown
+
+
+def as_stored(item: Resource) -> dict[str, Any]:
+    """Return the object as it is kept: without the defaults of what is in it, so that nobody seems to have set them."""
+    kept = {"apiVersion": item.api_version, "kind": item.kind, "metadata": msgspec.to_builtins(item.metadata)}
+    for name, key in _fields(type(item)):
+        if name not in _HEADER and (value := getattr(item, name)) is not None:
+            kept[key] = msgspec.to_builtins(value)
+    return kept
+
+
+def spec_of(item: Resource) -> Any:
+    """Return the object's spec, or None where its kind has none."""
+    return getattr(item, "spec", None)
+
+
+def with_status_of(item: T, other: T) -> T:
+    """Return the object with another one's status, where its kind has one."""
+    if "status" not in item.__struct_fields__:
+        return item
+    changes: dict[str, Any] = {"status": getattr(other, "status")}  # noqa: B009 - not every kind has one
+    return msgspec.structs.replace(item, **changes)
 
 
 def to_yaml(raw: Any) -> str:

@@ -94,6 +94,20 @@ class ForbiddenError(SkerryError):
     """The credentials presented do not allow this."""
 
 
+class DeniedError(ForbiddenError):
+    """No role of the caller's allows this."""
+
+    def __init__(self, cause: str = "", *, group: str = "", resource: str = "", name: str = "", hint: str = "") -> None:
+        self.group, self.resource, self.name = group, resource, name
+        whole = f"{resource}.{group}" if group else resource
+        super().__init__(cause, element=f'{whole} "{name}"' if name else whole, hint=hint)
+
+    @property
+    def sentence(self) -> str:
+        """The message in Kubernetes' words: `<resource> "<name>" is forbidden: <cause>`."""
+        return f"{self.element} is forbidden: {self.cause}" if self.element else f"forbidden: {self.cause}"
+
+
 class ExpiredError(SkerryError):
     """The requested revision has been compacted away; list again."""
 

@@ -78,6 +78,7 @@ class Writer(Struct, frozen=True, kw_only=True):
     operation: Operation
     now: datetime
     subresource: str = ""
+    api_version: str = API_VERSION
 
     def owns(self, entry: Entry) -> bool:
         """Whether an entry is this writer's."""
@@ -322,6 +323,7 @@ def _entry(writer: Writer, fields: Fields, old: Entry | None) -> Entries:
         Entry(
             manager=writer.manager,
             operation=writer.operation,
+            api_version=writer.api_version,
             time=writer.now.astimezone(UTC).replace(microsecond=0),
             fields_v1=encode_fields(fields),
             subresource=writer.subresource,
@@ -339,6 +341,7 @@ def _capped(entries: Entries) -> Entries:
     together = Entry(
         manager=OLDEST,
         operation="Update",
+        api_version=old[-1].api_version,
         time=max((entry.time for entry in old if entry.time is not None), default=None),
         fields_v1=encode_fields(frozenset[Path]().union(*(entry.fields for entry in old))),
     )

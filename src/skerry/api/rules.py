@@ -19,8 +19,16 @@ from skerry.api.kinds.model_deployment import PlacementPolicy, Resources, Strate
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.pacing import Disruption, Rate, Window
 from skerry.api.kinds.registry_token import RegistryToken
+from skerry.api.kinds.table import KindInfo
 from skerry.api.kinds.trust_policy import TrustedIdentity, TrustPolicy, TrustRule
-from skerry.api.meta import LABEL_PATTERN, NAME_PATTERN, LabelSelector, LabelSelectorRequirement, ObjectMeta
+from skerry.api.meta import (
+    LABEL_PATTERN,
+    NAME_PATTERN,
+    PATH_PATTERN,
+    LabelSelector,
+    LabelSelectorRequirement,
+    ObjectMeta,
+)
 
 MAX_ANNOTATION_BYTES = 256 * 1024
 MAX_NAME = 253
@@ -35,21 +43,26 @@ _VALUE_HINT = "letters, digits, '-', '_' and '.', at most 63 characters"
 _REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
 
 Rule = Callable[[Any, str], Iterator[InvalidError]]
+_FORMS = {
+    "subdomain": (NAME_PATTERN, _NAME_HINT),
+    "label": (LABEL_PATTERN, _LABEL_HINT),
+    "path": (PATH_PATTERN, "use no '/', no '%' and nothing that cannot be printed"),
+}
 _SHORT_NAMED = ("Device", "ModelDeployment")
 """A deployment's name is part of its rollouts' names, and of file names on the device."""
 _NAMELESS = ("Enrollment", "JoinToken", "RegistryToken")
 """Kinds that the hub names when the request does not."""
 
 
-def check_name(kind: str, metadata: Mapping[str, Any]) -> Iterator[InvalidError]:
+def check_name(info: KindInfo, metadata: Mapping[str, Any]) -> Iterator[InvalidError]:
     """Yield what is wrong with an object's name; what devices use has shorter ones than the rest."""
     name, prefix = metadata.get("name") or "", metadata.get("generateName") or ""
     if not isinstance(name, str) or not isinstance(prefix, str):
         return  # said already, by its type
-    if not name and not prefix and kind not in _NAMELESS:
+    if not name and not prefix and info.stored and info.kind not in _NAMELESS:
         yield InvalidError("is required", element="metadata.name", hint="give the object a name")
-    limit = MAX_LABEL if kind in _SHORT_NAMED else MAX_NAME
-    pattern, hint = (LABEL_PATTERN, _LABEL_HINT) if kind == "Device" else (NAME_PATTERN, _NAME_HINT)
+    limit = MAX_LABEL if info.kind in _SHORT_NAMED or info.names == "label" else MAX_NAME
+    pattern, hint = _FORMS[info.names]
     if name and (len(name) > limit or not re.match(pattern, name)):
         yield InvalidError(
             f'"{name[:80]}" is not a name of at most {limit} characters', element="metadata.name", hint=hint
@@ -92,6 +105,11 @@ def is_namespace(text: str) -> bool:
 def is_name(text: str) -> bool:
     """Return whether this can be an object's name: a DNS subdomain."""
     return len(text) <= MAX_NAME and re.match(NAME_PATTERN, text) is not None
+
+
+def is_path_segment(text: str) -> bool:
+    """Return whether this can be the name of a role or a binding: anything that can be one part of a path."""
+    return len(text) <= MAX_NAME and re.match(PATH_PATTERN, text) is not None
 
 
 def check_labels(labels: Mapping[str, str], path: str) -> Iterator[InvalidError]:

@@ -20,7 +20,7 @@ from skerry.api import meta, validation
 from skerry.api.kinds import KINDS, KindInfo
 
 PREFIX = "dev.skerry.v1alpha1."
-"""Put before every schema's name in the components of an OpenAPI document."""
+"""Put before the name of every schema of our own group in the components of an OpenAPI document."""
 
 
 def unknown_fields(kind: type, raw: Any) -> list[tuple[str, str]]:
@@ -28,25 +28,36 @@ def unknown_fields(kind: type, raw: Any) -> list[tuple[str, str]]:
     return validation.walk(kind, raw)[1].unknown
 
 
-def group_version_kind(kind: str) -> dict[str, str]:
-    """Return the value of `x-kubernetes-group-version-kind` for one kind."""
-    return {"group": meta.GROUP, "version": meta.VERSION, "kind": kind}
+def prefix_of(group: str, version: str) -> str:
+    """Return what is put before the name of a group's schemas; for Kubernetes' groups what it puts there itself."""
+    if group == meta.GROUP:
+        return PREFIX
+    return f"io.k8s.api.{group.partition('.')[0] or 'core'}.{version}."
+
+
+def group_version_kind(info: KindInfo, suffix: str = "") -> dict[str, str]:
+    """Return the value of `x-kubernetes-group-version-kind` for one kind, or with a suffix for its list."""
+    return {"group": info.group, "version": info.version, "kind": f"{info.kind}{suffix}"}
 
 
 @functools.cache
-def components() -> Mapping[str, dict[str, Any]]:
-    """Return OpenAPI v3 schemas by component name, for all kinds, their lists and everything in them."""
-    types = [info.type for info in KINDS]
-    _, found = msgspec.json.schema_components(types, ref_template=f"#/components/schemas/{PREFIX}{{name}}")
+def components(group: str = meta.GROUP, version: str = meta.VERSION) -> Mapping[str, dict[str, Any]]:
+    """Return OpenAPI v3 schemas by component name, for a group's kinds, their lists and everything in them."""
+    infos = [info for info in KINDS if (info.group, info.version) == (group, version)]
+    prefix = prefix_of(group, version)
+    types = [info.type for info in infos]
+    _, found = msgspec.json.schema_components(types, ref_template=f"#/components/schemas/{prefix}{{name}}")
     classes = {cls.__name__: cls for kind in types for cls in _struct_types(kind)}
-    schemas = {f"{PREFIX}{name}": _described(schema, classes.get(name), found) for name, schema in found.items()}
-    for info in KINDS:
-        schemas[f"{PREFIX}{info.kind}"]["x-kubernetes-group-version-kind"] = [group_version_kind(info.kind)]
-        schemas[f"{PREFIX}{info.kind}List"] = _list_schema(info)
+    schemas = {f"{prefix}{name}": _described(schema, classes.get(name), found) for name, schema in found.items()}
+    for info in infos:
+        name = f"{prefix}{info.type.__name__}"
+        schemas[name]["x-kubernetes-group-version-kind"] = [group_version_kind(info)]
+        if "list" in info.verbs:
+            schemas[f"{name}List"] = _list_schema(info, name)
     return schemas
 
 
-def _list_schema(info: KindInfo) -> dict[str, Any]:
+def _list_schema(info: KindInfo, name: str) -> dict[str, Any]:
     return {
         "type": "object",
         "description": f"A list of {info.plural}.",
@@ -55,9 +66,9 @@ def _list_schema(info: KindInfo) -> dict[str, Any]:
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object", "description": "resourceVersion, continue, remainingItemCount."},
-            "items": {"type": "array", "items": {"$ref": f"#/components/schemas/{PREFIX}{info.kind}"}},
+            "items": {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}},
         },
-        "x-kubernetes-group-version-kind": [group_version_kind(f"{info.kind}List")],
+        "x-kubernetes-group-version-kind": [group_version_kind(info, "List")],
     }
 
 
@@ -93,7 +104,7 @@ def _property(schema: dict[str, Any], text: str, found: Mapping[str, Any]) -> di
 def _text_of_reference(schema: dict[str, Any], found: Mapping[str, Any]) -> str:
     """A field without words of its own says what its type says."""
     reference = schema.get("$ref") or (schema.get("items") or {}).get("$ref") or ""
-    return str(found.get(reference.rpartition(PREFIX)[2], {}).get("description", ""))
+    return str(found.get(reference.rpartition(".")[2], {}).get("description", ""))
 
 
 def _translated(schema: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def wait(
                 time.sleep(0.2)  # until it exists there is nothing to watch
                 continue
             for item in client.watch(target.info.type, target.name, deadline=deadline):
-                current = str(getattr(item.status, "phase", "without a phase"))
+                current = str(getattr(getattr(item, "status", None), "phase", "without a phase"))
                 if current == phase:
                     output.say(f"{target.info.singular}/{target.name} is {phase}")
                     return

@@ -1,6 +1,8 @@
 """Typed resources over the store: the one place that knows keys, encodings and metadata rules.
 
-Keys are `<plural>/<namespace>/<name>`; internal records (`desired/<uid>`) have typed access of their own at the end.
+Keys are `<plural>/<namespace>/<name>` for our own kinds and `<plural>.<group>/<namespace>/<name>` for those of other
+groups (`core` is the group without a name); kinds that are in no namespace have none in their keys. Internal records
+(`desired/<uid>`) have typed access of their own at the end.
 Lives here: what create, update and status update mean for metadata (uid, generation, resourceVersion). Must not live
 here: HTTP, validation of user input, controllers' decisions.
 """
@@ -16,10 +18,11 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from skerry.api import codec
 from skerry.api import selector as selectors
 from skerry.api.errors import AlreadyExistsError, ConflictError, IntegrityError, NotFoundError
 from skerry.api.kinds import KINDS, KindInfo, Resource
-from skerry.api.meta import LabelSelectorRequirement
+from skerry.api.meta import GROUP, LabelSelectorRequirement
 from skerry.core.desired import DesiredRecord
 from skerry.core.ports import Clock, Record, Store
 
@@ -31,6 +34,18 @@ _ATTEMPTS = 20  # a conflict means that somebody else progressed, so this many i
 T = TypeVar("T", bound=Resource)
 _INFOS: dict[type[Any], KindInfo] = {info.type: info for info in KINDS}
 _ENCODER = msgspec.json.Encoder()
+
+
+def _root_of(info: KindInfo) -> str:
+    """Return the store prefix of a kind; no plural has a dot, so those of other groups cannot meet ours."""
+    return f"{info.plural}/" if info.group == GROUP else f"{info.plural}.{info.group or 'core'}/"
+
+
+_ROOTS: dict[type[Any], str] = {info.type: _root_of(info) for info in KINDS}
+
+
+Written = Callable[[str, Resource | None, int], None]
+"""Takes a key, what is stored there now (None: it was deleted), and the revision of that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +82,11 @@ class Objects:
     def __init__(self, store: Store, clock: Clock) -> None:
         self.store = store
         self._clock = clock
+        self._told: dict[type[Any], list[Written]] = {}
+
+    def tell(self, kind: type[Any], written: Written) -> None:
+        """Have every write of this kind that goes through here told, before the writer knows that it is done."""
+        self._told.setdefault(kind, []).append(written)
 
     async def get(self, kind: type[T], namespace: str, name: str) -> T:
         """Return the object. Raises NotFoundError."""
@@ -81,14 +101,14 @@ class Objects:
         return None if record is None else decode(kind, record)
 
     async def create(self, item: T) -> T:
-        """Store a new object; sets uid (kept if given), creationTimestamp, generation 1. Raises AlreadyExistsError."""
+        """Store a new object; sets uid (kept if given), creationTimestamp, generation. Raises AlreadyExistsError."""
         kind, meta = type(item), item.metadata
         name = meta.name or f"{meta.generate_name}{secrets.token_hex(4)}"
         meta = msgspec.structs.replace(
             meta,
             name=name,
             uid=meta.uid or str(uuid.uuid4()),
-            generation=1,
+            generation=int(_INFOS[kind].has_spec),
             creation_timestamp=self._clock.now().replace(microsecond=0),
             resource_version="",
         )
@@ -96,7 +116,7 @@ class Objects:
             record = await self.store.create(key_of(kind, meta.namespace, name), encode(_with_meta(item, meta)))
         except AlreadyExistsError:
             raise AlreadyExistsError(element=f'{_INFOS[kind].plural} "{name}"') from None
-        return decode(kind, record)
+        return self._tell(decode(kind, record), record)
 
     async def replace(self, item: T, *, expected: str | None = None) -> T:
         """Write metadata and spec, keeping the stored status; the generation rises if the spec changed.
@@ -115,10 +135,10 @@ class Objects:
                 uid=old.uid,
                 creation_timestamp=old.creation_timestamp,
                 deletion_timestamp=old.deletion_timestamp,
-                generation=old.generation + (item.spec != current.spec),
+                generation=old.generation + (codec.spec_of(item) != codec.spec_of(current)),
                 resource_version=old.resource_version,
             )
-            return _replaced(item, metadata=meta, status=current.status)
+            return codec.with_status_of(_with_meta(item, meta), current)
 
         return await self._change(type(item), item.metadata.namespace, item.metadata.name, change)
 
@@ -139,12 +159,12 @@ class Objects:
             # What is removed is the very object that was looked at, not another one that has its name by now.
             expected = int(resource_version or current.metadata.resource_version)
             try:
-                await self.store.delete(key_of(kind, namespace, name), expected=expected)
+                record = await self.store.delete(key_of(kind, namespace, name), expected=expected)
             except ConflictError:
                 if resource_version:
                     raise
                 continue
-            return current
+            return self._tell(current, record, deleted=True)
         raise ConflictError(element=element)
 
     async def list(
@@ -235,19 +255,23 @@ class Objects:
                 record = await self.store.update(key, encode(changed), expected=int(current.metadata.resource_version))
             except ConflictError:
                 continue
-            return decode(kind, record)
+            return self._tell(decode(kind, record), record)
         raise ConflictError(element=f'{_INFOS[kind].plural} "{name}"')
+
+    def _tell(self, item: T, record: Record, *, deleted: bool = False) -> T:
+        for written in self._told.get(type(item), ()):
+            written(record.key, None if deleted else item, record.revision)
+        return item
 
 
 def prefix_of(kind: type[Any], namespace: str = "") -> str:
     """Return the store prefix of a kind, or of one namespace of it."""
-    plural = _INFOS[kind].plural
-    return f"{plural}/{namespace}/" if namespace else f"{plural}/"
+    return f"{_ROOTS[kind]}{namespace}/" if namespace else _ROOTS[kind]
 
 
 def key_of(kind: type[Any], namespace: str, name: str) -> str:
-    """Return an object's store key."""
-    return f"{_INFOS[kind].plural}/{namespace}/{name}"
+    """Return an object's store key; kinds that are in no namespace take an empty one."""
+    return f"{_ROOTS[kind]}{namespace}/{name}" if _INFOS[kind].namespaced else f"{_ROOTS[kind]}{name}"
 
 
 def encode(item: Resource) -> bytes:
@@ -270,8 +294,5 @@ def _decode_desired(record: Record) -> DesiredRecord:
 
 
 def _with_meta(item: T, meta: Any) -> T:
-    return _replaced(item, metadata=meta)
-
-
-def _replaced(item: T, **changes: Any) -> T:
+    changes: dict[str, Any] = {"metadata": meta}
     return msgspec.structs.replace(item, **changes)

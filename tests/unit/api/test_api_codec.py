@@ -326,7 +326,7 @@ def test_yaml_for_people() -> None:
 
 @pytest.mark.parametrize("info", KINDS, ids=lambda info: info.kind)
 def test_names_by_kind(info: Any) -> None:
-    raw = {"apiVersion": "skerry.dev/v1alpha1", "kind": info.kind, "metadata": {"name": "a.b"}, "spec": {}}
+    raw = {"apiVersion": info.api_version, "kind": info.kind, "metadata": {"name": "a.b"}, "spec": {}}
     told = {problem.element for problem in _all(raw)}
     assert ("metadata.name" in told) == (info.kind in ("Device", "TrustPolicy"))
     nameless = {problem.element for problem in _all({**raw, "metadata": {}})}

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from skerry.api import meta
+from skerry.api.kinds import certificate_signing_request as csr
+from skerry.api.kinds import printed, rbac
+from skerry.api.kinds.certificate_signing_request import CertificateSigningRequest
 from skerry.api.kinds.device import Device
 from skerry.api.kinds.device_class import DeviceClass
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
+from skerry.api.kinds.event import Event
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.kinds.rbac import ClusterRole, ClusterRoleBinding, Role, RoleBinding
 from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.kinds.rollout import Rollout
+from skerry.api.kinds.service_account import ServiceAccount
 from skerry.api.kinds.trust_policy import TrustPolicy
 
 Resource: TypeAlias = (
@@ -24,21 +32,32 @@ Resource: TypeAlias = (
     | RegistryToken
     | Rollout
     | TrustPolicy
+    | Role
+    | ClusterRole
+    | RoleBinding
+    | ClusterRoleBinding
+    | ServiceAccount
+    | Event
+    | CertificateSigningRequest
 )
+
+ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One printed column: `path` is a dotted path into the object, with three display rules in `kind`.
+    """One printed column: `path` is a dotted path into the object, with four display rules in `kind`.
 
-    `string` prints as it is, `age` as the time since, `bytes` in KiB/MiB, summed up. `wide` columns show with `-o wide`
-    only.
+    `string` prints as it is, `age` as the time since, `bytes` in KiB/MiB, summed up, `count` how many there are. `wide`
+    columns show with `-o wide` only.
     """
 
     name: str
     path: str
-    kind: Literal["string", "age", "bytes"] = "string"
+    kind: Literal["string", "age", "bytes", "count"] = "string"
     wide: bool = False
+    value: Callable[[Any], Any] | None = None
+    """Makes what is shown out of the object where a path cannot; None is nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +68,26 @@ class KindInfo:
     type: type[Resource]
     plural: str
     singular: str
-    short_names: tuple[str, ...]
     columns: tuple[Column, ...]
+    group: str = meta.GROUP
+    """Its API group; "" is Kubernetes' core group."""
+    version: str = meta.VERSION
+    namespaced: bool = True
+    short_names: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    """Words that mean several kinds at once, as in `kubectl get skerry`."""
+    verbs: tuple[str, ...] = ALL_VERBS
+    """What can be done with it; a kind that can only be created is answered and never stored."""
+    names: Literal["subdomain", "label", "path"] = "subdomain"
+    """What its names look like: DNS subdomains, DNS labels, or anything that can be one part of a path."""
+    selectable: tuple[str, ...] = ()
+    """Paths that field selectors may name besides those that every kind has."""
+    name_column: bool = True
+    """Whether tables begin with the name."""
     immutable_spec: bool = False
     """The spec may be set at creation only."""
+    immutable: tuple[str, ...] = ()
+    """Further fields that may be set at creation only."""
     made_by_hub: str = ""
     """Clients cannot create it; says what they can do instead."""
     read_only: bool = False
@@ -60,8 +95,47 @@ class KindInfo:
     aliases: tuple[str, ...] = ()
     """Further words the command line accepts."""
 
+    @property
+    def api_version(self) -> str:
+        """What objects of the kind say in `apiVersion`."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def path(self) -> str:
+        """The path of its group and version in the API."""
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    @property
+    def resource(self) -> str:
+        """The plural with the group, as Kubernetes writes it in messages: `devices.skerry.dev`, `serviceaccounts`."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    @property
+    def has_spec(self) -> bool:
+        """Whether its objects have a `spec`."""
+        return "spec" in self.type.__struct_fields__
+
+    @property
+    def has_status(self) -> bool:
+        """Whether its objects have a `status`, which is written apart from the rest."""
+        return "status" in self.type.__struct_fields__
+
+    @property
+    def stored(self) -> bool:
+        """Whether its objects are kept."""
+        return "get" in self.verbs
+
 
 _AGE = Column(name="AGE", path="metadata.creationTimestamp", kind="age")
+_CREATED = Column(name="Created At", path="metadata.creationTimestamp")
+_BINDING = (
+    Column(name="Role", path="roleRef", value=printed.role),
+    _AGE,
+    Column(name="Users", path="subjects[kind=User].name", wide=True),
+    Column(name="Groups", path="subjects[kind=Group].name", wide=True),
+    Column(name="ServiceAccounts", path="subjects[kind=ServiceAccount].name", value=printed.accounts, wide=True),
+)
+_OURS = ("skerry",)
 
 KINDS: tuple[KindInfo, ...] = (
     KindInfo(
@@ -70,6 +144,8 @@ KINDS: tuple[KindInfo, ...] = (
         plural="devices",
         singular="device",
         short_names=("dev",),
+        names="label",
+        categories=_OURS,
         columns=(
             Column(name="STATUS", path="status.phase"),
             Column(name="ARCH", path="status.hardware.arch"),
@@ -93,6 +169,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="deviceclasses",
         singular="deviceclass",
         short_names=("dc",),
+        categories=_OURS,
         immutable_spec=True,
         read_only=True,
         made_by_hub="it is learnt from the devices; delete it to have its measurements taken anew",
@@ -115,6 +192,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="enrollments",
         singular="enrollment",
         short_names=("enr",),
+        categories=_OURS,
         immutable_spec=True,
         columns=(
             Column(name="DEVICE", path="status.deviceName"),
@@ -129,6 +207,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="jointokens",
         singular="jointoken",
         short_names=("jt",),
+        categories=_OURS,
         immutable_spec=True,
         aliases=("tokens", "token"),
         columns=(
@@ -144,6 +223,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="registrytokens",
         singular="registrytoken",
         short_names=("rt",),
+        categories=_OURS,
         immutable_spec=True,
         columns=(
             Column(name="ACTIONS", path="spec.actions[]"),
@@ -158,6 +238,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="modelversions",
         singular="modelversion",
         short_names=("mv",),
+        categories=_OURS,
         immutable_spec=True,
         aliases=("models", "model"),
         columns=(
@@ -177,6 +258,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="modeldeployments",
         singular="modeldeployment",
         short_names=("md",),
+        categories=_OURS,
         aliases=("deployments", "deployment", "deploy"),
         columns=(
             Column(name="MODEL", path="spec.modelVersion"),
@@ -195,6 +277,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="rollouts",
         singular="rollout",
         short_names=("ro",),
+        categories=_OURS,
         immutable_spec=True,
         made_by_hub="create or change a ModelDeployment instead",
         columns=(
@@ -212,6 +295,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="trustpolicies",
         singular="trustpolicy",
         short_names=("tp",),
+        categories=_OURS,
         columns=(
             Column(name="MODE", path="spec.mode"),
             Column(name="VERSION", path="spec.version"),
@@ -223,12 +307,119 @@ KINDS: tuple[KindInfo, ...] = (
             Column(name="EXPIRES", path="spec.expiresAt", wide=True),
         ),
     ),
+    KindInfo(
+        kind="Role",
+        type=Role,
+        group=rbac.GROUP,
+        version=rbac.VERSION,
+        plural="roles",
+        singular="role",
+        names="path",
+        columns=(_CREATED,),
+    ),
+    KindInfo(
+        kind="ClusterRole",
+        type=ClusterRole,
+        group=rbac.GROUP,
+        version=rbac.VERSION,
+        namespaced=False,
+        plural="clusterroles",
+        singular="clusterrole",
+        names="path",
+        columns=(_CREATED,),
+    ),
+    KindInfo(
+        kind="RoleBinding",
+        type=RoleBinding,
+        group=rbac.GROUP,
+        version=rbac.VERSION,
+        plural="rolebindings",
+        singular="rolebinding",
+        names="path",
+        immutable=("roleRef",),
+        columns=_BINDING,
+    ),
+    KindInfo(
+        kind="ClusterRoleBinding",
+        type=ClusterRoleBinding,
+        group=rbac.GROUP,
+        version=rbac.VERSION,
+        namespaced=False,
+        plural="clusterrolebindings",
+        singular="clusterrolebinding",
+        names="path",
+        immutable=("roleRef",),
+        columns=_BINDING,
+    ),
+    KindInfo(
+        kind="ServiceAccount",
+        type=ServiceAccount,
+        group="",
+        version="v1",
+        plural="serviceaccounts",
+        singular="serviceaccount",
+        short_names=("sa",),
+        columns=(Column(name="Secrets", path="secrets[]", kind="count"), _AGE),
+    ),
+    KindInfo(
+        kind="Event",
+        type=Event,
+        group="",
+        version="v1",
+        plural="events",
+        singular="event",
+        short_names=("ev",),
+        name_column=False,
+        selectable=(
+            "involvedObject.kind",
+            "involvedObject.namespace",
+            "involvedObject.name",
+            "involvedObject.uid",
+            "involvedObject.apiVersion",
+            "involvedObject.resourceVersion",
+            "involvedObject.fieldPath",
+            "reason",
+            "reportingComponent",
+            "type",
+        ),
+        columns=(
+            Column(name="Last Seen", path="lastTimestamp", kind="age", value=printed.last_seen),
+            Column(name="Type", path="type"),
+            Column(name="Reason", path="reason"),
+            Column(name="Object", path="involvedObject", value=printed.involved),
+            Column(name="Subobject", path="involvedObject.fieldPath", wide=True),
+            Column(name="Source", path="source", value=printed.source, wide=True),
+            Column(name="Message", path="message"),
+            Column(name="First Seen", path="firstTimestamp", kind="age", value=printed.first_seen, wide=True),
+            Column(name="Count", path="count", value=printed.times_seen, wide=True),
+            Column(name="Name", path="metadata.name", wide=True),
+        ),
+    ),
+    KindInfo(
+        kind="CertificateSigningRequest",
+        type=CertificateSigningRequest,
+        group=csr.GROUP,
+        version=csr.VERSION,
+        namespaced=False,
+        plural="certificatesigningrequests",
+        singular="certificatesigningrequest",
+        short_names=("csr",),
+        selectable=("spec.signerName",),
+        immutable_spec=True,
+        columns=(
+            _AGE,
+            Column(name="SignerName", path="spec.signerName"),
+            Column(name="Requestor", path="spec.username"),
+            Column(name="RequestedDuration", path="spec.expirationSeconds", value=printed.wanted_life),
+            Column(name="Condition", path="status.conditions[].type", value=printed.decision),
+        ),
+    ),
 )
 
 _BY_WORD = {
     word.lower(): info
-    for info in KINDS
-    for word in (info.kind, info.plural, info.singular, *info.short_names, *info.aliases)
+    for info in reversed(KINDS)  # the first of several that a word may mean
+    for word in (info.kind, info.resource, info.plural, info.singular, *info.short_names, *info.aliases)
 }
 
 

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
 import skerry
-from skerry.api import codec, errors, patch
+from skerry.api import codec, errors, patch, rules
 from skerry.api.kinds import KINDS, KindInfo, Resource
 from skerry.api.meta import API_VERSION
 from skerry.core import garbage
@@ -265,8 +266,9 @@ class HubClient:
         InvalidError with every problem the hub found.
         """
         info = codec.kind_of(raw)
-        namespace = _namespace_of(raw) or self.namespace
-        wanted = patch.with_last_applied({**raw, "metadata": {**(raw.get("metadata") or {}), "namespace": namespace}})
+        namespace = (_namespace_of(raw) or self.namespace) if info.namespaced else ""
+        scope = {"namespace": namespace} if info.namespaced else {}
+        wanted = patch.with_last_applied({**raw, "metadata": {**(raw.get("metadata") or {}), **scope}})
         path = self._path(info.type, _name_of(raw), namespace=namespace)
         for attempt in range(_ATTEMPTS):
             try:
@@ -346,11 +348,13 @@ class HubClient:
         return self._json("PATCH", path, content=change, headers={"Content-Type": _MERGE})
 
     def _path(self, kind: type[Any], name: str | None = None, *, namespace: str = "", everywhere: bool = False) -> str:
-        base, plural = f"/apis/{API_VERSION}", _INFOS[kind].plural
-        if everywhere:
-            return f"{base}/{plural}"
-        path = f"{base}/namespaces/{_segment(namespace or self.namespace, 'namespace')}/{plural}"
-        return path if name is None else f"{path}/{_segment(name, 'name')}"
+        info = _INFOS[kind]
+        path = f"{info.path}/{info.plural}"
+        if info.namespaced and not everywhere:
+            path = f"{info.path}/namespaces/{_segment(namespace or self.namespace, 'namespace')}/{info.plural}"
+        if name is None:
+            return path
+        return f"{path}/{_quoted(name) if info.names == 'path' else _segment(name, 'name')}"
 
     def _json(
         self,
@@ -461,6 +465,13 @@ def _segment(text: str, what: str) -> str:
     if not text or len(text) > 253 or not all(c.isascii() and (c.isalnum() or c in "-.") for c in text) or ".." in text:
         raise errors.InvalidError(f'"{text[:80]}" cannot be a {what}', hint="use a-z, 0-9, '-' and '.'")
     return text
+
+
+def _quoted(name: str) -> str:
+    """Names of roles may hold nearly anything, which a path then says in its own way."""
+    if not rules.is_path_segment(name):
+        raise errors.InvalidError(f'"{name[:80]}" cannot be a name', hint="use no '/' and no '%'")
+    return quote(name, safe="")
 
 
 def _left(deadline: float | None) -> float:

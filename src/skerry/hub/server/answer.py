@@ -14,7 +14,6 @@ from starlette.responses import Response
 from skerry.api import codec, validation
 from skerry.api.errors import BadRequestError
 from skerry.api.kinds import Resource
-from skerry.api.meta import API_VERSION
 from skerry.hub.server import status, table
 from skerry.hub.server.call import Call
 
@@ -47,7 +46,7 @@ class Shape:
         whole = self.form == "Object"
         return {
             "kind": f"{self.call.info.kind}List" if whole else "PartialObjectMetadataList",
-            "apiVersion": API_VERSION if whole else "meta.k8s.io/v1",
+            "apiVersion": self.call.info.api_version if whole else "meta.k8s.io/v1",
             "metadata": metadata,
             "items": [codec.present(item) if whole else table.partial(item) for item in items],
         }
@@ -59,7 +58,7 @@ class Shape:
             return self._table([], metadata=metadata, header=False)
         if self.form == "PartialObjectMetadata":
             return {"kind": self.form, "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
-        return {"kind": self.call.info.kind, "apiVersion": API_VERSION, "metadata": metadata}
+        return {"kind": self.call.info.kind, "apiVersion": self.call.info.api_version, "metadata": metadata}
 
     def _table(self, items: Sequence[Resource], *, metadata: Mapping[str, Any], header: bool) -> dict[str, Any]:
         return table.table(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skerry.api import rules
 from skerry.api.errors import NotFoundError, SkerryError, TimedOutError
-from skerry.api.kinds import KINDS
+from skerry.api.kinds import KINDS, KindInfo
 from skerry.api.meta import GROUP, VERSION
 from skerry.hub.context import HubContext
 from skerry.hub.server import (
@@ -34,6 +34,7 @@ from skerry.hub.server import (
     openapi,
     patch,
     registry,
+    remote,
     status,
     subresources,
     update,
@@ -50,15 +51,26 @@ READY_SECONDS = 5.0
 log = logging.getLogger(__name__)
 Verb = Callable[[Call], Awaitable[Response]]
 
-_KINDS = {info.plural: info for info in KINDS}
-_COLLECTION: dict[str, Verb] = {
-    "GET": lists.list_,
-    "POST": create.create,
-    "DELETE": delete.delete_collection,
+_KINDS = {(info.path, info.plural): info for info in KINDS}
+_PATHS = tuple(dict.fromkeys(info.path for info in KINDS))
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+_EVERYWHERE: dict[str, tuple[Verb, str]] = {"GET": (lists.list_, "list")}
+_COLLECTION = _EVERYWHERE | {
+    "POST": (create.create, "create"),
+    "DELETE": (delete.delete_collection, "deletecollection"),
 }
-_ITEM: dict[str, Verb] = {"GET": get.get, "PUT": update.update, "PATCH": patch.patch, "DELETE": delete.delete}
+_ITEM: dict[str, tuple[Verb, str]] = {
+    "GET": (get.get, "get"),
+    "PUT": (update.update, "update"),
+    "PATCH": (patch.patch, "patch"),
+    "DELETE": (delete.delete, "delete"),
+}
 _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
-    **{(info.plural, "status"): {"GET": get.get, "PUT": update.update, "PATCH": patch.patch} for info in KINDS},
+    **{
+        (info.plural, "status"): {"GET": get.get, "PUT": update.update, "PATCH": patch.patch}
+        for info in KINDS
+        if info.has_status and "update" in info.verbs
+    },
     ("devices", "log"): {"GET": subresources.log},
     ("devices", "infer"): {"POST": subresources.infer},
     ("devices", "reconcile"): {"POST": subresources.reconcile},
@@ -69,18 +81,19 @@ _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
 def build_app(context: HubContext) -> Starlette:
     """Return the whole HTTP API over these parts; `scope["skerry.identity"]` must say who calls."""
     return Starlette(
-        routes=[*_routes(context), *projection.routes(context), *registry.routes(context)],
+        routes=[
+            *_routes(context),
+            *projection.routes(context),
+            *remote.routes(context),
+            *registry.routes(context),
+            *(route for path in _PATHS for route in _resource_routes(context, path)),
+        ],
         middleware=[Middleware(guarded), Middleware(access.authorized)],
         exception_handlers={HTTPException: _http_error},
     )
 
 
 def _routes(context: HubContext) -> list[BaseRoute]:
-    group = f"/apis/{GROUP}/{VERSION}"
-    namespaced = f"{group}/namespaces/{{namespace}}/{{plural}}"
-    resources = _resource_endpoint(context)
-    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-
     async def cacerts(_: Request) -> Response:
         return Response(context.authority.ca_pem, media_type="application/x-pem-file")
 
@@ -102,33 +115,37 @@ def _routes(context: HubContext) -> list[BaseRoute]:
         Route("/version", discovery.version),
         Route("/cacerts", cacerts),
         Route("/api", discovery.api),
-        Route("/api/v1", discovery.core_resources),
+        Route("/api/{version}", discovery.group_version),
         Route("/api/v1/namespaces", listed),
         Route("/api/v1/namespaces/{name}", named),
         Route("/apis", discovery.apis),
-        Route(f"/apis/{GROUP}", discovery.group),
-        Route(group, discovery.resources),
-        *garbage.routes(context, group),
+        Route("/apis/{group}", discovery.group),
+        Route("/apis/{group}/{version}", discovery.group_version),
+        *garbage.routes(context, f"/apis/{GROUP}/{VERSION}"),
         Route("/openapi/v3", openapi.index),
-        Route(f"/openapi/v3/{openapi.GROUP_PATH}", openapi.group_document),
-        Route(f"{group}/{{plural}}", resources, methods=["GET"]),
-        Route(namespaced, resources, methods=methods),
-        Route(f"{namespaced}/{{name}}", resources, methods=methods),
-        Route(f"{namespaced}/{{name}}/{{subresource}}", resources, methods=methods),
+        Route("/openapi/v3/{path:path}", openapi.group_document),
     ]
+
+
+def _resource_routes(context: HubContext, path: str) -> list[BaseRoute]:
+    """Return the routes of one group and version: a namespace's resources, and those that are in none or in all."""
+    endpoint = _resource_endpoint(context, path)
+    within, without = f"{path}/namespaces/{{namespace}}/{{plural}}", f"{path}/{{plural}}"
+    below = ("", "/{name}", "/{name}/{subresource}")
+    return [Route(base + rest, endpoint, methods=_METHODS) for base in (within, without) for rest in below]
 
 
 async def _alive(_: Request) -> Response:
     return PlainTextResponse("ok")
 
 
-def _resource_endpoint(context: HubContext) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint of all resource paths: it finds the verb and answers its errors with the object's name."""
+def _resource_endpoint(context: HubContext, path: str) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint of a group's paths: it finds the verb and answers its errors with the object's name."""
 
     async def endpoint(request: Request) -> Response:
         parts = request.path_params
-        info = _KINDS.get(parts["plural"])
-        if info is None or not rules.is_namespace(parts.get("namespace", "default")):
+        info = _KINDS.get((path, parts["plural"]))
+        if info is None or not _in_scope(info, parts):
             raise _unknown_path(request)
         call = Call(
             context=context,
@@ -148,9 +165,19 @@ def _resource_endpoint(context: HubContext) -> Callable[[Request], Awaitable[Res
             error: SkerryError = TimedOutError(element=f"{request.method} {request.url.path[:200]}")
         except SkerryError as raised:
             error = raised
-        return status.respond_status(status.status_of(error, kind=info.kind, plural=info.plural, name=call.name))
+        return status.respond_status(
+            status.status_of(error, group=info.group, kind=info.kind, plural=info.plural, name=call.name)
+        )
 
     return endpoint
+
+
+def _in_scope(info: KindInfo, parts: Mapping[str, str]) -> bool:
+    """Return whether a kind has paths of this form; objects in namespaces are seen without one all together only."""
+    namespace = parts.get("namespace")
+    if namespace is None:
+        return not info.namespaced or "name" not in parts
+    return info.namespaced and rules.is_namespace(namespace)
 
 
 def _verb(call: Call) -> Verb:
@@ -159,13 +186,20 @@ def _verb(call: Call) -> Verb:
         if verbs is None:
             raise _unknown_path(call.request)
     else:
-        verbs = _ITEM if call.name else _COLLECTION
+        verbs = {method: verb for method, (verb, name) in _found(call).items() if name in call.info.verbs}
     method = "GET" if call.request.method == "HEAD" else call.request.method
     if method not in verbs:
         raise HTTPException(405, headers={"Allow": ", ".join(verbs)})
     if call.request.method == "GET" and not call.name and call.flag("watch"):
         return watch.watch
     return verbs[method]
+
+
+def _found(call: Call) -> dict[str, tuple[Verb, str]]:
+    """Return the verbs at this path, each with its name."""
+    if call.name:
+        return _ITEM
+    return _EVERYWHERE if call.info.namespaced and not call.namespace else _COLLECTION
 
 
 def _unknown_path(request: Request) -> NotFoundError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import msgspec
 from starlette.responses import Response
 
 from skerry.api import codec, documents, ownership, patch, validation
@@ -119,13 +118,7 @@ def _wanted(call: Call, kept: dict[str, Any]) -> Fields:
 
 def _stored(item: Resource) -> dict[str, Any]:
     """Return the object without its defaults, so that giving a field up brings its default back."""
-    return {
-        "apiVersion": item.api_version,
-        "kind": item.kind,
-        "metadata": msgspec.to_builtins(item.metadata),
-        "spec": msgspec.to_builtins(item.spec),
-        "status": msgspec.to_builtins(item.status),
-    }
+    return codec.as_stored(item)
 
 
 def _unchanged_since(before: dict[str, Any], writer: Writer) -> Fields:

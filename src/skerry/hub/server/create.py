@@ -53,6 +53,7 @@ async def _dry(call: Call, item: Resource) -> Resource:
     if name and await call.context.objects.find(call.info.type, call.namespace, name) is not None:
         raise AlreadyExistsError(element=f'{call.info.plural} "{name}"')
     now = call.context.clock.now().replace(microsecond=0)
-    meta: ObjectMeta = msgspec.structs.replace(item.metadata, generation=1, creation_timestamp=now)
+    generation = int(call.info.has_spec)
+    meta: ObjectMeta = msgspec.structs.replace(item.metadata, generation=generation, creation_timestamp=now)
     changes: dict[str, Any] = {"metadata": meta}
     return msgspec.structs.replace(item, **changes)

@@ -13,7 +13,6 @@ from skerry.api import codec
 from skerry.api.errors import BadRequestError, ConflictError, NotFoundError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.device import Device
-from skerry.api.meta import API_VERSION
 from skerry.hub.objects import DESIRED_PREFIX
 from skerry.hub.server import answer, status
 from skerry.hub.server import list as lists
@@ -47,7 +46,7 @@ async def delete_collection(call: Call) -> Response:
                     found = await _delete(one, options, uid=item.metadata.uid, selection=selection)
                     gone += [] if found is None else [codec.present(found[0])]
     return status.respond(
-        {"kind": f"{call.info.kind}List", "apiVersion": API_VERSION, "metadata": metadata, "items": gone}
+        {"kind": f"{call.info.kind}List", "apiVersion": call.info.api_version, "metadata": metadata, "items": gone}
     )
 
 
@@ -123,4 +122,5 @@ async def _options(call: Call) -> dict[str, Any]:
 
 
 def _gone(call: Call, item: Resource) -> Response:
-    return status.respond(status.success(plural=call.info.plural, name=call.name, uid=item.metadata.uid))
+    info, uid = call.info, item.metadata.uid
+    return status.respond(status.success(group=info.group, plural=info.plural, name=call.name, uid=uid))

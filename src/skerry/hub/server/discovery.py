@@ -1,36 +1,25 @@
 """What there is: versions, groups and resources, in the old form and the aggregated one.
 
-Source: Kubernetes API concepts, "API Discovery". Must not live here: schemas (`openapi`).
+What is listed comes from `resources`. Source: Kubernetes API concepts, "API Discovery". Must not live here: schemas
+(`openapi`).
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 import skerry
-from skerry.api.kinds import KINDS, KindInfo
-from skerry.api.meta import API_VERSION, GROUP, VERSION
-from skerry.hub.server import status
-from skerry.hub.server.projection.serve import VIEWS
-from skerry.hub.server.projection.view import View
+from skerry.api.errors import NotFoundError
+from skerry.hub.server import resources, status
+from skerry.hub.server.resources import Served, Subresource
 
-_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
-_GROUP_VERSION = {"groupVersion": API_VERSION, "version": VERSION}
 _AGGREGATED = ("v2", "v2beta1")
-_READ_ONLY = ("get", "list")
-_WATCHED = ("get", "list", "watch")
-_SUBRESOURCES: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
-    "devices": (
-        ("log", "Device", ("get",)),
-        ("infer", "Device", ("create",)),
-        ("reconcile", "Device", ("create",)),
-    ),
-    "modeldeployments": (("explain", "ModelDeployment", ("get",)),),
-}
+_UNKNOWN = "the server could not find the requested resource"
 
 
 async def version(_: Request) -> Response:
@@ -48,135 +37,105 @@ async def version(_: Request) -> Response:
 async def api(request: Request) -> Response:
     """Return the core group's versions."""
     if (form := _aggregated(request)) is not None:
-        group = {"metadata": {}, "versions": [_aggregate("v1", [_NAMESPACES, *map(_aggregated_view, VIEWS)])]}
-        return _group_list(form, [group])
+        return _group_list(form, [_aggregated_group("")])
     return status.respond({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
 
 
 async def apis(request: Request) -> Response:
     """Return the groups."""
+    names = [name for name in resources.GROUPS if name]
     if (form := _aggregated(request)) is not None:
-        resources = [_aggregated_resource(info) for info in KINDS]
-        group = {"metadata": {"name": GROUP}, "versions": [_aggregate(VERSION, resources)]}
-        return _group_list(form, [group])
-    return status.respond({"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group()]})
+        return _group_list(form, [_aggregated_group(name) for name in names])
+    groups = [_group(name) for name in names]
+    return status.respond({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 
 
-async def group(_: Request) -> Response:
-    """Return our group's versions."""
-    return status.respond({"kind": "APIGroup", "apiVersion": "v1", **_group()})
+async def group(request: Request) -> Response:
+    """Return one group's versions. Raises NotFoundError."""
+    name = request.path_params["group"]
+    if not name or name not in resources.GROUPS:
+        raise NotFoundError(_UNKNOWN, element=f"{request.method} {request.url.path[:200]}")
+    return status.respond({"kind": "APIGroup", "apiVersion": "v1", **_group(name)})
 
 
-async def resources(_: Request) -> Response:
-    """Return our group's resources."""
-    listed = [resource for info in KINDS for resource in _resources(info)]
-    return status.respond(_resource_list(API_VERSION, listed))
+async def group_version(request: Request) -> Response:
+    """Return the resources of one group and version. Raises NotFoundError."""
+    name, of = request.path_params.get("group", ""), request.path_params["version"]
+    if of not in resources.GROUPS.get(name, {}):
+        raise NotFoundError(_UNKNOWN, element=f"{request.method} {request.url.path[:200]}")
+    served = resources.GROUPS[name][of]
+    listed = [one for item in served for one in _resources(item)]
+    return status.respond(
+        {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": _join(name, of), "resources": listed}
+    )
 
 
-async def core_resources(_: Request) -> Response:
-    """Return the core group's resources: namespaces, so that kubectl can name them."""
-    namespaces = {
-        "name": "namespaces",
-        "singularName": "namespace",
-        "namespaced": False,
-        "kind": "Namespace",
-        "verbs": list(_READ_ONLY),
-        "shortNames": ["ns"],
-    }
-    return status.respond(_resource_list("v1", [namespaces, *(one for view in VIEWS for one in _viewed(view))]))
+def _group(name: str) -> dict[str, Any]:
+    versions = [{"groupVersion": _join(name, of), "version": of} for of in resources.GROUPS[name]]
+    return {"name": name, "versions": versions, "preferredVersion": versions[0]}
 
 
-_NAMESPACES = {
-    "resource": "namespaces",
-    "responseKind": {"group": "", "version": "v1", "kind": "Namespace"},
-    "scope": "Cluster",
-    "singularResource": "namespace",
-    "shortNames": ["ns"],
-    "verbs": list(_READ_ONLY),
-}
-
-
-def _viewed(view: View) -> list[dict[str, Any]]:
-    main = {
-        "name": view.plural,
-        "singularName": view.singular,
-        "namespaced": view.namespaced,
-        "kind": view.kind,
-        "verbs": list(_WATCHED),
-        "shortNames": list(view.short_names),
-    }
-    log = {"name": "pods/log", "singularName": "", "namespaced": True, "kind": "Pod", "verbs": ["get"]}
-    return [main, log] if view.kind == "Pod" else [main]
-
-
-def _aggregated_view(view: View) -> dict[str, Any]:
-    kind = {"group": "", "version": "v1", "kind": view.kind}
-    shown = {
-        "resource": view.plural,
-        "responseKind": kind,
-        "scope": "Namespaced" if view.namespaced else "Cluster",
-        "singularResource": view.singular,
-        "shortNames": list(view.short_names),
-        "verbs": list(_WATCHED),
-    }
-    log = {"subresource": "log", "responseKind": kind, "verbs": ["get"]}
-    return {**shown, "subresources": [log]} if view.kind == "Pod" else shown
-
-
-def _group() -> dict[str, Any]:
-    return {"name": GROUP, "versions": [_GROUP_VERSION], "preferredVersion": _GROUP_VERSION}
-
-
-def _resource_list(version_: str, listed: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version_, "resources": listed}
-
-
-def _resources(info: KindInfo) -> list[dict[str, Any]]:
-    shared = {"singularName": "", "namespaced": True, "group": GROUP, "version": VERSION}
+def _resources(item: Served) -> list[dict[str, Any]]:
+    shared = {"singularName": "", "namespaced": item.namespaced}
     main = {
         **shared,
-        "name": info.plural,
-        "singularName": info.singular,
-        "kind": info.kind,
-        "verbs": list(_VERBS),
-        "shortNames": list(info.short_names),
-        "categories": ["skerry"],
+        "name": item.plural,
+        "singularName": item.singular,
+        "group": item.group,
+        "version": item.version,
+        "kind": item.kind,
+        "verbs": list(item.verbs),
+        "shortNames": list(item.short_names),
+        "categories": list(item.categories),
     }
     return [
-        main,
+        {key: value for key, value in main.items() if value != []},
         *(
-            {**shared, "name": f"{info.plural}/{name}", "kind": kind, "verbs": list(verbs)}
-            for name, kind, verbs in _subs(info)
+            {
+                **shared,
+                "name": f"{item.plural}/{sub.name}",
+                "group": item.group if sub.group is None else sub.group,
+                "version": sub.version or item.version,
+                "kind": sub.kind,
+                "verbs": list(sub.verbs),
+            }
+            for sub in item.subresources
         ),
     ]
 
 
-def _subs(info: KindInfo) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    return (("status", info.kind, ("get", "patch", "update")), *_SUBRESOURCES.get(info.plural, ()))
-
-
-def _aggregated_resource(info: KindInfo) -> dict[str, Any]:
+def _aggregated_group(name: str) -> dict[str, Any]:
     return {
-        "resource": info.plural,
-        "responseKind": {"group": GROUP, "version": VERSION, "kind": info.kind},
-        "scope": "Namespaced",
-        "singularResource": info.singular,
-        "shortNames": list(info.short_names),
-        "categories": ["skerry"],
-        "verbs": list(_VERBS),
-        "subresources": [
-            {
-                "subresource": name,
-                "responseKind": {"group": GROUP, "version": VERSION, "kind": kind},
-                "verbs": list(verbs),
-            }
-            for name, kind, verbs in _subs(info)
-        ],
+        "metadata": {"name": name} if name else {},
+        "versions": [_aggregated_version(of, served) for of, served in resources.GROUPS[name].items()],
     }
 
 
-def _aggregate(version_: str, listed: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"version": version_, "resources": listed, "freshness": "Current"}
+def _aggregated_version(name: str, served: Sequence[Served]) -> dict[str, Any]:
+    return {"version": name, "resources": [_aggregated_resource(one) for one in served], "freshness": "Current"}
+
+
+def _aggregated_resource(item: Served) -> dict[str, Any]:
+    shown = {
+        "resource": item.plural,
+        "responseKind": {"group": item.group, "version": item.version, "kind": item.kind},
+        "scope": "Namespaced" if item.namespaced else "Cluster",
+        "singularResource": item.singular,
+        "shortNames": list(item.short_names),
+        "categories": list(item.categories),
+        "verbs": list(item.verbs),
+        "subresources": [_aggregated_subresource(item, sub) for sub in item.subresources],
+    }
+    return {key: value for key, value in shown.items() if value != []}
+
+
+def _aggregated_subresource(item: Served, sub: Subresource) -> dict[str, Any]:
+    kind = {
+        "group": item.group if sub.group is None else sub.group,
+        "version": sub.version or item.version,
+        "kind": sub.kind,
+    }
+    return {"subresource": sub.name, "responseKind": kind, "verbs": list(sub.verbs)}
 
 
 def _aggregated(request: Request) -> str | None:
@@ -197,3 +156,7 @@ def _group_list(form: str, groups: list[dict[str, Any]]) -> Response:
     response.headers["content-type"] = f"application/json;g=apidiscovery.k8s.io;v={form};as=APIGroupDiscoveryList"
     response.headers["vary"] = "accept"
     return response
+
+
+def _join(group_: str, version_: str) -> str:
+    return f"{group_}/{version_}" if group_ else version_

@@ -30,9 +30,9 @@ def values_at(item: Resource, path: str) -> list[Any]:
 
 def selectable(info: KindInfo) -> tuple[str, ...]:
     """Return the field selectors that this kind supports."""
-    status = next(field for field in msgspec.structs.fields(info.type) if field.name == "status")
-    has_phase = any(field.name == "phase" for field in msgspec.structs.fields(status.type))
-    return ("metadata.name", "metadata.namespace", *(("status.phase",) if has_phase else ()))
+    status = next((field.type for field in msgspec.structs.fields(info.type) if field.name == "status"), None)
+    has_phase = status is not None and any(field.name == "phase" for field in msgspec.structs.fields(status))
+    return ("metadata.name", "metadata.namespace", *(("status.phase",) if has_phase else ()), *info.selectable)
 
 
 def matches(item: Resource, terms: Sequence[tuple[str, bool, str]]) -> bool:

@@ -6,6 +6,7 @@ Schemas come from `api.schema`; here are the paths. Source: Kubernetes "OpenAPI 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -15,24 +16,31 @@ from starlette.responses import Response
 
 import skerry
 from skerry.api import schema
+from skerry.api.errors import NotFoundError
 from skerry.api.kinds import KINDS, KindInfo
 from skerry.api.meta import GROUP, VERSION
 from skerry.hub.server import status
 
-GROUP_PATH = f"apis/{GROUP}/{VERSION}"
 _JSON = "application/json"
 _PATCHES = ("application/merge-patch+json", "application/json-patch+json", "application/apply-patch+yaml")
+PATHS: Mapping[str, tuple[str, str]] = {info.path.removeprefix("/"): (info.group, info.version) for info in KINDS}
+"""Group and version by the path that the index has for them."""
 
 
 async def index(_: Request) -> Response:
     """Return where the documents are, each with its hash so that clients may keep it."""
-    url = f"/openapi/v3/{GROUP_PATH}?hash={document()[1]}"
-    return status.respond({"paths": {GROUP_PATH: {"serverRelativeURL": url}}})
+    urls = {path: f"/openapi/v3/{path}?hash={document(*of)[1]}" for path, of in PATHS.items()}
+    return status.respond({"paths": {path: {"serverRelativeURL": url} for path, url in urls.items()}})
 
 
 async def group_document(request: Request) -> Response:
-    """Return our group's document; unchanged when the client has it already."""
-    content, digest = document()
+    """Return one group's document; unchanged when the client has it already. Raises NotFoundError."""
+    of = PATHS.get(request.path_params["path"])
+    if of is None:
+        raise NotFoundError(
+            "the server could not find the requested resource", element=f"{request.method} {request.url.path[:200]}"
+        )
+    content, digest = document(*of)
     headers = {"ETag": f'"{digest}"', "Cache-Control": "public" if "hash" in request.query_params else "no-cache"}
     if request.headers.get("if-none-match") == f'"{digest}"':
         return Response(status_code=304, headers=headers)
@@ -40,14 +48,15 @@ async def group_document(request: Request) -> Response:
 
 
 @functools.cache
-def document() -> tuple[bytes, str]:
-    """Return the document as JSON, and its digest."""
+def document(group: str = GROUP, version: str = VERSION) -> tuple[bytes, str]:
+    """Return a group's document as JSON, and its digest."""
+    infos = [info for info in KINDS if (info.group, info.version) == (group, version)]
     content = msgspec.json.encode(
         {
             "openapi": "3.0.0",
             "info": {"title": "Skerry", "version": skerry.__version__},
-            "paths": {path: item for info in KINDS for path, item in _paths(info)},
-            "components": {"schemas": schema.components()},
+            "paths": {path: item for info in infos for path, item in _paths(info)},
+            "components": {"schemas": schema.components(group, version)},
         },
         order="deterministic",
     )
@@ -67,6 +76,17 @@ _LISTING = (
     "sendInitialEvents",
     "timeoutSeconds",
 )
+_DELETING = ("dryRun", "labelSelector", "fieldSelector")
+_VERBS = {
+    "get": "get",
+    "put": "update",
+    "patch": "patch",
+    "list": "list",
+    "post": "create",
+    "deletecollection": "deletecollection",
+    "delete": "delete",
+}
+"""The API's verb of each action."""
 _TYPES = {
     "limit": "integer",
     "timeoutSeconds": "integer",
@@ -79,36 +99,48 @@ _TYPES = {
 
 
 def _paths(info: KindInfo) -> list[tuple[str, dict[str, Any]]]:
-    one, many = f"{schema.PREFIX}{info.kind}", f"{schema.PREFIX}{info.kind}List"
-    collection = f"/{GROUP_PATH}/namespaces/{{namespace}}/{info.plural}"
+    one = f"{schema.prefix_of(info.group, info.version)}{info.type.__name__}"
+    within = f"{info.path}/namespaces/{{namespace}}" if info.namespaced else info.path
+    scope = ("namespace",) if info.namespaced else ()
+    collection, item = f"{within}/{info.plural}", f"{within}/{info.plural}/{{name}}"
     changes = {
         "get": _operation(info, "get", one, ()),
         "put": _operation(info, "put", one, _WRITING, body=(_JSON,)),
         "patch": _operation(info, "patch", one, (*_WRITING, "force"), body=_PATCHES),
     }
-    status_changes = {verb: shown | {"operationId": f"{shown['operationId']}Status"} for verb, shown in changes.items()}
-    everywhere = _operation(info, "list", many, _LISTING) | {"operationId": f"list{info.kind}ForAllNamespaces"}
-    return [
-        (f"/{GROUP_PATH}/{info.plural}", {"get": everywhere}),
+    paths = [
         (
             collection,
             {
-                "parameters": _in_path("namespace"),
-                "get": _operation(info, "list", many, _LISTING),
+                "get": _operation(info, "list", f"{one}List", _LISTING),
                 "post": _operation(info, "post", one, _WRITING, body=(_JSON,), code="201"),
-                "delete": _operation(info, "deletecollection", many, ("dryRun", "labelSelector", "fieldSelector")),
+                "delete": _operation(info, "deletecollection", f"{one}List", _DELETING),
             },
         ),
-        (
-            f"{collection}/{{name}}",
-            {
-                "parameters": _in_path("namespace", "name"),
-                **changes,
-                "delete": _operation(info, "delete", one, ("dryRun",)),
-            },
-        ),
-        (f"{collection}/{{name}}/status", {"parameters": _in_path("namespace", "name"), **status_changes}),
+        (item, {**changes, "delete": _operation(info, "delete", one, ("dryRun",))}),
     ]
+    if info.has_status:
+        paths.append((f"{item}/status", {verb: _named(shown, "Status") for verb, shown in changes.items()}))
+    served = [
+        (
+            path,
+            {verb: shown for verb, shown in operations.items() if _VERBS[shown["x-kubernetes-action"]] in info.verbs},
+        )
+        for path, operations in paths
+    ]
+    found = [
+        (path, {"parameters": _in_path(*scope, *(("name",) if path.startswith(item) else ())), **operations})
+        for path, operations in served
+        if operations
+    ]
+    if info.namespaced and "list" in info.verbs:
+        everywhere = _named(_operation(info, "list", f"{one}List", _LISTING), "ForAllNamespaces")
+        found.append((f"{info.path}/{info.plural}", {"get": everywhere}))
+    return found
+
+
+def _named(operation: dict[str, Any], suffix: str) -> dict[str, Any]:
+    return operation | {"operationId": f"{operation['operationId']}{suffix}"}
 
 
 def _in_path(*names: str) -> list[dict[str, Any]]:
@@ -127,7 +159,7 @@ def _operation(
     shown: dict[str, Any] = {
         "operationId": f"{action}{info.kind}",
         "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": schema.group_version_kind(info.kind),
+        "x-kubernetes-group-version-kind": schema.group_version_kind(info),
         "parameters": [
             {"name": name, "in": "query", "schema": {"type": _TYPES.get(name, "string")}} for name in parameters
         ],

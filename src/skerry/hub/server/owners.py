@@ -30,6 +30,7 @@ def writer(call: Call, operation: Operation) -> Writer:
         operation=operation,
         now=call.context.clock.now(),
         subresource=call.subresource,
+        api_version=call.info.api_version,
     )
 
 

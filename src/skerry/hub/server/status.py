@@ -40,10 +40,12 @@ CODES: Mapping[type[errors.SkerryError], tuple[int, str]] = {
 
 def code_and_reason(error: errors.SkerryError) -> tuple[int, str]:
     """Return the HTTP code and the machine-readable reason of an error."""
-    return CODES.get(type(error), (500, "InternalError"))
+    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), (500, "InternalError"))
 
 
-def status_of(error: errors.SkerryError, *, kind: str = "", plural: str = "", name: str = "") -> dict[str, Any]:
+def status_of(
+    error: errors.SkerryError, *, group: str = GROUP, kind: str = "", plural: str = "", name: str = ""
+) -> dict[str, Any]:
     """Return the Status object for an error; the kind and name of what was asked for go into its details."""
     code, reason = code_and_reason(error)
     each = error.each if isinstance(error, errors.InvalidError | errors.FieldConflictError) else (error,)
@@ -55,7 +57,11 @@ def status_of(error: errors.SkerryError, *, kind: str = "", plural: str = "", na
     details: dict[str, Any] = {"causes": [_cause(problem, why) for problem in each]}
     if kind:
         # kubectl names an invalid object by its kind and everything else by its resource
-        details |= {"group": GROUP, "kind": kind if invalid else plural}
+        details |= _group(group) | {"kind": kind if invalid else plural}
+    if isinstance(error, errors.DeniedError):
+        # what was refused, which need not be what the path names
+        details |= {"group": error.group, "kind": error.resource}
+        name = error.name
     if name:
         details["name"] = name
     if code == 503:
@@ -63,11 +69,10 @@ def status_of(error: errors.SkerryError, *, kind: str = "", plural: str = "", na
     return _status("Failure", message, reason=reason, code=code, details=details)
 
 
-def success(*, plural: str, name: str, uid: str) -> dict[str, Any]:
+def success(*, group: str = GROUP, plural: str, name: str, uid: str) -> dict[str, Any]:
     """Return the Status that answers a deletion."""
-    return _status(
-        "Success", "", reason="", code=200, details={"group": GROUP, "kind": plural, "name": name, "uid": uid}
-    )
+    details = _group(group) | {"kind": plural, "name": name, "uid": uid}
+    return _status("Success", "", reason="", code=200, details=details)
 
 
 def plain(code: int, reason: str, message: str) -> dict[str, Any]:
@@ -87,6 +92,10 @@ def respond_status(status: dict[str, Any]) -> Response:
     if code == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return respond(status, code=code, headers=headers)
+
+
+def _group(group: str) -> dict[str, Any]:
+    return {"group": group} if group else {}
 
 
 def _cause(problem: errors.SkerryError, reason: str) -> dict[str, str]:

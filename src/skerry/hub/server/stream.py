@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from skerry.api.errors import SkerryError
+from skerry.api.meta import GROUP
 from skerry.hub.server import status
 
 MAX_SECONDS = 3600
@@ -44,6 +45,7 @@ class EventStream(Response):
     seconds: int
     kind: str
     plural: str
+    group: str = GROUP
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Send the stream; a client that goes away ends it at once."""
@@ -63,7 +65,7 @@ class EventStream(Response):
         except TimeoutError:
             pass
         except SkerryError as error:
-            failure = status.status_of(error, kind=self.kind, plural=self.plural)
+            failure = status.status_of(error, group=self.group, kind=self.kind, plural=self.plural)
             await send({"type": "http.response.body", "body": line("ERROR", failure), "more_body": True})
         except Exception:
             log.exception("api.watch_failed plural=%s", self.plural)

@@ -73,7 +73,7 @@ def age(since: datetime, now: datetime) -> str:
 
 def _definitions(info: KindInfo) -> list[dict[str, Any]]:
     name = {"name": "Name", "type": "string", "format": "name", "description": "metadata.name", "priority": 0}
-    return [name, *(_definition(column) for column in info.columns)]
+    return [*([name] if info.name_column else []), *(_definition(column) for column in info.columns)]
 
 
 def _definition(column: Column) -> dict[str, Any]:
@@ -87,7 +87,8 @@ def _definition(column: Column) -> dict[str, Any]:
 
 
 def _row(info: KindInfo, item: Resource, now: datetime, include: IncludeObject) -> dict[str, Any]:
-    row: dict[str, Any] = {"cells": [item.metadata.name, *(_cell(column, item, now) for column in info.columns)]}
+    named = [item.metadata.name] if info.name_column else []
+    row: dict[str, Any] = {"cells": [*named, *(_cell(column, item, now) for column in info.columns)]}
     if include == "Metadata":
         row["object"] = partial(item)
     elif include == "Object":
@@ -96,12 +97,15 @@ def _row(info: KindInfo, item: Resource, now: datetime, include: IncludeObject) 
 
 
 def _cell(column: Column, item: Resource, now: datetime) -> str:
-    values = fields.values_at(item, column.path)
+    made = column.value and column.value(item)
+    values = fields.values_at(item, column.path) if column.value is None else [] if made is None else [made]
     match column.kind:
         case "age":
             return age(values[0], now) if values else "<unknown>"
         case "bytes":
             return quantity.human_bytes(sum(values)) if any(values) else "<none>"
+        case "count":
+            return str(len(values))
         case _:
             words = [_word(value) for value in values if value != ""]
             return ",".join(dict.fromkeys(words)) or "<none>"

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from skerry.api import codec
 from skerry.api.errors import ConflictError, ForbiddenError, InvalidError
 from skerry.api.kinds import Resource
 from skerry.api.ownership import Entries
@@ -73,27 +74,37 @@ async def rewrite(
 
 
 def _all_but_status(call: Call, current: Resource, wanted: Resource) -> Resource:
-    if call.info.immutable_spec and wanted.spec != current.spec:
-        paths = list(_differing("spec", msgspec.to_builtins(current.spec), msgspec.to_builtins(wanted.spec)))
-        hint = f"create a new {call.info.kind} with another name"
-        raise InvalidError.of([InvalidError("is immutable", element=path, hint=hint) for path in paths[:20]])
+    _check_immutable(call, current, wanted)
     old = current.metadata
     metadata = msgspec.structs.replace(
         wanted.metadata,
         name=old.name,
         uid=old.uid,
         resource_version=old.resource_version,
-        generation=old.generation + (wanted.spec != current.spec),
+        generation=old.generation + (codec.spec_of(wanted) != codec.spec_of(current)),
         creation_timestamp=old.creation_timestamp,
         deletion_timestamp=old.deletion_timestamp,
         deletion_grace_period_seconds=old.deletion_grace_period_seconds,
         managed_fields=old.managed_fields,
     )
-    return _replaced(wanted, metadata=metadata, status=current.status)
+    changes: dict[str, Any] = {"metadata": metadata}
+    return codec.with_status_of(msgspec.structs.replace(wanted, **changes), current)
+
+
+def _check_immutable(call: Call, current: Resource, wanted: Resource) -> None:
+    paths: list[str] = []
+    for field in msgspec.structs.fields(call.info.type):
+        if field.encode_name in call.info.immutable or (field.name == "spec" and call.info.immutable_spec):
+            before, after = getattr(current, field.name), getattr(wanted, field.name)
+            if before != after:  # equal ones may be written in two ways
+                paths += _differing(field.encode_name, msgspec.to_builtins(before), msgspec.to_builtins(after))
+    if paths:
+        hint = f"create a new {call.info.kind} with another name"
+        raise InvalidError.of([InvalidError("is immutable", element=path, hint=hint) for path in paths[:20]])
 
 
 def _only_status(current: Resource, wanted: Resource) -> Resource:
-    return _replaced(current, status=wanted.status)
+    return codec.with_status_of(current, wanted)
 
 
 def _unless_moved(call: Call, current: Resource, changed: Resource) -> Make:
@@ -103,10 +114,6 @@ def _unless_moved(call: Call, current: Resource, changed: Resource) -> Make:
         return changed
 
     return change
-
-
-def _replaced(item: Resource, **changes: Any) -> Resource:
-    return msgspec.structs.replace(item, **changes)
 
 
 def _differing(path: str, one: Any, other: Any) -> Iterator[str]:

@@ -37,7 +37,8 @@ async def watch(call: Call) -> Response:
         mark_initial=call.flag("sendInitialEvents"),
     )
     seconds = duration(call.number("timeoutSeconds", default=0, most=2**31))
-    return EventStream(events=changes.events, seconds=seconds, kind=call.info.kind, plural=call.info.plural)
+    info = call.info
+    return EventStream(events=changes.events, seconds=seconds, kind=info.kind, plural=info.plural, group=info.group)
 
 
 @dataclass(kw_only=True, eq=False)

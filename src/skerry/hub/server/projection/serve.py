@@ -73,7 +73,8 @@ async def _answer(context: HubContext, request: Request, view: View, verb: Verb)
         async with asyncio.timeout(SECONDS):
             return await verb(call, view)
     except SkerryError as error:
-        return status.respond_status(status.status_of(error, kind=view.kind, plural=view.plural, name=call.name))
+        failure = status.status_of(error, group="", kind=view.kind, plural=view.plural, name=call.name)
+        return status.respond_status(failure)
 
 
 async def _collection(call: Call, view: View) -> Response:
@@ -112,7 +113,7 @@ async def _get_node(call: Call, view: View) -> Response:
 
 
 async def _get_pod(call: Call, view: View) -> Response:
-    device, _ = await _find_pod(call)
+    device, _ = await find_pod(call)
     pod = next(item for item in view.project(device) if item["metadata"]["name"] == call.name)
     return status.respond(_Shape(call=call, view=view).one(pod))
 
@@ -121,7 +122,7 @@ async def _log(call: Call, view: View) -> Response:  # noqa: ARG001 - as all ver
     """The end of a workload's log; devices are asked once, so nothing can be followed."""
     if call.flag("follow") or call.flag("previous"):
         raise BadRequestError("is not there for workloads on devices", element="follow, previous", hint="leave it out")
-    device, workload = await _find_pod(call)
+    device, workload = await find_pod(call)
     lines = call.number("tailLines", default=200, most=subresources.MAX_TAIL_LINES)
     result = await call.context.gateway.command(
         device.metadata.uid, "logs", workload, tail_lines=lines, timeout_seconds=subresources.COMMAND_SECONDS
@@ -129,7 +130,8 @@ async def _log(call: Call, view: View) -> Response:  # noqa: ARG001 - as all ver
     return PlainTextResponse(result.text)
 
 
-async def _find_pod(call: Call) -> tuple[Device, str]:
+async def find_pod(call: Call) -> tuple[Device, str]:
+    """Return the device and the workload that a call's pod stands for. Raises NotFoundError."""
     workload, name = pods.parts_of(call.name)
     device = await call.context.objects.find(Device, call.namespace, name) if workload and name else None
     if device is None or all(one.name != workload for one in device.status.workloads):
@@ -151,7 +153,7 @@ async def _watch(call: Call, view: View) -> Response:
         marked=call.flag("sendInitialEvents"),
     )
     seconds = duration(call.number("timeoutSeconds", default=0, most=2**31))
-    return EventStream(events=changes.events, seconds=seconds, kind=view.kind, plural=view.plural)
+    return EventStream(events=changes.events, seconds=seconds, kind=view.kind, plural=view.plural, group="")
 
 
 def _selection(call: Call, view: View) -> Selection:

@@ -27,6 +27,7 @@ from skerry.agent.ending import Ending
 from skerry.agent.engine import Engine, Parts
 from skerry.agent.identity import Identity
 from skerry.agent.peers import Neighbourhood
+from skerry.agent.remote import dial
 from skerry.agent.sealed import Vault
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
@@ -221,6 +222,7 @@ def _build(
         settings=settings,
         facts=functools.partial(facts.collect, settings, disk.root),
         neighbourhood=hood,
+        dial=dial.towards(where.hub_url, tls),
     )
     return Engine(parts)
 

@@ -27,6 +27,7 @@ from skerry.agent.installer import JOURNAL_RETRY_SECONDS, Installer
 from skerry.agent.local import LocalSocket
 from skerry.agent.peers import Neighbourhood, Peers
 from skerry.agent.policy import Policy
+from skerry.agent.remote.door import Dial, Door, Place
 from skerry.agent.room import Room
 from skerry.agent.servers import Servers
 from skerry.agent.settings import AgentSettings
@@ -38,7 +39,7 @@ from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooL
 from skerry.api.kinds.device import DeviceFacts, Network, WorkloadStatus
 from skerry.core.journal import Resumed, Slot, State, Trusting, Unwanted, Wanted
 from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
-from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink
+from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink, Executed
 from skerry.core.session import Offer, Session
 from skerry.core.trust import VerifyingKey
 from skerry.kit.cancellation import in_own_task
@@ -77,6 +78,8 @@ class Parts:
     """None: this device asks for no signatures."""
     neighbourhood: Neighbourhood | None = None
     """None: this device has no neighbours."""
+    dial: Dial | None = None
+    """Connects to the hub for one conversation; None: there are none."""
 
 
 class Engine:
@@ -145,6 +148,7 @@ class Engine:
             boot_id=parts.session.boot_id,
         )
         self._benchmarks = Benchmarks(parts.disk, self._tools, parts.settings.benchmarks, self._installing)
+        self._door = Door(parts.settings.remote, dial=parts.dial, execute=self._execute, place=self._place)
 
     async def run(self) -> None:
         """Run for ever; cancel it to end. Servers go on without it."""
@@ -157,6 +161,7 @@ class Engine:
                 await self._bring_back()
                 self._tasks.create_task(self._telemetry.run(), name="telemetry")
                 self._tasks.create_task(self._benchmarks.run(), name="benchmarks")
+                self._tasks.create_task(self._door.run(), name="conversations")
                 await self._stay_connected()
         finally:
             if self._retry is not None:
@@ -187,6 +192,20 @@ class Engine:
 
     def _ports(self) -> dict[str, int]:
         return {name: one.server_port for name, one in self._installers.items() if one.server_port}
+
+    def _place(self, workload: str) -> Place | None:
+        """Where a workload is, for who wants to look at it."""
+        installer = self._installers.get(workload)
+        if installer is None:
+            return None
+        return Place(name=workload, log=self._parts.disk.log(workload), endpoint=installer.endpoint)
+
+    async def _execute(self, workload: str, argv: list[str], *, terminal: bool) -> Executed:
+        installer = self._installers.get(workload)
+        current = None if installer is None else installer.state.current
+        if current is None:
+            raise UnavailableError("does not run at the moment", element=f"deployment {workload[:253]}")
+        return await self._parts.servers.execute(workload, current.serial, argv, terminal=terminal)
 
     async def stop_servers(self) -> None:
         """Stop all servers of this agent; their workloads come back at the next start."""
@@ -219,6 +238,9 @@ class Engine:
                 log.warning("servers.stopped_strangers count=%d", stopped)
         except SkerryError as error:
             log.error("servers.stranger_not_stopped error=%s", error)
+        swept = await self._parts.servers.sweep()
+        if swept:
+            log.warning("remote.swept processes=%d", swept)
         await asyncio.to_thread(self._forget_rest, known)
         if states:
             waiting = [asyncio.ensure_future(one.settled()) for one in self._installers.values()]
@@ -468,6 +490,9 @@ class Engine:
     async def _answer(self, command: Command, connection: DeviceConnection) -> None:
         try:
             await self._note_command(command)
+            if command.verb == "remote":
+                await _within(SEND_SECONDS, connection.send(await self._door.answer(command)), "answer")
+                return
             async with self._running_commands:
                 installer = self._installers.get(command.workload)
                 current = None if installer is None else installer.state.current

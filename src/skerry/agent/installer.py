@@ -87,6 +87,11 @@ class Installer:
         """Where the current version answers; 0 while it does not."""
         return self.state.current.port if self.state.current is not None and self.state.up else 0
 
+    @property
+    def endpoint(self) -> int:
+        """Where callers find it; 0 while it does not answer."""
+        return self.state.endpoint if self.state.up else 0
+
     async def settled(self) -> None:
         """Wait until its server answers or is known not to."""
         await self._settled.wait()

@@ -27,7 +27,7 @@ from skerry.api import duration
 from skerry.api.errors import SkerryError, TimedOutError, UnavailableError
 from skerry.core import control
 from skerry.core.journal import Endpoint, Serve, Slot
-from skerry.core.ports import Instance, Launch, Runtime
+from skerry.core.ports import Executed, Execution, Instance, Launch, Runtime, Usage
 from skerry.kit.loopback import LoopbackClient
 
 log = logging.getLogger(__name__)
@@ -180,6 +180,26 @@ class Servers:
     async def discard(self, server: Server) -> None:
         """Stop one server, so that it is not adopted again. Raises UnavailableError."""
         await self._runtime.stop(server.instance, grace_seconds=self._grace_seconds)
+
+    async def execute(self, workload: str, serial: int, argv: Sequence[str], *, terminal: bool) -> Executed:
+        """Run a command beside a slot's server, in its directory and environment. Raises UnavailableError."""
+        name = instance_name(workload, serial)
+        found = next((one for one in await self._runtime.list() if one.name == name), None)
+        if found is None:
+            raise UnavailableError("does not run at the moment", element=name)
+        execution = Execution(
+            argv=argv, directory=self._disk.slot(workload, serial), environment=_environment(), terminal=terminal
+        )
+        return await self._runtime.execute(found, execution)
+
+    async def sweep(self) -> int:
+        """End commands that an agent which was killed has left running; return how many processes there were."""
+        return await self._runtime.sweep()
+
+    async def usage(self) -> dict[str, Usage]:
+        """Return what the servers that run use, by the names of their instances."""
+        found = {one.name: await self._runtime.usage(one) for one in await self._runtime.list()}
+        return {name: used for name, used in found.items() if used is not None}
 
     async def retire(self, workload: str, *, keep: frozenset[int], leaving: Collection[str] = ()) -> list[Instance]:
         """Let every server of a workload but those of these slots see its callers off; return those that will end.

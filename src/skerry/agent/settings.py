@@ -22,6 +22,9 @@ FILE = "agent.toml"
 MAX_BYTES = 256 * 1024
 
 
+RemoteKind = Literal["logs", "forward", "exec"]
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all sections: a key nobody knows is refused by name."""
 
@@ -202,6 +205,22 @@ class TelemetrySettings(Section, frozen=True, kw_only=True):
     """Samples kept on the disk while there is no hub: with one workload some five days; the oldest are dropped."""
 
 
+class RemoteSettings(Section, frozen=True, kw_only=True):
+    """What whoever may at the hub can do with workloads on this device, over a connection that the device opens."""
+
+    allow: Annotated[list[RemoteKind], msgspec.Meta(max_length=3)] = msgspec.field(
+        default_factory=lambda: ["logs", "forward"]
+    )
+    """Follow logs, connect to the workloads' own ports, run commands. `exec` is not there by default: it runs anything
+    as the agent's user, which is for the device's owner to allow; an empty list allows nothing."""
+    ports: Annotated[list[Annotated[int, msgspec.Meta(ge=1, le=65535)]], msgspec.Meta(max_length=32)] = []
+    """Further ports on this device's loopback that may be forwarded; by default those at which the workload answers."""
+    max_sessions: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    """At a time; each takes memory for what is on its way, and a connection."""
+    idle_timeout: Duration = "1h"
+    """One in which nothing is said for so long is ended; 0s never."""
+
+
 class AgentSettings(Section, frozen=True, kw_only=True):
     """Everything that can be set."""
 
@@ -220,6 +239,7 @@ class AgentSettings(Section, frozen=True, kw_only=True):
     link: LinkSettings = LinkSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     peers: PeerSettings = PeerSettings()
+    remote: RemoteSettings = RemoteSettings()
 
 
 def load(path: Path) -> AgentSettings:
@@ -322,6 +342,7 @@ _CHECKS: dict[str, Any] = {
     "peers.listen": lambda s: s.peers.listen and address(s.peers.listen),
     "peers.neighbours": lambda s: [address(one) for one in s.peers.neighbours],
     "peers.max_bandwidth": lambda s: _peer_bandwidth(s.peers),
+    "remote.idle_timeout": lambda s: duration.to_seconds(s.remote.idle_timeout),
     "peers.patience": lambda s: duration.to_seconds(s.peers.patience),
 }
 

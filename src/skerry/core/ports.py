@@ -258,6 +258,38 @@ class Instance:
     id: str  # the runtime's own: `<pid>:<start time>` for a process
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """One command to run beside a server, for somebody who is connected."""
+
+    argv: Sequence[str]
+    directory: Path
+    environment: Mapping[str, str]
+    terminal: bool = False
+
+
+class Executed(Protocol):
+    """A command that was started beside a server; nothing of it is left when `end` has returned."""
+
+    input: int  # descriptors, not blocking; -1 where there is none; one and the same for a terminal
+    output: int
+    errors: int
+
+    async def wait(self) -> int: ...  # exit code
+    def resize(self, rows: int, columns: int) -> None: ...
+    def close_input(self) -> None: ...
+    async def kill(self) -> None: ...
+    async def end(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What a server uses, all its processes together."""
+
+    cpu_seconds: float  # since its start
+    memory_bytes: int  # resident
+
+
 class Runtime(Protocol):
     """Supervises servers; they outlive the agent and are adopted when it returns."""
 
@@ -269,3 +301,6 @@ class Runtime(Protocol):
     async def stop(self, instance: Instance, *, grace_seconds: float) -> None: ...  # gone when this returns
     async def peak_memory(self, instance: Instance) -> int: ...  # bytes; 0 when it cannot be read
     async def list(self) -> Sequence[Instance]: ...  # all of ours, also of earlier agents
+    async def execute(self, instance: Instance, execution: Execution) -> Executed: ...  # UnavailableError
+    async def sweep(self) -> int: ...  # end what earlier agents executed and did not end; how many processes
+    async def usage(self, instance: Instance) -> Usage | None: ...  # None: it does not run, or nobody knows

@@ -31,6 +31,8 @@ class WebSocket:
         """The one that the server chose."""
         self.ended: Closed | None = None
         """Why nothing comes any more."""
+        self.moved = 0
+        """Bytes that messages had, both ways."""
         self._reader = reader
         self._writer = writer
         self._frames = frames
@@ -57,6 +59,7 @@ class WebSocket:
         """Send one binary message; returns when the transport has room for more. Raises UnavailableError."""
         if self._said_goodbye:
             raise UnavailableError("was closed", element=self._name)
+        self.moved += len(data) + 1
         await self._write(self._frames.message(data))
 
     async def close(self, code: int = websocket.NORMAL, reason: str = "") -> None:
@@ -81,6 +84,7 @@ class WebSocket:
         for event in events:
             match event:
                 case Message():
+                    self.moved += len(event.data) + 1
                     self._waiting.append(event)
                 case Closed():
                     self.ended = event

@@ -13,6 +13,8 @@ from pathlib import Path
 
 PROC = Path("/proc")
 _PF_KTHREAD = 0x00200000
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 MAX_BYTES = 1024 * 1024
 """Of one file of /proc; an environment is smaller than ARG_MAX, usually 128 KiB for one string."""
 
@@ -95,6 +97,21 @@ def read_peak_memory(pid: int) -> int:
             digits = line.split()[1]
             return int(digits) * 1024 if digits.isdigit() else 0
     return 0
+
+
+def read_usage(pid: int, session: int) -> tuple[float, int] | None:
+    """Return the CPU seconds and resident bytes of a process of that session; None for any other, or one that ended.
+
+    Times of children that were waited for are in it. Fields 14 to 17 and 24.
+    """
+    raw = _read(pid, "stat").decode(errors="replace")
+    fields = raw[raw.rfind(")") + 1 :].split()
+    if len(fields) < 22 or fields[3] != str(session) or fields[0] in "ZXx":
+        return None
+    if not all(field.isdigit() for field in (*fields[11:13], fields[21])):
+        return None
+    ticks = sum(int(field) for field in fields[11:15] if field.isdigit())
+    return ticks / _TICKS, int(fields[21]) * _PAGE_BYTES
 
 
 def read_oom_kills() -> int:

@@ -25,8 +25,8 @@ from typing import TypeVar
 import msgspec
 
 from skerry.api.errors import AlreadyExistsError, InvalidError, UnavailableError
-from skerry.core.ports import Instance, Launch
-from skerry.drivers.runtime import limits, proc, spawn, verdict
+from skerry.core.ports import Executed, Execution, Instance, Launch, Usage
+from skerry.drivers.runtime import limits, proc, sessions, spawn, verdict
 from skerry.drivers.runtime.cgroups import Kills
 from skerry.kit import files
 
@@ -144,6 +144,23 @@ class ProcessRuntime:
             self._swept = True
             await asyncio.to_thread(self._sweep, {instance.name for instance in found.values()})
         return sorted(found.values(), key=lambda instance: (instance.name, instance.id))
+
+    async def execute(self, instance: Instance, execution: Execution) -> Executed:
+        """Run a command with the server's limits, where it has a group. Raises UnavailableError."""
+        if not self._is_ours(instance):
+            raise UnavailableError("does not run", element=instance.name)
+        group = [path for path in self._group(instance) if path.is_dir()]
+        return await sessions.start(execution, self._id, group)
+
+    async def sweep(self) -> int:
+        """End what an agent that was killed has left of the commands it ran; return how many processes."""
+        return await asyncio.to_thread(sessions.end_all, f"{self._id}/")
+
+    async def usage(self, instance: Instance) -> Usage | None:
+        """Return what the processes of its session use; None when it does not run."""
+        if not self._is_ours(instance):
+            return None
+        return await asyncio.to_thread(_usage, self._session(instance))
 
     # --- starting ---------------------------------------------------------------------------------------------------
 
@@ -297,7 +314,7 @@ class ProcessRuntime:
             # process on its way out has no environment any more and no exit status yet.
             stat = proc.read_stat(_pid(instance))
             if stat is not None and stat.start_time == _parse_id(instance)[1]:
-                await _readable(descriptor)
+                await sessions.readable(descriptor)
             self._reap(instance)
         finally:
             os.close(descriptor)
@@ -391,16 +408,8 @@ def _pid(instance: Instance) -> int:
     return _parse_id(instance)[0]
 
 
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def on_readable() -> None:
-        if not ended.done():
-            ended.set_result(None)
-
-    loop.add_reader(descriptor, on_readable)
-    try:
-        await ended
-    finally:
-        loop.remove_reader(descriptor)
+def _usage(session: int) -> Usage | None:
+    found = [used for pid in proc.pids() if (used := proc.read_usage(pid, session)) is not None]
+    if not session or not found:
+        return None
+    return Usage(cpu_seconds=sum(cpu for cpu, _ in found), memory_bytes=sum(memory for _, memory in found))

@@ -1,0 +1,69 @@
+"""Kubernetes' streaming protocols over WebSocket, v4 and v5: channels by their first byte, the status at the end.
+
+Pure. Lives here: numbers, framing, the `metav1.Status` that says how a command ended. Must not live here: who reads
+or writes a channel. Source: Kubernetes `apimachinery/pkg/util/remotecommand/constants.go`, KEP-4006.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+STDIN, STDOUT, STDERR, ERROR, RESIZE = range(5)
+CLOSE = 255
+"""v5: the second byte names a channel on which nothing more comes."""
+V5 = "v5.channel.k8s.io"
+V4 = "v4.channel.k8s.io"
+COMMAND_PROTOCOLS = (V5, V4)
+"""Of exec and attach, best first."""
+SPDY_FORWARD = "SPDY/3.1+portforward.k8s.io"
+FORWARD_PROTOCOLS = (SPDY_FORWARD, V4)
+MAX_SIDE = 10_000
+"""Of a terminal, in characters."""
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """A terminal's size in characters."""
+
+    width: int = msgspec.field(name="Width", default=0)
+    height: int = msgspec.field(name="Height", default=0)
+
+
+def choose(offered: Sequence[str], known: Sequence[str]) -> str:
+    """Return the best protocol that both sides know; "" when there is none."""
+    return next((one for one in known if one in offered), "")
+
+
+def frame(channel: int, data: bytes | memoryview = b"") -> bytes:
+    """Return a message of a channel."""
+    return bytes((channel,)) + data
+
+
+def parse_size(data: bytes) -> Size | None:
+    """Return a terminal's new size; None for what is none."""
+    try:
+        size = msgspec.json.decode(data, type=Size)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return size if 0 < size.width <= MAX_SIDE and 0 < size.height <= MAX_SIDE else None
+
+
+def ended(code: int) -> bytes:
+    """Return the status of a command that ended with this exit code, as a message of the error channel."""
+    if code == 0:
+        return _status("Success")
+    cause = {"reason": "ExitCode", "message": str(code)}
+    message = f"command terminated with non-zero exit code: {code}"
+    return _status("Failure", message=message, reason="NonZeroExitCode", details={"causes": [cause]}, code=500)
+
+
+def failed(message: str, *, reason: Literal["InternalError", "Timeout"] = "InternalError") -> bytes:
+    """Return the status of a command that could not be carried out, or not to its end."""
+    return _status("Failure", message=message, reason=reason, code=504 if reason == "Timeout" else 500)
+
+
+def _status(outcome: str, **fields: Any) -> bytes:
+    status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": outcome, **fields}
+    return frame(ERROR, msgspec.json.encode(status))

@@ -1,12 +1,13 @@
-"""PATCH: merge patches and JSON patches on the object as clients see it; apply patches go on to `apply`."""
+"""PATCH: merge, strategic merge and JSON patches on the object as clients see it; apply patches go on to `apply`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
 
-from skerry.api import codec, documents
+from skerry.api import codec, documents, strategic
 from skerry.api import patch as patches
 from skerry.api.errors import BadRequestError, UnsupportedError
 from skerry.api.kinds import Resource
@@ -14,7 +15,13 @@ from skerry.hub.server import answer, apply, update
 from skerry.hub.server.call import Call, precondition
 
 MERGE = "application/merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
+_APPLIED: Mapping[str, Callable[[Any, Any], Any]] = {
+    MERGE: patches.merge_patch,
+    STRATEGIC: strategic.strategic_merge,
+    JSON_PATCH: patches.json_patch,
+}
 
 
 async def patch(call: Call) -> Response:
@@ -22,22 +29,22 @@ async def patch(call: Call) -> Response:
     kind = call.content_type
     if kind == apply.MEDIA_TYPE:
         return await apply.apply(call)
-    if kind not in (MERGE, JSON_PATCH):
+    applied = _APPLIED.get(kind)
+    if applied is None:
         raise UnsupportedError(
             f'content type "{kind[:80]}" is not supported',
             element="the patch",
-            hint=f"send {MERGE}, {JSON_PATCH} or {apply.MEDIA_TYPE}",
+            hint=f"send {MERGE}, {STRATEGIC}, {JSON_PATCH} or {apply.MEDIA_TYPE}",
         )
     change = documents.read_json(await call.body(), source="the patch")
-    merging = kind == MERGE
+    merging = kind != JSON_PATCH
     if merging and not isinstance(change, dict):
         raise BadRequestError("is not a JSON object", element="the patch")
     status = call.subresource == "status"
 
     def make(current: Resource) -> Resource:
         base = codec.present(current)
-        patched = patches.merge_patch(base, change) if merging else patches.json_patch(base, change)
-        return _typed(call, base, patched, status=status)
+        return _typed(call, base, applied(base, change), status=status)
 
     sent = change if merging else {}
     written = await update.rewrite(

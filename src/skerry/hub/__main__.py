@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -24,6 +25,8 @@ from skerry.kit.settings import add_options, from_options
 
 log = logging.getLogger("skerry.hub")  # not __name__, which is __main__
 
+_COLLECT_AFTER = (50_000, 20, 10)
+"""Containers made before Python looks for cycles among them; its own 700 cost more than reading a large fleet."""
 _WANTED_FILES = 65536
 """Descriptors: one per connection; the usual soft limit of 1024 would be the first bound a fleet meets."""
 
@@ -35,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings: HubSettings = from_options(HubSettings, parser.parse_args(argv))
     logs.configure(level=settings.log_level, json_lines=settings.log_format == "json")
     os.umask(0o077)
+    gc.set_threshold(*_COLLECT_AFTER)
     _allow_files()
     try:
         asyncio.run(_until_told(settings))

@@ -86,8 +86,12 @@ async def run_hub(
             state.write_record(record)
             stack.callback(_sign_off, state, record)
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(context.gateway.run(), name="gateway"),
+                tasks = [group.create_task(context.gateway.run(), name="gateway")]
+                # Until the devices are known, every one of them would be taken for a stranger. Whoever else reads them
+                # all comes after that: the sooner the hub answers, the better.
+                waits = [group.create_task(event.wait()) for event in (context.gateway.ready, stop)]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                tasks += [
                     group.create_task(model_version.run(context), name="model-versions"),
                     group.create_task(rollout.run(context), name="rollouts"),
                     group.create_task(device.run(context), name="devices"),
@@ -96,9 +100,6 @@ async def run_hub(
                     group.create_task(revocation.run(context, broker.disconnect), name="revocation"),
                     group.create_task(housekeeping.run(context, state, names), name="housekeeping"),
                 ]
-                # Until the devices are known, every one of them would be taken for a stranger.
-                waits = [group.create_task(event.wait()) for event in (context.gateway.ready, stop)]
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 app = identity.identify(
                     build_app(context),
                     ca_pem=context.authority.ca_pem,

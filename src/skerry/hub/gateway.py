@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+import msgspec
+
 from skerry.api import errors
 from skerry.api.errors import ExpiredError, InvalidError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Device
+from skerry.api.meta import Struct
 from skerry.core import messages, trust
 from skerry.core.ports import Change, Clock, HubConnection, HubLink, Record
-from skerry.hub.objects import UNREADABLE, Objects, decode, key_of, prefix_of
+from skerry.hub.objects import UNREADABLE, Objects, key_of, prefix_of
 from skerry.hub.observer import Observer
 from skerry.hub.publisher import Publisher
 
@@ -34,6 +37,23 @@ _RETRY_SECONDS = 1.0
 _ERRORS: dict[str, type[errors.SkerryError]] = {
     kind.__name__.removesuffix("Error"): kind for kind in errors.SkerryError.__subclasses__()
 }
+
+
+class _Meta(Struct, frozen=True, kw_only=True):
+    name: str
+    namespace: str
+    uid: str
+
+
+class _Status(Struct, frozen=True, kw_only=True):
+    phase: str = "Pending"
+
+
+class _Known(Struct, frozen=True, kw_only=True):
+    """A Device, as far as it concerns who may connect: there may be a million to read before the hub answers."""
+
+    metadata: _Meta
+    status: _Status = _Status()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,11 +240,11 @@ class Gateway:
     def _read(self, record: Record) -> None:
         """Take in a Device; one that cannot be read must not keep the others from being served."""
         try:
-            self._meet(decode(Device, record))
+            self._meet(msgspec.json.decode(record.value, type=_Known))
         except UNREADABLE as error:
             log.error("gateway.unreadable key=%s cause=%s", record.key, error)
 
-    def _meet(self, device: Device) -> None:
+    def _meet(self, device: _Known) -> None:
         uid, place = device.metadata.uid, (device.metadata.namespace, device.metadata.name)
         if self._devices.get(uid) == place:
             return

@@ -117,9 +117,13 @@ def read_authorities(pem: str | bytes, *, element: str) -> tuple[x509.Certificat
     return found
 
 
-def is_issued_by(certificate: x509.Certificate, authorities: Iterable[x509.Certificate], now: datetime) -> bool:
-    """Return whether one of these CAs, valid at that time, issued the certificate itself, and it is valid too."""
-    return _is_valid(certificate, now) and any(_issued(certificate, each, now) for each in authorities)
+def issuer_of(
+    certificate: x509.Certificate, authorities: Iterable[x509.Certificate], now: datetime
+) -> x509.Certificate | None:
+    """Return the CA that issued the certificate itself, with both valid at that time; None when there is none."""
+    if not _is_valid(certificate, now):
+        return None
+    return next((each for each in authorities if _is_valid(each, now) and _issued(certificate, each)), None)
 
 
 def shares_key(authorities: Iterable[x509.Certificate], other: x509.Certificate) -> bool:
@@ -141,7 +145,8 @@ class FrontProxies:
     """The proxies that are believed; `settings` may be replaced at any time, as the CA and the names change."""
 
     settings: RequestHeaders
-    _trusted: dict[bytes, x509.Certificate] = field(default_factory=dict, init=False)
+    _trusted: dict[bytes, tuple[x509.Certificate, x509.Certificate]] = field(default_factory=dict, init=False)
+    """Proxies' certificates, each with its issuer."""
 
     def replace(self, settings: RequestHeaders) -> None:
         """Believe whom these settings name from now on, on connections that are open already, too."""
@@ -151,17 +156,19 @@ class FrontProxies:
     def is_proxy(self, der: bytes, now: datetime) -> bool:
         """Return whether the certificate is of the proxies' CA, whatever its name."""
         known = self._trusted.get(der)
-        if known is not None:
-            return _is_valid(known, now)
+        if known is not None and all(_is_valid(each, now) for each in known):
+            return True
+        self._trusted.pop(der, None)
         try:
             certificate = x509.load_der_x509_certificate(der)
         except (ValueError, x509.InvalidVersion):
             return False
-        if not is_issued_by(certificate, self.settings.authorities, now):
+        issuer = issuer_of(certificate, self.settings.authorities, now)
+        if issuer is None:
             return False
         if len(self._trusted) >= MAX_AUTHORITIES:  # proxies are few
             self._trusted.clear()
-        self._trusted[der] = certificate
+        self._trusted[der] = (certificate, issuer)
         return True
 
     def authenticate(self, der: bytes, headers: Headers, now: datetime) -> Identity | None:
@@ -174,7 +181,7 @@ class FrontProxies:
         claimed = read_user(self.settings, headers)
         if claimed is None:
             return None
-        name = common_name(self._trusted[der])
+        name = common_name(self._trusted[der][0])
         if self.settings.allowed_names and name not in self.settings.allowed_names:
             raise UnauthorizedError(
                 f'a client certificate for "{name[:100]}" may not speak for others',
@@ -282,9 +289,9 @@ def _is_valid(certificate: x509.Certificate, now: datetime) -> bool:
     return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
 
 
-def _issued(certificate: x509.Certificate, authority: x509.Certificate, now: datetime) -> bool:
+def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
-    return _is_valid(authority, now)
+    return True

@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from tests.postgresql import Server, running
 
 from skerry.api.errors import (
     AlreadyExistsError,
@@ -23,9 +24,11 @@ from skerry.api.errors import (
     UnavailableError,
 )
 from skerry.core.ports import Change, Store
+from skerry.drivers.store import address, postgresql
 from skerry.drivers.store.feed import FeedSettings
 from skerry.drivers.store.log import MAX_KEY_LENGTH, MAX_VALUE_BYTES
 from skerry.drivers.store.logstore import LogSettings
+from skerry.drivers.store.postgresql import PostgresqlSettings
 from skerry.drivers.store.sqlite import SqliteSettings, open_store
 
 WAIT = 20.0  # seconds until a test that waits gives up
@@ -43,9 +46,35 @@ def sqlite_driver(directory: Path, *, batch: int) -> Open:
     return opened
 
 
-@pytest.fixture(params=["sqlite", "sqlite-without-group-commit"])
-def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
-    return sqlite_driver(tmp_path, batch=256 if request.param == "sqlite" else 1)
+def postgresql_driver(url: str) -> Open:
+    @asynccontextmanager
+    async def opened(**feed: float) -> AsyncIterator[Store]:
+        settings = PostgresqlSettings(log=LogSettings(feed=FeedSettings(**feed)))  # type: ignore[arg-type]
+        async with postgresql.open_store(address.read(url), settings) as store:
+            yield store
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "sqlite-without-group-commit", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where the store is: a PostgreSQL URL, or a file."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("server").new_url()
+    return str(tmp_path / "hub.db")
+
+
+@pytest.fixture
+def opening(request: pytest.FixtureRequest, place: str, tmp_path: Path) -> Open:
+    if place.startswith("postgresql:"):
+        return postgresql_driver(place)
+    return sqlite_driver(tmp_path, batch=1 if "without-group-commit" in request.node.name else 256)
 
 
 @pytest.fixture
@@ -383,10 +412,15 @@ async def test_a_closed_store_says_so(opening: Open) -> None:
 _WRITER = """
 import asyncio, json, sys
 from pathlib import Path
-from skerry.drivers.store.sqlite import open_store
+from skerry.drivers.store import address, postgresql, sqlite
+
+def opened(place):
+    if place.startswith("postgresql:"):
+        return postgresql.open_store(address.read(place))
+    return sqlite.open_store(Path(place))
 
 async def main():
-    async with open_store(Path(sys.argv[1])) as store:
+    async with opened(sys.argv[1]) as store:
         async def write(writer):
             number = 0
             while True:
@@ -399,9 +433,9 @@ asyncio.run(main())
 """
 
 
-def write_until_killed(path: Path, series: str) -> dict[str, int]:
+def write_until_killed(place: str, series: str) -> dict[str, int]:
     """Kill a process that writes with twenty tasks at once; return what it was told is stored."""
-    command = [sys.executable, "-c", _WRITER, str(path), series]
+    command = [sys.executable, "-c", _WRITER, place, series]
     acknowledged: dict[str, int] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -414,10 +448,10 @@ def write_until_killed(path: Path, series: str) -> dict[str, int]:
     return acknowledged
 
 
-async def test_a_killed_process_loses_no_acknowledged_write(opening: Open, tmp_path: Path) -> None:
+async def test_a_killed_process_loses_no_acknowledged_write(opening: Open, place: str) -> None:
     acknowledged: dict[str, int] = {}
     for series in ("a", "b", "c"):
-        acknowledged |= await asyncio.to_thread(write_until_killed, tmp_path / "hub.db", series)
+        acknowledged |= await asyncio.to_thread(write_until_killed, place, series)
     assert len(acknowledged) >= 450
     async with opening(bookmark_seconds=0) as store:
         stored = {record.key: record.revision for record in (await store.list("k/")).records}

@@ -12,6 +12,7 @@ import pytest
 from skerry.api.errors import IntegrityError, SkerryError, StorageFullError, UnavailableError, UnsupportedError
 from skerry.drivers.store.logstore import LogSettings
 from skerry.drivers.store.sqlite import SqliteSettings, open_store
+from skerry.drivers.store.statements import SCHEMA_VERSION
 
 
 async def refused(path: Path, kind: type[SkerryError], match: str) -> None:
@@ -115,9 +116,9 @@ async def test_a_later_schema_is_refused(tmp_path: Path) -> None:
     async with open_store(path):
         pass
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE facts SET number = 2 WHERE name = 'schema'")
+        connection.execute(f"UPDATE facts SET number = {SCHEMA_VERSION + 1} WHERE name = 'schema'")
     connection.close()
-    await refused(path, UnsupportedError, "schema version 2")
+    await refused(path, UnsupportedError, f"schema version {SCHEMA_VERSION + 1}")
 
 
 @pytest.mark.parametrize("what", ["directory", "link"])

@@ -84,9 +84,10 @@ class StoreMachine(RuleBasedStateMachine):
     async def _open(self) -> None:
         self.stack = AsyncExitStack()
         feed = FeedSettings(bookmark_seconds=0, max_changes=10_000)
-        self.store: LogStore = await self.stack.enter_async_context(
-            open_store(self.directory / "hub.db", SqliteSettings(log=LogSettings(feed=feed, recent_bytes=RECENT_BYTES)))
-        )
+        self.store = await self._open_store(LogSettings(feed=feed, recent_bytes=RECENT_BYTES))
+
+    async def _open_store(self, log: LogSettings) -> LogStore:
+        return await self.stack.enter_async_context(open_store(self.directory / "hub.db", SqliteSettings(log=log)))
 
     async def _close(self) -> None:
         for *_, stack in self.watchers:

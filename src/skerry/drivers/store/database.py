@@ -1,131 +1,158 @@
 """The log in a database, synchronous: one call is one transaction. Runs in the store's threads.
 
-Must not live here: anything of one dialect (`sqlite` has it), concurrency (`logstore` has it), what a write means
-(`log` has it).
+Must not live here: anything of one dialect (`sqlite` and `postgresql` have it), concurrency (`logstore` has it), what a
+write means (`log` has it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
-from skerry.api.errors import SkerryError, UnsupportedError
+from skerry.api.errors import IntegrityError, SkerryError, UnsupportedError
 from skerry.core.ports import Change
 from skerry.drivers.store import log, statements
 
 COMPACTION_SLICE = 500  # rows removed in one transaction, so that writes wait for it only shortly
 HISTORY_PAGE = 128  # rows a catching-up watcher holds at once
+NOW = (1 << 63) - 1
+"""Later than every revision."""
 
 Translate = Callable[[sa.exc.DBAPIError], SkerryError]
+_R = TypeVar("_R")
+
+
+class Stand(NamedTuple):
+    """Where a log stands, as of one moment."""
+
+    newest: int
+    """The revision given out last. Its row may be a deletion that was compacted away; it is never given out again."""
+    compacted: int
+    term: int
+    """Of the hub that leads; 0 while none ever did."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class News:
+    """What stands in the log after a revision that was known, in order and without a gap."""
+
+    rows: Sequence[log.Written] = ()
+    reached: int
+    """The revision up to which that is everything."""
+    more: bool = False
+    lost: bool = False
+    """Some of it is compacted away already: whoever follows has to list again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Appended:
+    """What came of writes, and what others had written before them that was not known here."""
+
+    missed: Sequence[log.Written] = ()
+    outcomes: list[log.Written | log.Refusal] = field(default_factory=list)
+
+
+class BehindError(Exception):
+    """Too much was written by others to read it while they wait; nothing was written. Read the news first."""
 
 
 class LogDatabase:
-    """The log's tables behind two engines, one for the only writer and one for readers.
+    """The log's tables behind two engines, one for this process' only writer and one for readers.
 
     Every method raises what `translate` makes of a database error; a failed write leaves nothing behind.
     """
 
-    def __init__(self, writer: sa.Engine, readers: sa.Engine, translate: Translate) -> None:
+    def __init__(self, writer: sa.Engine, readers: sa.Engine, translate: Translate, name: str) -> None:
         self._writer = writer
         self._readers = readers
         self._translate = translate
+        self._name = name
 
-    def initialise(self) -> tuple[int, int]:
-        """Create the tables if there are none. Return the newest and the compacted revision.
+    def initialise(self) -> Stand:
+        """Create the tables if there are none, bring older ones up to date, and say where the log stands.
 
         Raises UnsupportedError for a database of a later schema, or of somebody else.
         """
-        with self._transaction() as connection:
-            present = set(sa.inspect(connection).get_table_names())
-            wanted = set(statements.metadata.tables)
-            if not present:
-                statements.metadata.create_all(connection)
-                connection.execute(
-                    statements.ADD_FACT,
-                    [{"name": "schema", "number": statements.SCHEMA_VERSION}, {"name": "compacted", "number": 0}],
-                )
-            elif not wanted <= present:
-                raise UnsupportedError("holds other tables than this store's", element=self._name)
-            numbers = {row.name: row.number for row in connection.execute(statements.READ_FACTS)}
-            if numbers.get("schema") != statements.SCHEMA_VERSION:
-                raise UnsupportedError(
-                    f"has schema version {numbers.get('schema')}, this program knows {statements.SCHEMA_VERSION}",
-                    element=self._name,
-                    hint="run the version of the program that wrote it",
-                )
-            compacted = numbers.get("compacted", 0)
-            newest: int | None = connection.execute(statements.LAST_REVISION).scalar()
-            # The newest row may be a deletion that was compacted away; its revision is never given out again.
-            return max(newest or 0, compacted), compacted
+        return self._commit(self._initialise)
 
-    def append(
-        self, writes: Sequence[log.Write], last: int, known: Mapping[str, log.Row]
-    ) -> list[log.Written | log.Refusal]:
-        """Carry out writes in one transaction on top of revision `last`; all that are not refused are durable then.
+    def append(self, writes: Sequence[log.Write], last: int, known: Mapping[str, log.Row]) -> Appended:
+        """Carry out writes in one transaction; all that are not refused are durable then.
 
-        `known` are the newest rows of some of the keys; the others are looked up.
+        Everything up to revision `last` is known here, and `known` are the newest rows of some of the keys as of then;
+        the others are looked up. Raises BehindError.
         """
-        with self._transaction() as connection:
-            newest, names = dict(known), sorted({write.key for write in writes} - known.keys())
-            if names:
-                rows = (log.Row(*row) for row in connection.execute(statements.NEWEST, {"names": names}))
-                newest.update((row.key, row) for row in rows)
-            outcomes = log.decide(writes, newest, last)
-            appended = [outcome.row._asdict() for outcome in outcomes if isinstance(outcome, log.Written)]
-            if appended:
-                connection.execute(statements.APPEND, appended)
-        return outcomes
+        return self._commit(partial(self._append, writes, last, known))
 
-    def last_revision(self) -> int:
-        """Return the revision of the newest row, 0 when there is none."""
-        with self._reading() as connection:
-            return connection.execute(statements.LAST_REVISION).scalar() or 0
+    def stand(self) -> Stand:
+        """Return where the log stands now."""
+        return self._read(_stand)
+
+    def news(self, after: int) -> News:
+        """Return some of what was written after a revision, whoever wrote it."""
+        return self._read(partial(self._news, after))
 
     def get(self, key: str, revision: int) -> log.Row | None:
         """Return the key's row as of a revision, deletions included."""
-        with self._reading() as connection:
+
+        def work(connection: sa.Connection) -> log.Row | None:
             row = connection.execute(statements.GET, {"name": key, "revision": revision}).first()
-        return None if row is None else log.Row(*row)
+            return None if row is None else log.Row(*row)
+
+        return self._read(work)
 
     def page(self, start: str, end: str, revision: int, limit: int) -> list[log.Row]:
         """Return living rows of a range of keys as of a revision, in key order; limit 0 means all."""
         values = {"start": start, "end": end, "revision": revision}
-        with self._reading() as connection:
+
+        def work(connection: sa.Connection) -> list[log.Row]:
             if limit:
                 rows = connection.execute(statements.LIST_PAGE, values | {"limit": limit})
             else:
                 rows = connection.execute(statements.LIST, values)
             return [log.Row(*row) for row in rows]
 
+        return self._read(work)
+
     def count(self, start: str, end: str, revision: int) -> int:
         """Return how many keys of a range live as of a revision."""
-        with self._reading() as connection:
-            return connection.execute(statements.COUNT, {"start": start, "end": end, "revision": revision}).scalar_one()
+        values = {"start": start, "end": end, "revision": revision}
+        return self._read(lambda connection: int(connection.execute(statements.COUNT, values).scalar_one()))
 
     def history(self, start: str, end: str, after: int, upto: int) -> tuple[list[Change], int]:
         """Return some changes after a revision, in order, and up to which revision these are all."""
         values = {"start": start, "end": end, "after": after, "revision": upto, "limit": HISTORY_PAGE}
-        with self._reading() as connection:
+
+        def work(connection: sa.Connection) -> tuple[list[Change], int]:
             rows = [(log.Row(*row[:-1]), row[-1]) for row in connection.execute(statements.HISTORY, values)]
-        changes = [log.change_of(row, value_before) for row, value_before in rows]
-        return changes, rows[-1][0].revision if len(rows) == HISTORY_PAGE else upto
+            changes = [log.change_of(row, value_before) for row, value_before in rows]
+            return changes, rows[-1][0].revision if len(rows) == HISTORY_PAGE else upto
+
+        return self._read(work)
+
+    def begin_term(self) -> int:
+        """Begin the term of a new leader and return it; writes of earlier terms are refused from now on."""
+        return self._commit(lambda connection: int(connection.execute(statements.BEGIN_TERM).scalar_one()))
 
     def set_compacted(self, revision: int) -> None:
         """Write down that history up to and including this revision may go."""
-        with self._transaction() as connection:
-            connection.execute(statements.SET_COMPACTED, {"value": revision})
+        self._commit(lambda connection: connection.execute(statements.SET_COMPACTED, {"value": revision}))
 
     def remove_obsolete(self, before: int, cursor: int) -> int | None:
         """Remove one slice of obsolete rows after `cursor`; return where to go on, None when done."""
-        with self._transaction() as connection:
-            found = connection.execute(
-                statements.OBSOLETE, {"before": before, "cursor": cursor, "limit": COMPACTION_SLICE}
-            )
-            revisions = list(found.scalars())
+        values = {"before": before, "cursor": cursor, "limit": COMPACTION_SLICE}
+
+        def work(connection: sa.Connection) -> list[int]:
+            revisions = list(connection.execute(statements.OBSOLETE, values).scalars())
             if revisions:
                 connection.execute(statements.REMOVE, {"revisions": revisions})
+            return revisions
+
+        revisions = self._commit(work)
         return revisions[-1] if len(revisions) == COMPACTION_SLICE else None
 
     def dispose(self) -> None:
@@ -133,19 +160,15 @@ class LogDatabase:
         self._writer.dispose()
         self._readers.dispose()
 
-    @property
-    def _name(self) -> str:
-        return str(self._writer.url.database)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _commit(self, work: Callable[[sa.Connection], _R]) -> _R:
+        """Do something in a transaction of the writer's, and commit it."""
         with self._translated(), self._writer.begin() as connection:
-            yield connection
+            return work(connection)
 
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def _read(self, work: Callable[[sa.Connection], _R]) -> _R:
+        """Do something that only reads; each statement sees the log as of one moment."""
         with self._translated(), self._readers.connect() as connection:
-            yield connection
+            return work(connection)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -153,3 +176,85 @@ class LogDatabase:
             yield
         except sa.exc.DBAPIError as error:
             raise self._translate(error) from error
+
+    # --- within a transaction --------------------------------------------------------------------------------------
+
+    def _announce(self, connection: sa.Connection, revision: int) -> None:
+        """Tell other hubs, once this is committed, that there is news up to this revision."""
+
+    def _initialise(self, connection: sa.Connection) -> Stand:
+        present = set(sa.inspect(connection).get_table_names())
+        wanted = set(statements.metadata.tables)
+        if not present:
+            statements.metadata.create_all(connection)
+            numbers = {"schema": statements.SCHEMA_VERSION, "compacted": 0, "term": 0}
+            connection.execute(
+                statements.ADD_FACT, [{"name": name, "number": number} for name, number in numbers.items()]
+            )
+        elif not wanted <= present:
+            raise UnsupportedError("holds other tables than this store's", element=self._name)
+        else:
+            self._migrate(connection)
+        return _stand(connection)
+
+    def _migrate(self, connection: sa.Connection) -> None:
+        """Bring an older schema up to date. Raises UnsupportedError for one that is later, or none of ours."""
+        found = {row.name: row.number for row in connection.execute(statements.READ_FACTS)}.get("schema")
+        version = found
+        while version is not None and version in statements.MIGRATIONS:
+            for statement in statements.MIGRATIONS[version]:
+                connection.execute(statement)
+            version += 1
+        if version != statements.SCHEMA_VERSION:
+            raise UnsupportedError(
+                f"has schema version {found}, this program knows {statements.SCHEMA_VERSION}",
+                element=self._name,
+                hint="run the version of the program that wrote it",
+            )
+        if version != found:
+            connection.execute(statements.SET_FACT, {"fact": "schema", "value": version})
+
+    def _append(
+        self, writes: Sequence[log.Write], last: int, known: Mapping[str, log.Row], connection: sa.Connection
+    ) -> Appended:
+        stand = _stand(connection)
+        missed: Sequence[log.Written] = ()
+        if stand.newest != last:
+            news = self._news(last, connection)
+            if news.lost or news.reached != stand.newest:
+                raise BehindError
+            missed = news.rows
+        newest = {**known, **{one.row.key: one.row for one in missed}}
+        names = sorted({write.key for write in writes} - newest.keys())
+        if names:
+            rows = (log.Row(*row) for row in connection.execute(statements.NEWEST, {"names": names}))
+            newest.update((row.key, row) for row in rows)
+        outcomes = log.decide(writes, newest, stand.newest, stand.term)
+        appended = [outcome.row for outcome in outcomes if isinstance(outcome, log.Written)]
+        if appended:
+            connection.execute(statements.APPEND, [row._asdict() for row in appended])
+            self._announce(connection, appended[-1].revision)
+        return Appended(missed=missed, outcomes=outcomes)
+
+    def _news(self, after: int, connection: sa.Connection) -> News:
+        found = [
+            (log.Row(*row[:-1]), row[-1])
+            for row in connection.execute(statements.NEWS, {"after": after, "limit": HISTORY_PAGE})
+        ]
+        stand = _stand(connection)  # afterwards: compaction may have taken rows away while they were read
+        if stand.newest < after:
+            raise IntegrityError(
+                f"ends at revision {stand.newest}, and revision {after} was written",
+                element=self._name,
+                hint="was a backup put in its place, or a replica that lagged behind? then restart the hubs",
+            )
+        if stand.compacted > after:
+            return News(reached=stand.newest, lost=True)
+        written = [log.Written(row=row, change=log.change_of(row, before)) for row, before in found]
+        reached = written[-1].row.revision if written else after
+        return News(rows=written, reached=reached, more=reached < stand.newest)
+
+
+def _stand(connection: sa.Connection) -> Stand:
+    newest, compacted, term = connection.execute(statements.STAND).one()
+    return Stand(newest=max(newest, compacted), compacted=compacted, term=term)

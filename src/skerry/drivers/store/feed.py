@@ -45,6 +45,12 @@ class Feed:
         for watcher in tuple(self._watchers):
             watcher.offer(changes)
 
+    def skip(self, revision: int) -> None:
+        """Go on from a revision though something before it is unknown; end every watch with ExpiredError."""
+        self.revision = revision
+        for watcher in tuple(self._watchers):
+            watcher.stop(lambda: ExpiredError("what happened meanwhile is forgotten; list again", element="watch"))
+
     def join(self, watcher: Watcher) -> None:
         """Tell this watcher of every change to come."""
         self._watchers.add(watcher)

@@ -18,6 +18,7 @@ from skerry.api.errors import (
     NotFoundError,
     SkerryError,
     TooLargeError,
+    UnavailableError,
 )
 from skerry.core.ports import Change, Record
 
@@ -52,11 +53,13 @@ class Write:
     key: str
     value: bytes = b""
     expected: int | None = None
+    term: int | None = None
+    """Of the leader whose write it is; worth nothing once another one leads. None: anybody's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """A write that is to be appended, and the change it makes."""
+    """A row of the log, and the change it makes."""
 
     row: Row
     change: Change
@@ -99,8 +102,8 @@ def key_range(prefix: str, start: str = "") -> tuple[str, str]:
     return max(prefix, start), end
 
 
-def decide(writes: Sequence[Write], newest: Mapping[str, Row], last: int) -> list[Written | Refusal]:
-    """Carry out writes one after the other on top of revision `last`; one outcome for each, in order.
+def decide(writes: Sequence[Write], newest: Mapping[str, Row], last: int, term: int = 0) -> list[Written | Refusal]:
+    """Carry out writes one after the other on top of revision `last`, in that term; one outcome for each, in order.
 
     A refused write takes no revision, so revisions have no gaps.
     """
@@ -109,7 +112,7 @@ def decide(writes: Sequence[Write], newest: Mapping[str, Row], last: int) -> lis
     for write in writes:
         old = current.get(write.key)
         living = old if old is not None and not old.deleted else None
-        refusal = _refusal(write, living)
+        refusal = _refusal(write, living, term)
         if refusal is not None:
             outcomes.append(refusal)
             continue
@@ -138,8 +141,10 @@ def change_of(row: Row, value_before: bytes | None) -> Change:
     return Change(type="MODIFIED", revision=row.revision, record=row.record(), previous=previous)
 
 
-def _refusal(write: Write, living: Row | None) -> Refusal | None:
+def _refusal(write: Write, living: Row | None, term: int) -> Refusal | None:
     key = write.key
+    if write.term is not None and write.term != term:
+        return lambda: UnavailableError("another hub leads by now", element=key, hint="it carries on with this")
     if write.verb == "create":
         return None if living is None else lambda: AlreadyExistsError(element=key)
     if living is None:

@@ -1,7 +1,8 @@
 """The port `core.ports.Store` over a log in a database: threads, group commit, watches.
 
 Writes that wait while a transaction runs go into the next one together, so many writers share one fsync. All of them
-run in one thread; reads run in a few others. Must not live here: SQL, a dialect.
+run in one thread; reads run in a few others. This one is for a log that nobody else writes; `shared` is for the others.
+Must not live here: SQL, a dialect.
 """
 
 from __future__ import annotations
@@ -9,24 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from skerry.api.errors import ExpiredError, InvalidError, SkerryError, UnavailableError
 from skerry.core.ports import Change, Page, Record
 from skerry.drivers.store import log
-from skerry.drivers.store.database import LogDatabase
+from skerry.drivers.store.database import LogDatabase, Stand
 from skerry.drivers.store.feed import Feed, FeedSettings, Watcher
 from skerry.drivers.store.recent import Recent
+from skerry.drivers.store.writer import LogWriter, Progress
 
 _log = logging.getLogger(__name__)
 _R = TypeVar("_R")
-
-_Outcomes = Sequence[log.Written | log.Refusal]
+_Followers = list[asyncio.Future[None]]
 
 READERS = 4
 _REMEMBERED_COUNTS = 256
@@ -42,7 +43,7 @@ class LogSettings:
     max_batch_bytes: int = 4 * 1024 * 1024
     """Bytes of values in one transaction; one write is always taken."""
     recent_bytes: int = 32 * 1024 * 1024
-    """Of what was written last, kept in memory; 0 for a log that others write too."""
+    """Of what was written last, kept in memory."""
     feed: FeedSettings = field(default_factory=FeedSettings)
 
 
@@ -52,20 +53,23 @@ class _Pending:
     done: asyncio.Future[Change]
 
 
+_Batch = list[_Pending]
+
+
 class LogStore:
     """Implements `core.ports.Store`. Made by a driver's factory, belongs to the event loop it was made in."""
 
-    def __init__(self, database: LogDatabase, *, revision: int, compacted: int, settings: LogSettings) -> None:
+    def __init__(self, database: LogDatabase, stand: Stand, settings: LogSettings) -> None:
         self._database = database
         self._settings = settings
-        self._feed = Feed(revision, settings.feed)
+        self._feed = Feed(stand.newest, settings.feed)
         self._recent = Recent(settings.recent_bytes)
-        self._compacted = compacted
-        self._last = revision  # belongs to the writing thread, as does
-        self._doubtful = False  # whether the last transaction failed, so that its outcome has to be looked up
+        self._compacted = stand.compacted
+        self._writer = LogWriter(database, stand.newest)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._pending: deque[_Pending] = deque()
+        self._followers: _Followers = []
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed: Callable[[], SkerryError] | None = None
@@ -73,42 +77,43 @@ class LogStore:
 
     async def revision(self) -> int:
         """Return the newest revision."""
-        return self._feed.revision
+        return await self._newest()
 
     async def get(self, key: str) -> Record | None:
         """Return the key's record, or None."""
         if not log.is_key(key):
             return None
         self._check_open()
-        row = self._recent.get(key)
-        if row is None:
-            row = await self._read(partial(self._database.get, key, self._feed.revision))
+        row = await self._look_up(key)
         return None if row is None or row.deleted else row.record()
 
-    async def create(self, key: str, value: bytes) -> Record:
-        """Store a new record. Raises AlreadyExistsError, InvalidError, TooLargeError, StorageFullError."""
-        return await self._write(log.Write(verb="create", key=key, value=value))
+    async def create(self, key: str, value: bytes, *, term: int | None = None) -> Record:
+        """Store a new record. Raises AlreadyExistsError, InvalidError, TooLargeError, StorageFullError.
 
-    async def update(self, key: str, value: bytes, *, expected: int) -> Record:
+        Of each write: with a `term`, it is refused with UnavailableError unless that is still the leader's.
+        """
+        return await self._write(log.Write(verb="create", key=key, value=value, term=term))
+
+    async def update(self, key: str, value: bytes, *, expected: int, term: int | None = None) -> Record:
         """Replace a record last written at `expected`. Raises NotFoundError, ConflictError, as `create` otherwise."""
-        return await self._write(log.Write(verb="update", key=key, value=value, expected=expected))
+        return await self._write(log.Write(verb="update", key=key, value=value, expected=expected, term=term))
 
-    async def delete(self, key: str, *, expected: int | None = None) -> Record:
+    async def delete(self, key: str, *, expected: int | None = None, term: int | None = None) -> Record:
         """Remove a record; return its last value at the deletion's revision. Raises NotFoundError, ConflictError."""
-        return await self._write(log.Write(verb="delete", key=key, expected=expected))
+        return await self._write(log.Write(verb="delete", key=key, expected=expected, term=term))
 
     async def list(self, prefix: str, *, limit: int = 0, start: str = "", revision: int = 0) -> Page:
         """Return one page of the records under a prefix. See `core.ports.Store`. Raises ExpiredError, InvalidError."""
         first, end = log.key_range(prefix, start)
-        at = revision or self._feed.revision
-        self._check_known(at)
+        self._check_open()
+        at = await self._reach(revision) if revision else await self._newest()
         rows = await self._read(partial(self._database.page, first, end, at, limit + 1 if limit > 0 else 0))
         next_key, remaining = None, 0
         if 0 < limit < len(rows):
             next_key = rows[limit].key
             rows = rows[:limit]
             remaining = await self._count(end, at, first, next_key, len(rows))
-        self._check_known(at)  # compaction may have taken rows away while they were read
+        await self._check_kept(at)  # compaction may have taken rows away while they were read
         return Page(records=[row.record() for row in rows], revision=at, next_key=next_key, remaining=remaining)
 
     @asynccontextmanager
@@ -117,12 +122,13 @@ class LogStore:
         start, end = log.key_range(prefix)
 
         async def history(since: int, upto: int) -> tuple[Sequence[Change], int]:
-            self._check_known(since)
             found = await self._read(partial(self._database.history, start, end, since, upto))
-            self._check_known(since)
+            await self._check_kept(since)
             return found
 
         self._check_open()
+        with suppress(ExpiredError):  # its first change is when it is told so
+            await self._reach(after)
         watcher = Watcher(self._feed, prefix, after, history)
         self._feed.join(watcher)
         try:
@@ -135,11 +141,10 @@ class LogStore:
 
         Raises InvalidError for a revision that has not happened.
         """
-        if before > self._feed.revision:
-            raise InvalidError(
-                f"revision {before} has not happened, the newest is {self._feed.revision}", element="compaction"
-            )
         self._check_open()
+        newest = await self._newest()
+        if before > newest:
+            raise InvalidError(f"revision {before} has not happened, the newest is {newest}", element="compaction")
         if before > self._compacted:
             await self._in_writer(partial(self._database.set_compacted, before))
             self._compacted = max(self._compacted, before)
@@ -161,6 +166,31 @@ class LogStore:
         self._reading.shutdown()
         self._database.dispose()
 
+    # --- what a log that others write too does otherwise -----------------------------------------------------------
+
+    async def _newest(self) -> int:
+        """Return the newest revision."""
+        return self._feed.revision
+
+    async def _look_up(self, key: str) -> log.Row | None:
+        """Return the key's newest row."""
+        row = self._recent.get(key)
+        return row or await self._read(partial(self._database.get, key, self._feed.revision))
+
+    async def _reach(self, revision: int) -> int:
+        """Return the revision once it can be read here. Raises ExpiredError for one that has not happened."""
+        if revision > self._feed.revision:
+            raise ExpiredError(
+                f"has not happened here, the newest is {self._feed.revision}; list again",
+                element=f"revision {revision}",
+            )
+        return revision
+
+    async def _check_kept(self, revision: int) -> None:
+        """Raise ExpiredError if what a revision looked like is not known any more."""
+        if revision < self._compacted:
+            raise ExpiredError(element=f"revision {revision}")
+
     # --- writing ---------------------------------------------------------------------------------------------------
 
     async def _write(self, write: log.Write) -> Record:
@@ -169,13 +199,13 @@ class LogStore:
         done: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
         self._pending.append(_Pending(write, done))
         if self._idle.is_set():
-            self._start_batch()
+            self._start_turn()
         change = await done
         assert change.record is not None  # only bookmarks have none
         return change.record
 
-    def _start_batch(self) -> None:
-        batch: list[_Pending] = []
+    def _next_batch(self) -> _Batch:
+        batch: _Batch = []
         size = 0
         while self._pending and len(batch) < self._settings.max_batch:
             pending = self._pending[0]
@@ -185,52 +215,59 @@ class LogStore:
             self._pending.popleft()
             if not pending.done.cancelled():
                 batch.append(pending)
-        if not batch:
+        return batch
+
+    def _start_turn(self) -> None:
+        """Give the writing thread its next turn; there is one at a time, so what is known is as of the last one."""
+        batch, followers = self._next_batch(), self._followers
+        if not batch and not followers:
             self._idle.set()
             return
         self._idle.clear()
+        self._followers = []
         writes = [pending.write for pending in batch]
         known = self._recent.known({write.key for write in writes})
-        running = asyncio.get_running_loop().run_in_executor(self._writing, self._append, writes, known)
-        running.add_done_callback(partial(self._finish_batch, batch))
+        running = asyncio.get_running_loop().run_in_executor(self._writing, self._writer.take_turn, writes, known)
+        running.add_done_callback(partial(self._finish_turn, batch, followers))
 
-    def _append(self, writes: Sequence[log.Write], known: Mapping[str, log.Row]) -> _Outcomes:
-        """Run in the writing thread."""
-        if self._doubtful and self._database.last_revision() > self._last:
-            raise UnavailableError(
-                "a write that was reported as failed is in the database after all", element="store", hint="restart"
-            )
-        self._doubtful = True
-        outcomes = self._database.append(writes, self._last, known)
-        self._doubtful = False
-        self._last = max([self._last, *(o.row.revision for o in outcomes if isinstance(o, log.Written))])
-        return outcomes
-
-    def _finish_batch(self, batch: Sequence[_Pending], running: asyncio.Future[_Outcomes]) -> None:
-        error = running.exception()
-        if error is not None:
-            self._fail_batch(batch, error)
+    def _finish_turn(self, batch: _Batch, followers: _Followers, running: asyncio.Future[Progress]) -> None:
+        progress = running.result()
+        self._take_in(progress)
+        if progress.error is not None:
+            self._fail(batch, followers, progress.error)
+        elif progress.behind:
+            self._pending.extendleft(reversed(batch))
+            self._followers[:0] = followers
         else:
-            outcomes = running.result()
-            written = [outcome for outcome in outcomes if isinstance(outcome, log.Written)]
-            for one in written:
-                self._recent.put(one.row)
-            if written:
-                self._feed.publish([one.change for one in written], written[-1].row.revision)
-            for pending, outcome in zip(batch, outcomes, strict=True):
+            for pending, outcome in zip(batch, progress.outcomes, strict=True):
                 if pending.done.done():
                     continue  # its caller was cancelled meanwhile
                 if isinstance(outcome, log.Written):
                     pending.done.set_result(outcome.change)
                 else:
                     pending.done.set_exception(outcome())
-        self._start_batch()
+            for follower in followers:
+                if not follower.done():
+                    follower.set_result(None)
+        self._start_turn()
 
-    def _fail_batch(self, batch: Sequence[_Pending], error: BaseException) -> None:
-        _log.error("store.write_failed writes=%d error=%s", len(batch), error)
-        for pending in batch:
-            if not pending.done.done():
-                pending.done.set_exception(_again(error))
+    def _take_in(self, progress: Progress) -> None:
+        if progress.lost:
+            _log.warning("store.fell_behind from=%d to=%d", self._feed.revision, progress.reached)
+            self._recent = Recent(self._settings.recent_bytes)
+            self._feed.skip(progress.reached)
+        for one in progress.news:
+            self._recent.put(one.row)
+        if progress.news:
+            self._feed.publish([one.change for one in progress.news], progress.reached)
+
+    def _fail(self, batch: _Batch, followers: _Followers, error: BaseException) -> None:
+        if batch:
+            _log.error("store.write_failed writes=%d error=%s", len(batch), error)
+        waiting: list[asyncio.Future[Any]] = [pending.done for pending in batch]
+        for one in [*waiting, *followers]:
+            if not one.done():
+                one.set_exception(_again(error))
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -252,15 +289,6 @@ class LogStore:
         if len(self._counts) > _REMEMBERED_COUNTS:
             self._counts.popitem(last=False)
         return remaining
-
-    def _check_known(self, revision: int) -> None:
-        if revision < self._compacted:
-            raise ExpiredError(element=f"revision {revision}")
-        if revision > self._feed.revision:
-            raise ExpiredError(
-                f"has not happened here, the newest is {self._feed.revision}; list again",
-                element=f"revision {revision}",
-            )
 
     def _check_open(self) -> None:
         if self._closed is not None:

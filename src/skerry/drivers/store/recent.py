@@ -1,7 +1,8 @@
 """The newest rows, in memory: what was written a moment ago is what is asked for next.
 
-Only for a log that this process alone writes. It is filled by what was committed and by nothing else: a row that was
-read could be old by the time it arrives here. Must not live here: threads, SQL.
+It is filled by what stands in the log, in the log's order, and by nothing else: a row that was read by its key could be
+old by the time it arrives here. Where others write too it holds what was newest when the log was last followed, which
+is what a write wants to know; a read has to ask the database. Must not live here: threads, SQL.
 """
 
 from __future__ import annotations

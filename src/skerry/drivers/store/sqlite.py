@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
 
 from skerry.api.errors import IntegrityError, SkerryError, StorageFullError, UnavailableError
-from skerry.drivers.store.database import LogDatabase
+from skerry.drivers.store.database import LogDatabase, Stand
 from skerry.drivers.store.logstore import READERS, LogSettings, LogStore
 
 _BUSY_SECONDS = 10.0  # only somebody with a SQLite shell in the file makes us wait
@@ -49,8 +49,8 @@ async def open_store(path: Path, settings: SqliteSettings | None = None) -> Asyn
     settings = settings or SqliteSettings()
     lock = _lock(path)
     try:
-        database, revision, compacted = await asyncio.to_thread(_open, path, settings)
-        store = LogStore(database, revision=revision, compacted=compacted, settings=settings.log)
+        database, stand = await asyncio.to_thread(_open, path, settings)
+        store = LogStore(database, stand, settings.log)
         try:
             yield store
         finally:
@@ -59,23 +59,26 @@ async def open_store(path: Path, settings: SqliteSettings | None = None) -> Asyn
         os.close(lock)
 
 
-def _open(path: Path, settings: SqliteSettings) -> tuple[LogDatabase, int, int]:
+def _open(path: Path, settings: SqliteSettings) -> tuple[LogDatabase, Stand]:
     _make_private(path)
 
     def translate(error: sa.exc.DBAPIError) -> SkerryError:
         return _translated(error.orig, path)
 
     database = LogDatabase(
-        _engine(path, size=1, max_bytes=settings.max_bytes), _engine(path, size=READERS, readonly=True), translate
+        _engine(path, size=1, max_bytes=settings.max_bytes),
+        _engine(path, size=READERS, readonly=True),
+        translate,
+        str(path),
     )
     try:
         if path.stat().st_size <= settings.check_up_to_bytes:
             _check(path)
-        revision, compacted = database.initialise()
+        stand = database.initialise()
     except BaseException:
         database.dispose()
         raise
-    return database, revision, compacted
+    return database, stand
 
 
 def _engine(path: Path, *, size: int, readonly: bool = False, max_bytes: int = 0) -> sa.Engine:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = sa.MetaData()
 
@@ -50,8 +50,27 @@ _living = (
 
 READ_FACTS = sa.select(facts.c.name, facts.c.number)
 ADD_FACT = sa.insert(facts)
-SET_COMPACTED = sa.update(facts).where(facts.c.name == "compacted").values(number=sa.bindparam("value"))
-LAST_REVISION = sa.select(sa.func.max(log.c.revision))
+SET_FACT = sa.update(facts).where(facts.c.name == sa.bindparam("fact")).values(number=sa.bindparam("value"))
+SET_COMPACTED = (
+    sa.update(facts)
+    .where(facts.c.name == "compacted", facts.c.number < sa.bindparam("value"))
+    .values(number=sa.bindparam("value"))
+)
+BEGIN_TERM = sa.update(facts).where(facts.c.name == "term").values(number=facts.c.number + 1).returning(facts.c.number)
+"""Ends the term of whoever led before: what it still writes is refused."""
+
+MIGRATIONS: dict[int, tuple[sa.Executable, ...]] = {1: (sa.insert(facts).values(name="term", number=0),)}
+"""What leads from a schema version to the next one. Each is carried out once, in one transaction with the others."""
+
+
+def _fact(name: str) -> sa.ScalarSelect[int]:
+    return sa.select(facts.c.number).where(facts.c.name == name).scalar_subquery()
+
+
+STAND = sa.select(
+    sa.func.coalesce(sa.select(sa.func.max(log.c.revision)).scalar_subquery(), 0), _fact("compacted"), _fact("term")
+)
+"""The newest row's revision, the compacted revision, the term of whoever leads: as of one moment."""
 
 APPEND = sa.insert(log)
 
@@ -83,6 +102,15 @@ HISTORY = (
     .limit(sa.bindparam("limit"))
 )
 """What happened in a range of keys after one revision and up to another, with the value each write replaced."""
+
+NEWS = (
+    sa.select(log, _before.c.value.label("value_before"))
+    .select_from(log.outerjoin(_before, _before.c.revision == log.c.previous))
+    .where(log.c.revision > sa.bindparam("after"))
+    .order_by(log.c.revision)
+    .limit(sa.bindparam("limit"))
+)
+"""What was written after a revision, whoever wrote it."""
 
 OBSOLETE = (
     sa.select(log.c.revision)

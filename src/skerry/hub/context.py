@@ -10,7 +10,10 @@ from weakref import WeakValueDictionary
 
 from skerry.core.ports import ArtifactStore, Clock
 from skerry.hub.authentication.chain import Authentication
+from skerry.hub.authorization import AdminsOnly, Authorizer
+from skerry.hub.health import Health
 from skerry.hub.objects import Objects
+from skerry.hub.tunnels import Tunnels
 
 if TYPE_CHECKING:
     from skerry.hub.gateway import Gateway
@@ -32,7 +35,13 @@ class HubContext:
     mqtt_port: int
     authentication: Authentication = field(default_factory=Authentication)
     """Ways to log in that this hub was set up with, besides its own certificates and service accounts' tokens."""
+    authorizer: Authorizer = field(default_factory=AdminsOnly)
+    """Says what users may do."""
     claim_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     """Uses of one token are taken one after the other; the store's revisions make it right, this makes it quick."""
     collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the registry's garbage is collected: one at a time."""
+    tunnels: Tunnels = field(default_factory=Tunnels)
+    """Conversations with devices' workloads."""
+    health: Health = field(default_factory=Health)
+    """Whether the hub's parts are alive and ready."""

@@ -46,13 +46,16 @@ class Reconciler(Generic[K]):
         *,
         workers: int = 4,
     ) -> None:
-        self._name, self._handle, self._failed, self._workers = name, handle, failed, workers
+        self.name = name
+        self._handle, self._failed, self._workers = handle, failed, workers
         self._queue: WorkQueue[K] = WorkQueue()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._resting: dict[K, asyncio.TimerHandle] = {}
         self._asked: set[K] = set()
         """Keys that were added while they rest."""
+        self._began: dict[K, float] = {}
+        """When the handling of a key began, by the monotonic clock; for those under way."""
 
     def add(self, key: K) -> None:
         """Ask for the key to be handled."""
@@ -61,12 +64,16 @@ class Reconciler(Generic[K]):
         else:
             self._queue.add(key)
 
+    def longest(self) -> float:
+        """Return for how many seconds the key has been handled that is under way longest; 0 when none is."""
+        return time.monotonic() - min(self._began.values()) if self._began else 0.0
+
     async def run(self) -> None:
         """Handle keys, for ever."""
         try:
             async with asyncio.TaskGroup() as group:
                 for number in range(self._workers):
-                    group.create_task(self._work(), name=f"{self._name}-{number}")
+                    group.create_task(self._work(), name=f"{self.name}-{number}")
         finally:
             for timer in (*self._timers.values(), *self._resting.values()):
                 timer.cancel()
@@ -80,7 +87,11 @@ class Reconciler(Generic[K]):
                     self._asked.add(key)
                     continue
                 began = time.thread_time()
-                delay = await self._attempt(key)
+                self._began[key] = time.monotonic()
+                try:
+                    delay = await self._attempt(key)
+                finally:
+                    del self._began[key]
                 self._rest(key, time.thread_time() - began)
                 self._schedule(key, delay)
 
@@ -91,7 +102,7 @@ class Reconciler(Generic[K]):
             return self._back_off(key)
         except Exception as error:  # whatever is wrong with one object must not stop the others
             expected = isinstance(error, SkerryError)
-            log.error("controller.failed controller=%s key=%s error=%s", self._name, key, error, exc_info=not expected)
+            log.error("controller.failed controller=%s key=%s error=%s", self.name, key, error, exc_info=not expected)
             await self._tell(key, error)
             return self._back_off(key)
         self._failures.pop(key, None)
@@ -113,7 +124,7 @@ class Reconciler(Generic[K]):
         try:
             await self._failed(key, error)
         except Exception:
-            log.exception("controller.untold controller=%s key=%s", self._name, key)
+            log.exception("controller.untold controller=%s key=%s", self.name, key)
 
     def _back_off(self, key: K) -> float:
         count = self._failures[key] = min(self._failures.get(key, 0) + 1, 30)

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from skerry.api import meta
+from skerry.api.kinds import authorization, printed, rbac
 from skerry.api.kinds import certificate_signing_request as csr
-from skerry.api.kinds import printed, rbac
+from skerry.api.kinds.authorization import (
+    LocalSubjectAccessReview,
+    SelfSubjectAccessReview,
+    SelfSubjectRulesReview,
+    SubjectAccessReview,
+)
 from skerry.api.kinds.certificate_signing_request import CertificateSigningRequest
 from skerry.api.kinds.device import Device
 from skerry.api.kinds.device_class import DeviceClass
@@ -39,6 +45,10 @@ Resource: TypeAlias = (
     | ServiceAccount
     | Event
     | CertificateSigningRequest
+    | SelfSubjectAccessReview
+    | SelfSubjectRulesReview
+    | SubjectAccessReview
+    | LocalSubjectAccessReview
 )
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
@@ -413,6 +423,20 @@ KINDS: tuple[KindInfo, ...] = (
             Column(name="RequestedDuration", path="spec.expirationSeconds", value=printed.wanted_life),
             Column(name="Condition", path="status.conditions[].type", value=printed.decision),
         ),
+    ),
+    *(
+        KindInfo(
+            kind=kind.__name__,
+            type=kind,
+            group=authorization.GROUP,
+            version=authorization.VERSION,
+            namespaced=kind is LocalSubjectAccessReview,
+            plural=f"{kind.__name__.lower()}s",
+            singular=kind.__name__.lower(),
+            verbs=("create",),
+            columns=(),
+        )
+        for kind in (SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview, LocalSubjectAccessReview)
     ),
 )
 

@@ -1,7 +1,8 @@
-"""Who may ask what of the API: the rules, and the middleware that applies them before anything is read.
+"""Who may ask what of the API: the middleware that decides it before anything is read.
 
-The registry below `/v2/` asks `core.access` itself, in its own words. Must not live here: how an identity was
-established (`hub.identity`).
+Admins may do everything, users what the authorizer says, devices and strangers what this file says. The registry below
+`/v2/` asks for itself, in its own words (`registry.callers`). Must not live here: how an identity was established
+(`hub.identity`), what roles allow (`hub.authorization`), what a request wants (`attributes`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from skerry.api.errors import ForbiddenError, UnauthorizedError
+from skerry.api.errors import DeniedError, ForbiddenError, UnauthorizedError
 from skerry.core.access import ANONYMOUS, Identity
+from skerry.hub import roles
+from skerry.hub.authorization import Attributes, Authorizer
 from skerry.hub.identity import IDENTITY
+from skerry.hub.server import attributes, impersonation
 
 OPEN_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/version", "/cacerts"})
 _ENROLLMENTS = re.compile(r"/apis/skerry\.dev/v1alpha1/namespaces/([^/]+)/enrollments")
+_TUNNEL = re.compile(r"/apis/skerry\.dev/v1alpha1/tunnels/[^/]+")
+"""A device's connection for one conversation, whose id only it and the hub know (`hub.tunnels`)."""
 _REGISTRY = re.compile(r"/v2(/.*)?")
 _HINT = "use the hub's kubeconfig, which has an admin certificate"
 
@@ -25,8 +31,9 @@ def authorize(identity: Identity, *, method: str, path: str, join_token: str) ->
     """Return when the call is allowed; else raise UnauthorizedError (who are you?) or ForbiddenError (not you).
 
     Admins may do everything. A device may renew itself in its own namespace. Somebody with a join token may enrol.
+    Users are for `check`.
     """
-    if identity.role == "admin" or path in OPEN_PATHS or _REGISTRY.fullmatch(path):
+    if identity.role == "admin" or is_open(path):
         return
     enrollments = _ENROLLMENTS.fullmatch(path) if method == "POST" else None
     if enrollments is not None:
@@ -34,9 +41,43 @@ def authorize(identity: Identity, *, method: str, path: str, join_token: str) ->
             return
         if identity.role == "anonymous" and join_token:
             return
+    if identity.role == "device" and method == "GET" and _TUNNEL.fullmatch(path):
+        return
     if identity.role == "anonymous":
         raise UnauthorizedError(element=f"{method} {path[:200]}", hint=_HINT)
     raise ForbiddenError("a device may only renew its own certificate", element=f"{method} {path[:200]}", hint=_HINT)
+
+
+async def check(authorizer: Authorizer, identity: Identity, wanted: Attributes) -> None:
+    """Return when the authorizer allows it. Raises DeniedError, in Kubernetes' words; UnavailableError."""
+    decision = await authorizer.authorize(identity, wanted)
+    if not decision.allowed:
+        raise denied(identity, wanted, decision.reason)
+
+
+def denied(identity: Identity, wanted: Attributes, reason: str = "") -> DeniedError:
+    """Return the refusal of a request, with the role that would allow it as its hint."""
+    who = f'User "{identity.username}"'
+    role = roles.granting(wanted)
+    if wanted.is_resource:
+        where = f'in the namespace "{wanted.namespace}"' if wanted.namespace else "at the cluster scope"
+        cause = f'{who} cannot {wanted.verb} resource "{wanted.whole}" in API group "{wanted.group}" {where}'
+        grant = f"rolebinding -n {wanted.namespace}" if wanted.namespace else "clusterrolebinding"
+    else:
+        cause, grant = f'{who} cannot {wanted.verb} path "{wanted.path[:200]}"', "clusterrolebinding"
+    hint = f"the role {role} allows it: ask an admin for `kubectl create {grant} NAME --clusterrole={role} --user=...`"
+    return DeniedError(
+        f"{cause}: {reason}" if reason else cause,
+        group=wanted.group,
+        resource=wanted.resource,
+        name=wanted.name,
+        hint=hint,
+    )
+
+
+def is_open(path: str) -> bool:
+    """Return whether everybody may ask for this, or something else looks who does."""
+    return path in OPEN_PATHS or _REGISTRY.fullmatch(path) is not None
 
 
 def join_token(authorization: str) -> str:
@@ -45,17 +86,20 @@ def join_token(authorization: str) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def authorized(app: ASGIApp) -> ASGIApp:
+def authorized(app: ASGIApp, *, authorizer: Authorizer) -> ASGIApp:
     """Wrap an application so that only allowed calls reach it; the errors are raised to the wrapper outside."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            authorize(
-                scope.get(IDENTITY, ANONYMOUS),
-                method=scope["method"],
-                path=scope["path"],
-                join_token=join_token(Headers(scope=scope).get("authorization", "")),
-            )
+            headers = Headers(scope=scope)
+            identity = await impersonation.impersonated(authorizer, scope.get(IDENTITY, ANONYMOUS), headers)
+            if identity is not scope.get(IDENTITY):
+                scope = {**scope, IDENTITY: identity, impersonation.BEHIND: scope.get(IDENTITY, ANONYMOUS)}
+            if identity.role != "user":
+                token = join_token(headers.get("authorization", ""))
+                authorize(identity, method=scope["method"], path=scope["path"], join_token=token)
+            elif not is_open(scope["path"]):
+                await check(authorizer, identity, attributes.of(scope))
         await app(scope, receive, send)
 
     return checked

@@ -88,7 +88,7 @@ def build_app(context: HubContext) -> Starlette:
             *registry.routes(context),
             *(route for path in _PATHS for route in _resource_routes(context, path)),
         ],
-        middleware=[Middleware(guarded), Middleware(access.authorized)],
+        middleware=[Middleware(guarded), Middleware(access.authorized, authorizer=context.authorizer)],
         exception_handlers={HTTPException: _http_error},
     )
 

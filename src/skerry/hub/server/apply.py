@@ -15,7 +15,7 @@ from skerry.api.errors import AlreadyExistsError, BadRequestError, ConflictError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.enrollment import Enrollment
 from skerry.api.ownership import Entries, Fields, Writer
-from skerry.hub.server import answer, create, owners, update
+from skerry.hub.server import answer, create, escalation, owners, update
 from skerry.hub.server.call import Call, precondition
 
 MEDIA_TYPE = "application/apply-patch+yaml"
@@ -73,6 +73,7 @@ async def _new(call: Call, raw: dict[str, Any], kept: dict[str, Any], writer: Wr
         raise ConflictError(
             "does not exist, but the patch names its uid or revision", element=f'{call.info.plural} "{call.name}"'
         )
+    await escalation.check_creation(call)
     item = call.typed(kept)
     if isinstance(item, Enrollment) or call.info.made_by_hub:
         hint = call.info.made_by_hub or "create it"

@@ -20,7 +20,7 @@ from skerry.hub.context import HubContext
 from skerry.hub.identity import IDENTITY
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
-"""Of an admin's request; Kubernetes has the same bound."""
+"""Of an admin's or a user's request; Kubernetes has the same bound."""
 MAX_DEVICE_BODY_BYTES = 256 * 1024
 """Of anybody else's: an enrolment is small, and is read before its token can be looked at."""
 _YAML = ("application/yaml", "text/yaml", "application/x-yaml")
@@ -53,6 +53,11 @@ class Call:
     def identity(self) -> Identity:
         """Who asks."""
         return cast(Identity, self.request.scope.get(IDENTITY, ANONYMOUS))
+
+    @property
+    def is_person(self) -> bool:
+        """Whether it is somebody who was let in by name, an admin or a user: no device, and no stranger."""
+        return self.identity.role in ("admin", "user")
 
     def text(self, parameter: str) -> str:
         """Return a query parameter, or ""."""
@@ -88,7 +93,7 @@ class Call:
 
         Devices may be newer than the hub: what it does not know yet is dropped.
         """
-        if self.identity.role != "admin":
+        if not self.is_person:
             return "Ignore"
         text = self.text("fieldValidation") or "Strict"
         if text not in ("Strict", "Warn", "Ignore"):
@@ -99,7 +104,7 @@ class Call:
 
     async def body(self) -> bytes:
         """Return the body. Raises TooLargeError as soon as it is too long."""
-        limit = MAX_BODY_BYTES if self.identity.role == "admin" else MAX_DEVICE_BODY_BYTES
+        limit = MAX_BODY_BYTES if self.is_person else MAX_DEVICE_BODY_BYTES
         announced = self.request.headers.get("content-length", "")
         if announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
             raise _too_large(limit)
@@ -121,7 +126,7 @@ class Call:
         kind, data = self.content_type, await self.body()
         if kind == "application/json":
             return codec.decode_json(data)
-        if kind in _YAML and self.identity.role == "admin":  # slow to read: not for those whose word counts for nothing
+        if kind in _YAML and self.is_person:  # slow to read: not for those whose word counts for nothing
             found = await asyncio.to_thread(documents.read_yaml, data, source="the body")
             if len(found) == 1 and isinstance(found[0], dict):
                 return found[0]

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from skerry.api.errors import AlreadyExistsError, BadRequestError, ForbiddenError
+from skerry.api.errors import AlreadyExistsError, BadRequestError, ForbiddenError, UnsupportedError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
 from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.meta import ObjectMeta
 from skerry.hub import enrollment, registry_tokens
-from skerry.hub.server import access, answer, owners
+from skerry.hub.server import access, answer, escalation, owners, reviews
 from skerry.hub.server.call import Call
 
 
@@ -25,12 +25,15 @@ async def create(call: Call) -> Response:
         raise ForbiddenError(
             f"{call.info.plural} are made by the hub", element=call.info.plural, hint=call.info.made_by_hub
         )
+    if not call.info.stored:
+        return answer.respond(call, await _answered(call, item), code=201, sent=raw)
     return answer.respond(call, await store(call, owners.of_new(call, item, raw)), code=201, sent=raw)
 
 
 async def store(call: Call, item: Resource) -> Resource:
     """Make the object as its kind is made; with a dry run say only what it would be. Raises AlreadyExistsError."""
     context = call.context
+    await escalation.check(call, item)
     if call.dry_run:
         return await _dry(call, item)
     match item:
@@ -43,6 +46,14 @@ async def store(call: Call, item: Resource) -> Resource:
             return await enrollment.enroll(context, item, join_token=token, identity=call.identity)
         case _:
             return await context.objects.create(item)
+
+
+async def _answered(call: Call, item: Resource) -> Resource:
+    """Return a question with its answer: kinds that can only be created are asked, and never kept."""
+    answered = await reviews.review(call, item)
+    if answered is None:
+        raise UnsupportedError("is not answered here", element=call.info.plural)
+    return answered
 
 
 async def _dry(call: Call, item: Resource) -> Resource:

@@ -47,6 +47,8 @@ async def find_namespaces(objects: Objects) -> set[str]:
     """Return the namespaces that have objects of any kind."""
     names: set[str] = set()
     for info in KINDS:
+        if not (info.namespaced and info.stored):
+            continue
         prefix = prefix_of(info.type)
         start = prefix
         while len(names) < MAX_LISTED:

@@ -13,7 +13,7 @@ from skerry.api import codec
 from skerry.api.errors import ConflictError, ForbiddenError, InvalidError
 from skerry.api.kinds import Resource
 from skerry.api.ownership import Entries
-from skerry.hub.server import answer, delete, owners
+from skerry.hub.server import answer, delete, escalation, owners
 from skerry.hub.server.call import Call, precondition
 
 _ATTEMPTS = 5
@@ -57,6 +57,7 @@ async def rewrite(
         call.check_preconditions(current, uid=uid, revision=revision)
         wanted = make(current)
         changed = _only_status(current, wanted) if status else _all_but_status(call, current, wanted)
+        await escalation.check(call, changed, current=current)
         changed = owners.with_entries(changed, tracked(current, wanted, changed))
         if call.dry_run:
             return changed

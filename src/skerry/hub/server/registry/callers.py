@@ -1,6 +1,7 @@
 """Who calls, and what they may do: by client certificate or by Bearer token, never by both together.
 
     admin's certificate     everything
+    user                    what his roles say of `repositories`, by the namespace that a repository's name begins with
     device's certificate    reads what is deployed to it (see `devices`)
     Bearer token            what it was granted, in its own namespace; see `tokens`
 
@@ -19,8 +20,11 @@ from starlette.requests import Request
 from skerry.api.errors import ForbiddenError, UnauthorizedError
 from skerry.core import access
 from skerry.core import registry_access as scopes
+from skerry.hub import roles
+from skerry.hub.authentication.chain import BY_TOKEN
 from skerry.hub.context import HubContext
 from skerry.hub.identity import IDENTITY
+from skerry.hub.server import escalation
 
 SERVICE = "skerry-registry"
 TOKEN_PATH = "/v2/token"  # noqa: S105 - a URL
@@ -49,23 +53,27 @@ class Caller:
         """Who began an upload, and alone may go on with it."""
         return f"token {self.subject}" if self.subject else f"{self.identity.role} {self.identity.name}"
 
-    def may(self, action: str, repository: str) -> bool:
-        """Return whether this caller may do that there; which content a device may read is looked at later."""
-        if self.subject:
-            return action in self.grants.get(repository, ())
-        if action == "pull":
-            return access.may_pull(self.identity, repository)
-        return access.may_push(self.identity)
-
 
 def identify(context: HubContext, request: Request) -> Caller:
     """Return who calls. Raises UnauthorizedError for a Bearer token that is not (or no longer) good."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
+    if scheme.lower() == "bearer" and not request.scope.get(BY_TOKEN):
         key = context.authority.derive_key(BEARER_KEY)
         claims = scopes.open_bearer(token.strip(), key, now=context.clock.now().timestamp())
         return Caller(identity=access.ANONYMOUS, grants=claims.grants, subject=claims.subject)
     return Caller(identity=cast(access.Identity, request.scope.get(IDENTITY, access.ANONYMOUS)))
+
+
+async def may(context: HubContext, caller: Caller, action: str, repository: str) -> bool:
+    """Return whether a caller may do that there; which content a device may read is looked at later."""
+    if caller.subject:
+        return action in caller.grants.get(repository, ())
+    if caller.identity.role == "user":
+        wanted = escalation.repository_attributes(action, repository)
+        return (await context.authorizer.authorize(caller.identity, wanted)).allowed
+    if action == "pull":
+        return access.may_pull(caller.identity, repository)
+    return access.may_push(caller.identity)
 
 
 def check_known(caller: Caller) -> None:
@@ -76,19 +84,26 @@ def check_known(caller: Caller) -> None:
         )
 
 
-def check_allowed(caller: Caller, actions: Sequence[str], repository: str) -> None:
+async def check_allowed(context: HubContext, caller: Caller, actions: Sequence[str], repository: str) -> None:
     """Refuse what this caller may not do there.
 
     Raises UnauthorizedError where a wider Bearer token may help, ForbiddenError for owners of certificates.
     """
-    denied = [action for action in actions if not caller.may(action, repository)]
+    denied = [action for action in actions if not await may(context, caller, action, repository)]
     if not denied:
         return
     element = f"{caller.name[:300]}, repository {repository[:255]}"
     cause = f"may not {' or '.join(denied)} there"
     if caller.subject:
         raise UnauthorizedError(cause, element=element, hint="make a token that may, with `skerry registry token`")
-    raise ForbiddenError(cause, element=element)
+    raise ForbiddenError(cause, element=element, hint=_hint(caller, denied[0], repository))
+
+
+def _hint(caller: Caller, action: str, repository: str) -> str:
+    if caller.identity.role != "user":
+        return ""
+    wanted = escalation.repository_attributes(action, repository)
+    return f"the role {roles.granting(wanted)} in namespace {wanted.namespace[:63]} allows it"
 
 
 def challenge(

@@ -117,7 +117,7 @@ def _endpoint(context: HubContext, actions: Mapping[str, _Action]) -> Callable[[
                 refusal = answers.problem(405, "UNSUPPORTED", f"{request.method} is not for this URL")
                 refusal.headers["Allow"] = ", ".join(actions)
                 return refusal
-            callers.check_allowed(caller, needs, name)
+            await callers.check_allowed(context, caller, needs, name)
             try:
                 manifests.check_repository(name)
             except InvalidError as error:

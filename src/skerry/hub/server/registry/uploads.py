@@ -17,6 +17,7 @@ from skerry.api.errors import ConflictError, InvalidError, NotFoundError
 from skerry.core import manifest as manifests
 from skerry.core.ports import ArtifactStore
 from skerry.hub.context import HubContext
+from skerry.hub.server.registry import callers
 from skerry.hub.server.registry.answers import RegistrySettings, accepted, created, problem, upload_headers
 from skerry.hub.server.registry.call import Call
 
@@ -35,7 +36,7 @@ class Uploads:
     async def start(self, call: Call) -> Response:
         """Begin an upload; mount the blob, or take all of it, where the request says so and that is possible."""
         mount, source = call.query("mount"), call.query("from") or call.name
-        if mount and call.caller.may("pull", source):
+        if mount and await callers.may(self._context, call.caller, "pull", source):
             try:
                 await self._artifacts.mount_blob(call.name, mount, source=source)
                 return created(f"/v2/{call.name}/blobs/{mount}", mount)

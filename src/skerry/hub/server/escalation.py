@@ -1,0 +1,145 @@
+"""Nobody grants more than he has: the check before a role, a binding or a registry token is written.
+
+Whoever has not got a rule himself may write it only with the verb `escalate` on the role; whoever has not got all of a
+role may bind it only with the verb `bind` on it. It holds for every way of writing, a dry run among them. Must not live
+here: what covers what (`core.rbac`). Source: Kubernetes "Using RBAC Authorization", "Privilege escalation prevention".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from skerry.api.errors import DeniedError, InvalidError, NotFoundError
+from skerry.api.kinds import Resource
+from skerry.api.kinds.rbac import GROUP, ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding
+from skerry.api.kinds.registry_token import RegistryToken
+from skerry.api.meta import GROUP as SKERRY
+from skerry.core import rbac
+from skerry.core.rbac import Attributes, Policy
+from skerry.hub.authorization import RoleAuthorizer
+from skerry.hub.server import access
+from skerry.hub.server.call import Call
+
+_SHOWN = 20
+_REPOSITORY_VERBS = {"pull": "get", "push": "update", "delete": "delete"}
+"""What the registry's actions are called in rules, on `repositories.skerry.dev`."""
+_ROLE_HINT = "ask somebody who has these rights, or for the verb {verb} on {resource}"
+
+
+async def check(call: Call, item: Resource, *, current: Resource | None = None) -> None:
+    """Return when the caller may write this. Raises DeniedError; NotFoundError for a binding to no role."""
+    if rbac.is_master(call.identity) or (current is not None and _same(current, item)):
+        return
+    match item:
+        case Role() | ClusterRole():
+            await _check_role(call, item, current)
+        case RoleBinding() | ClusterRoleBinding():
+            await _check_binding(call, item)
+        case RegistryToken():
+            for wanted in _repositories(call, item):
+                await access.check(call.context.authorizer, call.identity, wanted)
+        case _:
+            return
+
+
+async def check_creation(call: Call) -> None:
+    """Return when the caller may also create what he writes by a patch. Raises DeniedError."""
+    if rbac.is_master(call.identity) or call.identity.role != "user":
+        return
+    info = call.info
+    wanted = Attributes(
+        verb="create",
+        group=info.group,
+        version=info.version,
+        resource=info.plural,
+        name=call.name,
+        namespace=call.namespace,
+    )
+    await access.check(call.context.authorizer, call.identity, wanted)
+
+
+def repository_attributes(action: str, repository: str) -> Attributes:
+    """Return what an action of the registry is to rules: `models/x` in namespace `a` is repository `a/models/x`."""
+    namespace, _, name = repository.partition("/")
+    verb = _REPOSITORY_VERBS.get(action, action)
+    return Attributes(verb=verb, group=SKERRY, resource="repositories", namespace=namespace, name=name)
+
+
+async def _check_role(call: Call, item: Role | ClusterRole, current: Resource | None) -> None:
+    if await _may(call, "escalate", call.info.plural, item.metadata.name):
+        return
+    policy = await _policy(call)
+    held = rbac.rules_of(call.identity, item.metadata.namespace, policy)
+    if any(isinstance(one, ClusterRole) and one.aggregation_rule is not None for one in (item, current)):
+        if rbac.uncovered(held, rbac.EVERYTHING):
+            raise _denied(call, item, "must have cluster-admin privileges to use the aggregationRule", "escalate")
+        return
+    _check_covered(call, item, held, item.rules)
+
+
+async def _check_binding(call: Call, item: RoleBinding | ClusterRoleBinding) -> None:
+    ref = item.role_ref
+    plural = "roles" if ref.kind == "Role" else "clusterroles"
+    if await _may(call, "bind", plural, ref.name):
+        return
+    policy, namespace = await _policy(call), item.metadata.namespace
+    rules = rbac.rules_of_role(ref, namespace, policy)
+    if rules is None:
+        raise NotFoundError(element=f'{plural}.{GROUP} "{ref.name[:300]}"', hint="make the role first, then bind it")
+    _check_covered(call, item, rbac.rules_of(call.identity, namespace, policy), rules)
+
+
+def _check_covered(call: Call, item: Resource, held: Sequence[PolicyRule], wanted: Sequence[PolicyRule]) -> None:
+    verb = "bind" if isinstance(item, RoleBinding | ClusterRoleBinding) else "escalate"
+    try:
+        missing = rbac.compact(rbac.uncovered(held, wanted))
+    except InvalidError as error:
+        raise _denied(call, item, f"cannot be compared with what you may do: the rules {error.cause}", verb) from None
+    if not missing:
+        return
+    groups = ", ".join(f'"{group}"' for group in call.identity.groups)
+    lines = [rbac.describe(rule)[:500] for rule in missing[:_SHOWN]]
+    more = [f"and {len(missing) - _SHOWN} more"] if len(missing) > _SHOWN else []
+    text = "\n".join([*lines, *more])
+    who = f'user "{call.identity.username}" (groups=[{groups}])'
+    raise _denied(call, item, f"{who} is attempting to grant RBAC permissions not currently held:\n{text}", verb)
+
+
+async def _may(call: Call, verb: str, plural: str, name: str) -> bool:
+    wanted = Attributes(verb=verb, group=GROUP, version="v1", resource=plural, name=name, namespace=call.namespace)
+    return (await call.context.authorizer.authorize(call.identity, wanted)).allowed
+
+
+async def _policy(call: Call) -> Policy:
+    authorizer = call.context.authorizer
+    if isinstance(authorizer, RoleAuthorizer):
+        return await authorizer.policy()
+    return Policy(role=lambda *_: None, cluster_role=lambda _: None, bindings=lambda _: (), cluster_bindings=lambda: ())
+
+
+def _repositories(call: Call, token: RegistryToken) -> Iterator[Attributes]:
+    """Yield what the owner of a token could do: a token for all repositories takes the right to all."""
+    for action in token.spec.actions:
+        for repository in token.spec.repositories or (f"{call.namespace}/",):
+            yield repository_attributes(action, repository)
+
+
+def _same(current: Resource, item: Resource) -> bool:
+    """Return whether nothing changes but what the removal of an object takes: finalizers, owners."""
+
+    def bare(one: Resource) -> Resource:
+        metadata = msgspec.structs.replace(
+            one.metadata, finalizers=[], owner_references=[], managed_fields=[], resource_version=""
+        )
+        changes: dict[str, Any] = {"metadata": metadata}
+        return msgspec.structs.replace(one, **changes)
+
+    return bare(current) == bare(item)
+
+
+def _denied(call: Call, item: Resource, cause: str, verb: str) -> DeniedError:
+    hint = _ROLE_HINT.format(verb=verb, resource="the role" if verb == "bind" else call.info.plural)
+    return DeniedError(cause, group=GROUP, resource=call.info.plural, name=item.metadata.name, hint=hint)

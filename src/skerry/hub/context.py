@@ -37,6 +37,8 @@ class HubContext:
     """Ways to log in that this hub was set up with, besides its own certificates and service accounts' tokens."""
     authorizer: Authorizer = field(default_factory=AdminsOnly)
     """Says what users may do."""
+    groups: frozenset[str] | None = None
+    """API groups that are served here, where the others are somebody else's; None: all."""
     claim_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     """Uses of one token are taken one after the other; the store's revisions make it right, this makes it quick."""
     collecting: asyncio.Lock = field(default_factory=asyncio.Lock)

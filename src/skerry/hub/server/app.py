@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,11 +31,13 @@ from skerry.hub.server import (
     discovery,
     garbage,
     get,
+    health,
     namespaces,
     openapi,
     patch,
     registry,
     remote,
+    resources,
     status,
     subresources,
     update,
@@ -46,7 +49,6 @@ from skerry.hub.server.projection import serve as projection
 
 REQUEST_SECONDS = 60.0
 """How long any call but a watch may take; above what a device may take to answer."""
-READY_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 Verb = Callable[[Call], Awaitable[Response]]
@@ -80,14 +82,15 @@ _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
 
 def build_app(context: HubContext) -> Starlette:
     """Return the whole HTTP API over these parts; `scope["skerry.identity"]` must say who calls."""
+    routes = [
+        *_routes(context),
+        *projection.routes(context),
+        *remote.routes(context),
+        *registry.routes(context),
+        *(route for path in _PATHS for route in _resource_routes(context, path)),
+    ]
     return Starlette(
-        routes=[
-            *_routes(context),
-            *projection.routes(context),
-            *remote.routes(context),
-            *registry.routes(context),
-            *(route for path in _PATHS for route in _resource_routes(context, path)),
-        ],
+        routes=[route for route in routes if _is_served(route, context.groups)],
         middleware=[Middleware(guarded), Middleware(access.authorized, authorizer=context.authorizer)],
         exception_handlers={HTTPException: _http_error},
     )
@@ -97,10 +100,11 @@ def _routes(context: HubContext) -> list[BaseRoute]:
     async def cacerts(_: Request) -> Response:
         return Response(context.authority.ca_pem, media_type="application/x-pem-file")
 
-    async def ready(_: Request) -> Response:
-        async with asyncio.timeout(READY_SECONDS):
-            await context.objects.store.revision()
-        return PlainTextResponse("ok")
+    async def read_store() -> None:
+        await context.objects.store.revision()
+
+    context.health.add("store", read_store)
+    groups = resources.GROUPS if context.groups is None else context.groups
 
     async def listed(request: Request) -> Response:
         return await namespaces.list_namespaces(context, request)
@@ -109,21 +113,19 @@ def _routes(context: HubContext) -> list[BaseRoute]:
         return await namespaces.get_namespace(context, request)
 
     return [
-        Route("/healthz", _alive),
-        Route("/livez", _alive),
-        Route("/readyz", ready),
+        *health.routes(context.health),
         Route("/version", discovery.version),
         Route("/cacerts", cacerts),
         Route("/api", discovery.api),
-        Route("/api/{version}", discovery.group_version),
+        Route("/api/{version}", partial(discovery.group_version, groups=groups)),
         Route("/api/v1/namespaces", listed),
         Route("/api/v1/namespaces/{name}", named),
-        Route("/apis", discovery.apis),
-        Route("/apis/{group}", discovery.group),
-        Route("/apis/{group}/{version}", discovery.group_version),
+        Route("/apis", partial(discovery.apis, groups=groups)),
+        Route("/apis/{group}", partial(discovery.group, groups=groups)),
+        Route("/apis/{group}/{version}", partial(discovery.group_version, groups=groups)),
         *garbage.routes(context, f"/apis/{GROUP}/{VERSION}"),
-        Route("/openapi/v3", openapi.index),
-        Route("/openapi/v3/{path:path}", openapi.group_document),
+        Route("/openapi/v3", partial(openapi.index, groups=groups)),
+        Route("/openapi/v3/{path:path}", partial(openapi.group_document, groups=groups)),
     ]
 
 
@@ -135,8 +137,16 @@ def _resource_routes(context: HubContext, path: str) -> list[BaseRoute]:
     return [Route(base + rest, endpoint, methods=_METHODS) for base in (within, without) for rest in below]
 
 
-async def _alive(_: Request) -> Response:
-    return PlainTextResponse("ok")
+def _is_served(route: BaseRoute, groups: Collection[str] | None) -> bool:
+    """Return whether a route is of no group, or of one that is served here; else its path is one that is not there."""
+    if groups is None:
+        return True
+    match str(getattr(route, "path", "")).split("/")[1:]:
+        case ["api", *_]:
+            return "" in groups
+        case ["apis", group, *_] if not group.startswith("{"):
+            return group in groups
+    return True
 
 
 def _resource_endpoint(context: HubContext, path: str) -> Callable[[Request], Awaitable[Response]]:

@@ -7,7 +7,7 @@ What is listed comes from `resources`. Source: Kubernetes API concepts, "API Dis
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -41,27 +41,27 @@ async def api(request: Request) -> Response:
     return status.respond({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
 
 
-async def apis(request: Request) -> Response:
-    """Return the groups."""
-    names = [name for name in resources.GROUPS if name]
+async def apis(request: Request, *, groups: Collection[str] = resources.GROUPS) -> Response:
+    """Return those of the groups that are served here."""
+    names = [name for name in resources.GROUPS if name and name in groups]
     if (form := _aggregated(request)) is not None:
         return _group_list(form, [_aggregated_group(name) for name in names])
-    groups = [_group(name) for name in names]
-    return status.respond({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+    listed = [_group(name) for name in names]
+    return status.respond({"kind": "APIGroupList", "apiVersion": "v1", "groups": listed})
 
 
-async def group(request: Request) -> Response:
-    """Return one group's versions. Raises NotFoundError."""
+async def group(request: Request, *, groups: Collection[str] = resources.GROUPS) -> Response:
+    """Return one group's versions, if it is served here. Raises NotFoundError."""
     name = request.path_params["group"]
-    if not name or name not in resources.GROUPS:
+    if not name or name not in resources.GROUPS or name not in groups:
         raise NotFoundError(_UNKNOWN, element=f"{request.method} {request.url.path[:200]}")
     return status.respond({"kind": "APIGroup", "apiVersion": "v1", **_group(name)})
 
 
-async def group_version(request: Request) -> Response:
-    """Return the resources of one group and version. Raises NotFoundError."""
+async def group_version(request: Request, *, groups: Collection[str] = resources.GROUPS) -> Response:
+    """Return the resources of one group and version, if they are served here. Raises NotFoundError."""
     name, of = request.path_params.get("group", ""), request.path_params["version"]
-    if of not in resources.GROUPS.get(name, {}):
+    if name not in groups or of not in resources.GROUPS.get(name, {}):
         raise NotFoundError(_UNKNOWN, element=f"{request.method} {request.url.path[:200]}")
     served = resources.GROUPS[name][of]
     listed = [one for item in served for one in _resources(item)]

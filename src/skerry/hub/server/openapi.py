@@ -6,7 +6,7 @@ Schemas come from `api.schema`; here are the paths. Source: Kubernetes "OpenAPI 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -25,18 +25,20 @@ _JSON = "application/json"
 _PATCHES = ("application/merge-patch+json", "application/json-patch+json", "application/apply-patch+yaml")
 PATHS: Mapping[str, tuple[str, str]] = {info.path.removeprefix("/"): (info.group, info.version) for info in KINDS}
 """Group and version by the path that the index has for them."""
+GROUPS = frozenset(group for group, _ in PATHS.values())
 
 
-async def index(_: Request) -> Response:
-    """Return where the documents are, each with its hash so that clients may keep it."""
-    urls = {path: f"/openapi/v3/{path}?hash={document(*of)[1]}" for path, of in PATHS.items()}
+async def index(_: Request, *, groups: Collection[str] = GROUPS) -> Response:
+    """Return where the served groups' documents are, each with its hash so that clients may keep it."""
+    served = {path: of for path, of in PATHS.items() if of[0] in groups}
+    urls = {path: f"/openapi/v3/{path}?hash={document(*of)[1]}" for path, of in served.items()}
     return status.respond({"paths": {path: {"serverRelativeURL": url} for path, url in urls.items()}})
 
 
-async def group_document(request: Request) -> Response:
-    """Return one group's document; unchanged when the client has it already. Raises NotFoundError."""
+async def group_document(request: Request, *, groups: Collection[str] = GROUPS) -> Response:
+    """Return a served group's document; unchanged when the client has it already. Raises NotFoundError."""
     of = PATHS.get(request.path_params["path"])
-    if of is None:
+    if of is None or of[0] not in groups:
         raise NotFoundError(
             "the server could not find the requested resource", element=f"{request.method} {request.url.path[:200]}"
         )

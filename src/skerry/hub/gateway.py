@@ -106,10 +106,16 @@ class Gateway:
         self._waiting: dict[str, tuple[str, asyncio.Future[messages.CommandResult]]] = {}
         self._telemetry: dict[str, messages.Sample] = {}
         self._connection: HubConnection | None = None
-        self._publisher = Publisher(objects, clock, known=self.known, sign=self._sign)
+        self._begin()
+        self.elsewhere = ""
+        """Whom devices are connected to instead, where several hubs share a store and another one leads."""
+
+    def _begin(self) -> None:
+        """Know nothing of what is published and what devices say."""
+        self._publisher = Publisher(self._objects, self._clock, known=self.known, sign=self._sign)
         self._observer = Observer(
-            objects,
-            clock,
+            self._objects,
+            self._clock,
             self._devices.get,
             desired_version=self._publisher.version,
             last_seen_seconds=self._settings.last_seen_seconds,
@@ -131,7 +137,35 @@ class Gateway:
     async def run(self) -> None:
         """Serve devices, forever: the store's and the broker's failures are logged and waited out."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow_devices(), name="gateway-devices")
+            group.create_task(self.follow_devices(), name="gateway-devices")
+            group.create_task(self._serve(), name="gateway-serve")
+
+    async def serve(self, link: HubLink) -> None:
+        """Serve devices over this link, until cancelled, as a hub that takes over from another one.
+
+        What was heard before may be long out of date. `follow_devices` must be running beside it.
+        """
+        self._link = link
+        self._telemetry.clear()
+        self._begin()
+        await self.ready.wait()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._introduce(), name="gateway-introduce")
+            group.create_task(self._serve(), name="gateway-serve")
+
+    async def _introduce(self) -> None:
+        """Tell the observer which devices were online when somebody last looked."""
+        while True:
+            try:
+                await self._go_through(lambda record: self._read(record, self._greet))
+            except (ExpiredError, UnavailableError) as error:
+                log.warning("gateway.introduction_failed cause=%s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
             group.create_task(self._publisher.follow(), name="gateway-desired")
             group.create_task(self._observer.flush_last_seen(), name="gateway-last-seen")
             for number in range(self._settings.publishers):
@@ -159,6 +193,9 @@ class Gateway:
         """
         element = f"device {self._devices.get(uid, ('', uid))[1]}"
         connection = self._connection
+        if self.elsewhere:
+            hint = f"ask that one: {self.elsewhere}"
+            raise UnavailableError("is connected to the hub that leads, not to this one", element=element, hint=hint)
         if connection is None or not self.online(uid):
             raise UnavailableError("is offline", element=element, hint="ask again when it is connected")
         if not 0 <= tail_lines <= messages.MAX_TAIL_LINES:
@@ -199,7 +236,8 @@ class Gateway:
 
     # --- devices ------------------------------------------------------------------------------------------------
 
-    async def _follow_devices(self) -> None:
+    async def follow_devices(self) -> None:
+        """Keep up with which devices there are, forever; that much every hub needs to know."""
         while True:
             try:
                 revision = await self._list_devices()
@@ -214,19 +252,28 @@ class Gateway:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _list_devices(self) -> int:
-        start, revision, found = "", 0, set[str]()
-        while True:
-            page = await self._objects.store.list(_DEVICES, limit=_PAGE, start=start, revision=revision)
-            for record in page.records:
-                self._read(record)
-                found.add(self._uids.get(record.key, ""))
-            revision = page.revision
-            if page.next_key is None:
-                break
-            start = page.next_key
+        """Meet all devices, forget those that are gone, and return the revision that is of."""
+        found = set[str]()
+
+        def meet(record: Record) -> None:
+            self._read(record, self._meet)
+            found.add(self._uids.get(record.key, ""))
+
+        revision = await self._go_through(meet)
         for uid in self._devices.keys() - found:
             self._forget(uid)
         return revision
+
+    async def _go_through(self, take: Callable[[Record], None]) -> int:
+        start, revision = "", 0
+        while True:
+            page = await self._objects.store.list(_DEVICES, limit=_PAGE, start=start, revision=revision)
+            for record in page.records:
+                take(record)
+            revision = page.revision
+            if page.next_key is None:
+                return revision
+            start = page.next_key
 
     def _note_device(self, change: Change) -> None:
         record = change.record
@@ -235,12 +282,12 @@ class Gateway:
         if change.type == "DELETED":
             self._forget(self._uids.get(record.key, ""))
         elif record.key not in self._uids:  # nothing that is kept of a known one changes in its life
-            self._read(record)
+            self._read(record, self._meet)
 
-    def _read(self, record: Record) -> None:
+    def _read(self, record: Record, meet: Callable[[_Known], None]) -> None:
         """Take in a Device; one that cannot be read must not keep the others from being served."""
         try:
-            self._meet(msgspec.json.decode(record.value, type=_Known))
+            meet(msgspec.json.decode(record.value, type=_Known))
         except UNREADABLE as error:
             log.error("gateway.unreadable key=%s cause=%s", record.key, error)
 
@@ -250,8 +297,13 @@ class Gateway:
             return
         self._devices[uid] = place
         self._uids[key_of(Device, *place)] = uid
-        self._observer.meet(uid, was_online=device.status.phase == "Online")
-        self._publisher.refresh(uid)
+        self._greet(device)
+
+    def _greet(self, device: _Known) -> None:
+        uid = device.metadata.uid
+        if self.known(uid):
+            self._observer.meet(uid, was_online=device.status.phase == "Online")
+            self._publisher.refresh(uid)
 
     def _forget(self, uid: str) -> None:
         place = self._devices.pop(uid, None)

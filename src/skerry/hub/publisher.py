@@ -134,6 +134,7 @@ class Publisher:
 
     async def _list(self) -> int:
         """Queue all records and return the revision they are of."""
+        self._newest.clear()  # what was noted before may be older than what is there now
         start, revision = "", 0
         while True:
             page = await self._objects.store.list(DESIRED_PREFIX, limit=_PAGE, start=start, revision=revision)

@@ -26,9 +26,10 @@ from skerry.drivers.link.local import LocalHubLink
 from skerry.drivers.registry import elsewhere
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
-from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation
+from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation, roles
 from skerry.hub.authentication import oidc
 from skerry.hub.authentication.chain import Authentication
+from skerry.hub.authorization import RoleAuthorizer
 from skerry.hub.context import HubContext
 from skerry.hub.controllers import device, device_class, model_version, rollout, trust
 from skerry.hub.gateway import Gateway
@@ -91,6 +92,9 @@ async def run_hub(
                 # all comes after that: the sooner the hub answers, the better.
                 waits = [group.create_task(event.wait()) for event in (context.gateway.ready, stop)]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if isinstance(context.authorizer, RoleAuthorizer):
+                    await roles.ensure(context.objects)
+                    tasks.append(group.create_task(context.authorizer.run(), name="roles"))
                 tasks += [
                     group.create_task(model_version.run(context), name="model-versions"),
                     group.create_task(rollout.run(context), name="rollouts"),
@@ -177,6 +181,7 @@ async def _open(
             hub_url=hub_url,
             mqtt_host=place.told,
             mqtt_port=broker.port,
+            authorizer=RoleAuthorizer(objects),
             authentication=_authentication(settings, clock, hub_url),
         )
         yield context, broker

@@ -32,7 +32,8 @@ from skerry.drivers.client.api import HubClient, load_kubeconfig
 from skerry.drivers.link.memory import MemoryCarrier, MemoryDeviceLink, MemoryHubLink
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
-from skerry.hub import identity, kubeconfig, listener, pki
+from skerry.hub import identity, kubeconfig, listener, pki, roles
+from skerry.hub.authorization import RoleAuthorizer
 from skerry.hub.context import HubContext
 from skerry.hub.gateway import Gateway
 from skerry.hub.objects import Objects
@@ -129,6 +130,8 @@ class Hub:
             gateway = Gateway(objects, link, authority.desired_key, authority.desired_key_id, clock)
             sock = listener.bind("127.0.0.1", 0, purpose="API", option="")
             self.url = f"https://127.0.0.1:{sock.getsockname()[1]}"
+            authorizer = RoleAuthorizer(objects)
+            await roles.ensure(objects)
             self.context = HubContext(
                 objects=objects,
                 artifacts=DirectoryStore(self.directory / "artifacts"),
@@ -139,16 +142,19 @@ class Hub:
                 hub_url=self.url,
                 mqtt_host="127.0.0.1",
                 mqtt_port=8883,
+                authorizer=authorizer,
             )
             kubeconfig.write(self.kubeconfig, authority, self.url)
             app = identity.identify(build_app(self.context), ca_pem=authority.ca_pem, known=gateway.known, clock=clock)
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(gateway.run())
+                following = group.create_task(authorizer.run())
                 await gateway.ready.wait()
                 async with listener.serve(app, sock, authority.server_context(), listener.Limits()):
                     ready.set_result(None)
                     await stop.wait()
                 running.cancel()
+                following.cancel()
 
     @contextlib.asynccontextmanager
     async def answering(

@@ -39,7 +39,7 @@ from skerry.api.errors import SkerryError, StorageFullError, TimedOutError, TooL
 from skerry.api.kinds.device import DeviceFacts, Network, WorkloadStatus
 from skerry.core.journal import Resumed, Slot, State, Trusting, Unwanted, Wanted
 from skerry.core.messages import Command, CommandResult, DesiredState, WorkloadDesired
-from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink, Executed
+from skerry.core.ports import ArtifactSource, Clock, DeviceConnection, DeviceLink, Executed, Usage
 from skerry.core.session import Offer, Session
 from skerry.core.trust import VerifyingKey
 from skerry.kit.cancellation import in_own_task
@@ -146,6 +146,7 @@ class Engine:
             parts.clock,
             self._ports,
             boot_id=parts.session.boot_id,
+            processes=self._usage,
         )
         self._benchmarks = Benchmarks(parts.disk, self._tools, parts.settings.benchmarks, self._installing)
         self._door = Door(parts.settings.remote, dial=parts.dial, execute=self._execute, place=self._place)
@@ -192,6 +193,9 @@ class Engine:
 
     def _ports(self) -> dict[str, int]:
         return {name: one.server_port for name, one in self._installers.items() if one.server_port}
+
+    async def _usage(self) -> dict[str, dict[str, Usage]]:
+        return await self._parts.servers.usage(list(self._installers))
 
     def _place(self, workload: str) -> Place | None:
         """Where a workload is, for who wants to look at it."""

@@ -196,10 +196,15 @@ class Servers:
         """End commands that an agent which was killed has left running; return how many processes there were."""
         return await self._runtime.sweep()
 
-    async def usage(self) -> dict[str, Usage]:
-        """Return what the servers that run use, by the names of their instances."""
-        found = {one.name: await self._runtime.usage(one) for one in await self._runtime.list()}
-        return {name: used for name, used in found.items() if used is not None}
+    async def usage(self, workloads: Collection[str]) -> dict[str, dict[str, Usage]]:
+        """Return what the servers of these workloads use, by workload and instance."""
+        found: dict[str, dict[str, Usage]] = {}
+        for instance in await self._runtime.list():
+            workload = next((name for name in workloads if _is_of(instance.name, name)), None)
+            used = await self._runtime.usage(instance) if workload is not None else None
+            if workload is not None and used is not None:
+                found.setdefault(workload, {})[instance.id] = used
+        return found
 
     async def retire(self, workload: str, *, keep: frozenset[int], leaving: Collection[str] = ()) -> list[Instance]:
         """Let every server of a workload but those of these slots see its callers off; return those that will end.

@@ -19,7 +19,7 @@ from skerry.agent.usage import MAX_PAGE_BYTES, Counters, Reading, parse_cpu, par
 from skerry.api import duration, quantity
 from skerry.api.errors import SkerryError, TimedOutError
 from skerry.core import messages
-from skerry.core.ports import Clock
+from skerry.core.ports import Clock, Usage
 from skerry.kit.loopback import LoopbackClient
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,18 @@ class Ports(Protocol):
         ...
 
 
+class Processes(Protocol):
+    """What the workloads' servers use."""
+
+    async def __call__(self) -> Mapping[str, Mapping[str, Usage]]:
+        """Return it by workload and server."""
+        ...
+
+
+async def _unknown() -> Mapping[str, Mapping[str, Usage]]:
+    return {}
+
+
 class Connection(Protocol):
     """What telemetry needs of `core.ports.DeviceConnection`."""
 
@@ -51,12 +63,22 @@ class Connection(Protocol):
 class Telemetry:
     """One agent's samples; `run` takes them for ever, `forward` sends them as long as a connection holds."""
 
-    def __init__(self, spool: Spool, settings: TelemetrySettings, clock: Clock, ports: Ports, *, boot_id: str) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        settings: TelemetrySettings,
+        clock: Clock,
+        ports: Ports,
+        *,
+        boot_id: str,
+        processes: Processes = _unknown,
+    ) -> None:
         self._spool = spool
         self._interval = duration.to_seconds(settings.interval)
         self._send_seconds = max(duration.to_seconds(settings.send), self._interval)
         self._clock = clock
         self._ports = ports
+        self._processes = processes
         self._boot_id = boot_id
         self._pending: list[messages.Sample] = []
         self._connected = False
@@ -132,7 +154,19 @@ class Telemetry:
             counters = await _ask(port)
             if counters is not None:
                 servers[name] = counters
-        return Reading(busy=busy, total=total, memory_bytes=memory, servers=servers)
+        try:
+            processes = await self._processes()
+        except SkerryError as error:
+            log.debug("telemetry.no_processes error=%s", error)
+            processes = {}
+        return Reading(
+            busy=busy,
+            total=total,
+            memory_bytes=memory,
+            servers=servers,
+            at=self._clock.monotonic(),
+            processes=processes,
+        )
 
 
 async def _ask(port: int) -> Counters | None:

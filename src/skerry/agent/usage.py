@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import msgspec
+
 from skerry.core.messages import Sample, WorkloadSample
+from skerry.core.ports import Usage
 
 MAX_PAGE_BYTES = 256 * 1024
 _REQUESTS = re.compile(rb'^skerry_serve_requests_total\{[^}]*outcome="([a-z_]{1,40})"\} (\d{1,18})$', re.MULTILINE)
@@ -45,6 +48,10 @@ class Reading:
     total: float = 0.0
     memory_bytes: int = 0
     servers: Mapping[str, Counters] = field(default_factory=dict)
+    at: float = 0.0
+    """Seconds of a clock that only rises."""
+    processes: Mapping[str, Mapping[str, Usage]] = field(default_factory=dict)
+    """By workload, and in it by server: for a while there may be two."""
 
 
 def parse_cpu(stat: str) -> tuple[float, float]:
@@ -84,15 +91,34 @@ def sample(before: Reading, after: Reading, at: datetime) -> Sample:
     """Return what happened between two readings. A server whose counters fell is a new one, counted from nothing."""
     ticks = after.total - before.total
     busy = (after.busy - before.busy) / ticks if ticks > 0 else 0.0
+    names = sorted({*after.servers, *after.processes})
     return Sample(
         at=at,
         cpu=round(min(max(busy, 0.0), 1.0), 4),
         memory_bytes=after.memory_bytes,
-        workloads=[_workload(name, before.servers.get(name), now) for name, now in sorted(after.servers.items())],
+        seconds=max(0.0, round(after.at - before.at, 1)),
+        workloads=[_used(_workload(name, before, after), before, after) for name in names],
     )
 
 
-def _workload(name: str, before: Counters | None, now: Counters) -> WorkloadSample:
+def _used(shown: WorkloadSample, before: Reading, after: Reading) -> WorkloadSample:
+    """Add what its processes used: a server that was not there before, or fell, began at nothing."""
+    now, seconds = after.processes.get(shown.name), after.at - before.at
+    if not now or seconds <= 0:
+        return shown
+    earlier = before.processes.get(shown.name, {})
+    cpu = 0.0
+    for server, used in now.items():
+        known = earlier.get(server)
+        cpu += used.cpu_seconds - (known.cpu_seconds if known and known.cpu_seconds <= used.cpu_seconds else 0.0)
+    memory = sum(used.memory_bytes for used in now.values())
+    return msgspec.structs.replace(shown, cpu_millis=max(0, round(1000 * cpu / seconds)), memory_bytes=memory)
+
+
+def _workload(name: str, earlier: Reading, after: Reading) -> WorkloadSample:
+    before, now = earlier.servers.get(name), after.servers.get(name)
+    if now is None:
+        return WorkloadSample(name=name)
     if before is None or before.started != now.started or now.requests < before.requests or now.errors < before.errors:
         before = Counters()
     return WorkloadSample(

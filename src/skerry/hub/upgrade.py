@@ -33,6 +33,11 @@ MAX_ANSWER_BYTES = 1024 * 1024
 """Of an answer that is no switch: what would last, as a watch does, is not for WebSocket."""
 
 
+MAX_PROTOCOLS = 16
+MAX_PROTOCOL_CHARACTERS = 1000
+_PROTOCOL = "Sec-WebSocket-Protocol"
+
+
 class Gone(Exception):  # noqa: N818 - an end, not an error
     """The peer has left."""
 
@@ -41,7 +46,7 @@ class Upgrade:
     """What an endpoint may do with a connection that asks for WebSocket."""
 
     def __init__(self, protocol: UpgradingProtocol) -> None:
-        self.protocols: tuple[str, ...] = tuple(protocol.scope.get("subprotocols", ()))
+        self.protocols: tuple[str, ...] = protocol.offered
         """What the client offers to speak, best first."""
         self.code = 1000
         self.reason = ""
@@ -118,6 +123,7 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.logger = log
+        self.offered: tuple[str, ...] = ()
         self._peer: PeerCertificate | None = None
         self._lost = asyncio.Event()
         self._asked = False
@@ -128,6 +134,15 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
         """Note who the peer is."""
         super().connection_made(transport)
         self._peer = peer_of(transport)
+
+    def handle_connect(self, event: Any) -> None:
+        """Begin; the subprotocols are read here, for Kubernetes' names have characters that RFC 6455 does not allow."""
+        listed = event.headers.get_all(_PROTOCOL)
+        if listed:
+            words = (word.strip() for value in listed for word in value[:MAX_PROTOCOL_CHARACTERS].split(","))
+            self.offered = tuple(word for word in words if word)[:MAX_PROTOCOLS]
+            del event.headers[_PROTOCOL]
+        super().handle_connect(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits."""

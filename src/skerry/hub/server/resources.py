@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skerry.api.kinds import KINDS, KindInfo
+from skerry.hub.server.projection import metrics
 from skerry.hub.server.projection.serve import VIEWS
 from skerry.hub.server.projection.view import View
 
@@ -50,7 +51,12 @@ _SUBRESOURCES: Mapping[str, tuple[Subresource, ...]] = {
         Subresource(name="reconcile", kind="Device", verbs=("create",)),
     ),
     "modeldeployments": (Subresource(name="explain", kind="ModelDeployment", verbs=("get",)),),
-    "pods": (Subresource(name="log", kind="Pod", verbs=("get",)),),
+    "pods": (
+        Subresource(name="log", kind="Pod", verbs=("get",)),
+        Subresource(name="exec", kind="PodExecOptions", verbs=("create", "get")),
+        Subresource(name="attach", kind="PodAttachOptions", verbs=("create", "get")),
+        Subresource(name="portforward", kind="PodPortForwardOptions", verbs=("create", "get")),
+    ),
 }
 """By plural; `status` comes by itself for the kinds that have one."""
 
@@ -87,6 +93,18 @@ def _of_view(view: View) -> Served:
 
 
 _OTHERS: tuple[Served, ...] = (
+    *(
+        Served(
+            group=metrics.GROUP,
+            version=metrics.VERSION,
+            plural=plural,
+            singular="",
+            kind=kind,
+            namespaced=plural == "pods",
+            verbs=("get", "list"),
+        )
+        for plural, kind in (("nodes", "NodeMetrics"), ("pods", "PodMetrics"))
+    ),
     Served(
         group="",
         version="v1",

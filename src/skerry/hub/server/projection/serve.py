@@ -21,7 +21,7 @@ from skerry.hub.objects import ObjectChange
 from skerry.hub.server import answer, status, subresources
 from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call
-from skerry.hub.server.projection import nodes, pods
+from skerry.hub.server.projection import metrics, nodes, pods
 from skerry.hub.server.projection.nodes import NODES
 from skerry.hub.server.projection.pods import PODS
 from skerry.hub.server.projection.view import Selection, Shown, View, partial, table_of
@@ -41,9 +41,16 @@ def routes(context: HubContext) -> list[Route]:
         async def endpoint(request: Request) -> Response:
             return await _answer(context, request, view, verb)
 
-        return Route(f"/api/v1/{path}", endpoint, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+        base = f"/apis/{view.api_version}" if view.group else "/api/v1"
+        return Route(f"{base}/{path}", endpoint, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
 
+    of_nodes, of_pods = metrics.views(context)
     return [
+        at("nodes", of_nodes, _collection),
+        at("nodes/{name}", of_nodes, _get_node),
+        at("pods", of_pods, _collection),
+        at("namespaces/{namespace}/pods", of_pods, _collection),
+        at("namespaces/{namespace}/pods/{name}", of_pods, _get_pod),
         at("nodes", NODES, _collection),
         at("nodes/{name}", NODES, _get_node),
         at("pods", PODS, _collection),
@@ -69,11 +76,13 @@ async def _answer(context: HubContext, request: Request, view: View, verb: Verb)
     )
     try:
         if verb is _collection and call.flag("watch"):
+            if view.group:
+                raise HTTPException(405, f"{view.plural} are not watched, for they change all the time")
             return await _watch(call, view)
         async with asyncio.timeout(SECONDS):
             return await verb(call, view)
     except SkerryError as error:
-        failure = status.status_of(error, group="", kind=view.kind, plural=view.plural, name=call.name)
+        failure = status.status_of(error, group=view.group, kind=view.kind, plural=view.plural, name=call.name)
         return status.respond_status(failure)
 
 
@@ -109,12 +118,17 @@ async def _get_node(call: Call, view: View) -> Response:
     device = await call.context.objects.find(Device, namespace, name) if namespace else None
     if device is None:
         raise NotFoundError(element=f'nodes "{call.name[:300]}"', hint="a node is <device>.<namespace>")
-    return status.respond(_Shape(call=call, view=view).one(view.project(device)[0]))
+    found = view.project(device)
+    if not found:
+        raise NotFoundError(element=f'{view.plural} "{call.name[:300]}"', hint=metrics.HINT)
+    return status.respond(_Shape(call=call, view=view).one(found[0]))
 
 
 async def _get_pod(call: Call, view: View) -> Response:
     device, _ = await find_pod(call)
-    pod = next(item for item in view.project(device) if item["metadata"]["name"] == call.name)
+    pod = next((item for item in view.project(device) if item["metadata"]["name"] == call.name), None)
+    if pod is None:
+        raise NotFoundError(element=f'{view.plural} "{call.name[:300]}"', hint=metrics.HINT)
     return status.respond(_Shape(call=call, view=view).one(pod))
 
 
@@ -189,14 +203,14 @@ class _Shape:
             shown = [partial(item) for item in items]
             kind, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
         else:
-            shown, kind, version = list(items), f"{self.view.kind}List", "v1"
+            shown, kind, version = list(items), f"{self.view.kind}List", self.view.api_version
         return {"kind": kind, "apiVersion": version, "metadata": metadata, "items": shown}
 
     def bookmark(self, metadata: Shown) -> Shown:
         if self.form == "Table":
             return self._table([], metadata, header=False)
         whole = self.form == "Object"
-        kind, version = (self.view.kind, "v1") if whole else (self.form, "meta.k8s.io/v1")
+        kind, version = (self.view.kind, self.view.api_version) if whole else (self.form, "meta.k8s.io/v1")
         return {"kind": kind, "apiVersion": version, "metadata": metadata}
 
     def _table(self, items: Sequence[Shown], metadata: Shown, *, header: bool) -> Shown:

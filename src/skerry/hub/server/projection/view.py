@@ -33,6 +33,13 @@ class View:
     """Paths that field selectors may name."""
     columns: tuple[tuple[str, Cell | None, bool], ...]
     """(name, cell, only with -o wide); None is the age."""
+    group: str = ""
+    version: str = "v1"
+
+    @property
+    def api_version(self) -> str:
+        """The group and version, as objects carry them."""
+        return f"{self.group}/{self.version}" if self.group else self.version
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ class ObjectMeta(Struct, frozen=True, kw_only=True):
     managed_fields: list[Any] = []
 
 
-class Condition(Struct, frozen=True, kw_only=True, omit_defaults=False):
+class Condition(Struct, frozen=True, kw_only=True):
     """A standard Kubernetes condition."""
 
     type: str
@@ -78,6 +78,7 @@ class Condition(Struct, frozen=True, kw_only=True, omit_defaults=False):
     message: str
     last_transition_time: datetime
     observed_generation: int = 0
+    """0 is left out on the wire: it would say that the condition is of no generation there is, and so out of date."""
 
 
 class LabelSelectorRequirement(Struct, frozen=True, kw_only=True):

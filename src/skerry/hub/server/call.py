@@ -12,9 +12,10 @@ from typing import Any, Literal, cast
 
 from starlette.requests import Request
 
-from skerry.api import codec, documents
+from skerry.api import codec, documents, protobuf
 from skerry.api.errors import BadRequestError, ConflictError, TooLargeError, UnsupportedError
 from skerry.api.kinds import KindInfo, Resource
+from skerry.api.meta import GROUP
 from skerry.core.access import ANONYMOUS, Identity
 from skerry.hub.context import HubContext
 from skerry.hub.identity import IDENTITY
@@ -126,6 +127,8 @@ class Call:
         kind, data = self.content_type, await self.body()
         if kind == "application/json":
             return codec.decode_json(data)
+        if kind == protobuf.MEDIA_TYPE and self.info.group != GROUP:  # what kubectl has a type for, it sends so
+            return await asyncio.to_thread(protobuf.decode, data)
         if kind in _YAML and self.is_person:  # slow to read: not for those whose word counts for nothing
             found = await asyncio.to_thread(documents.read_yaml, data, source="the body")
             if len(found) == 1 and isinstance(found[0], dict):

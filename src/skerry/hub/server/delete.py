@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from skerry.api import codec
+from skerry.api import codec, protobuf
 from skerry.api.errors import BadRequestError, ConflictError, NotFoundError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.device import Device
@@ -110,7 +110,8 @@ def _marker(call: Call) -> Any:
 
 async def _options(call: Call) -> dict[str, Any]:
     data = await call.body()
-    options = codec.decode_json(data) if data.strip() else {}
+    read = protobuf.decode if call.content_type == protobuf.MEDIA_TYPE else codec.decode_json
+    options = read(data) if data.strip() else {}
     conditions = options.get("preconditions")
     if conditions is not None and not isinstance(conditions, dict):
         raise BadRequestError("is not an object", element="preconditions")

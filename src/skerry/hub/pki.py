@@ -58,11 +58,13 @@ _RESTORE = "restore the directory from a backup; with a new one every device wou
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CertificateRequest:
-    """A device's request whose signature holds and whose key is strong enough."""
+    """A request whose signature holds and whose key is strong enough."""
 
     public_key: CertificatePublicKeyTypes
     fingerprint: str
     """SHA-256 of the key (SubjectPublicKeyInfo, DER), hex."""
+    subject: x509.Name
+    """What the asker wants to be called; devices are called what the hub says."""
 
 
 class Authority:
@@ -133,12 +135,37 @@ class Authority:
         )
         return certificate.public_bytes(serialization.Encoding.PEM)
 
-    def server_context(self, *, client_certificate: ssl.VerifyMode = ssl.CERT_OPTIONAL) -> ssl.SSLContext:
+    def issue_user(self, csr_pem: str | bytes, life: timedelta) -> bytes:
+        """Return a user's certificate in PEM, for client use only: CN the user and O the groups of the request.
+
+        Nothing else is taken from it. Raises InvalidError, ForbiddenError for names that only the hub gives.
+        """
+        name, groups = read_user(csr_pem)
+        try:
+            subject = x509.Name(
+                [
+                    *(x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups),
+                    x509.NameAttribute(NameOID.COMMON_NAME, name),
+                ]
+            )
+        except ValueError:
+            raise InvalidError(
+                "a name in its subject is too long for a certificate",
+                element="spec.request",
+                hint="at most 64 characters",
+            ) from None
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH
+        certificate = self._issue(read_request(csr_pem).public_key, subject, life=life, usage=usage)
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+    def server_context(
+        self, *, client_certificate: ssl.VerifyMode = ssl.CERT_OPTIONAL, files: tuple[Path, Path] | None = None
+    ) -> ssl.SSLContext:
         """Return a server-side context: TLS 1.2 or later, client certificates of our CA only.
 
         With CERT_OPTIONAL a client may come without a certificate; a certificate of another CA ends the handshake.
         Sessions are not resumed: a resumed one would outlive its
-        certificate.
+        certificate. `files` are a certificate chain and its key that somebody else made, to show in place of our own.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _harden(context)
@@ -146,6 +173,9 @@ class Authority:
         context.num_tickets = 0
         context.verify_mode = client_certificate
         context.load_verify_locations(cadata=self.ca_pem.decode())
+        if files is not None:
+            context.load_cert_chain(*files, password="")  # a key with a passphrase is an error, and asks nobody
+            return context
         return self._with_certificate("server", context)
 
     def hub_client_context(self) -> ssl.SSLContext:
@@ -177,6 +207,15 @@ class Authority:
         if left < CA_WARNING:
             log.warning("pki.ca_expires days=%d file=%s", left.days, self.ca_file)
         return renewed
+
+    def check_certificates(self) -> None:
+        """Return while the hub's own certificates are valid. Raises IntegrityError that names the first that is not."""
+        now = self._clock.now()
+        for name in ("server", "hub"):
+            file = self.ca_file.with_name(f"{name}.crt")
+            until = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+            if now >= until:
+                raise IntegrityError(f"expired at {until.isoformat()}", element=str(file))
 
     def _with_certificate(self, name: str, context: ssl.SSLContext) -> ssl.SSLContext:
         self._load(name, context)
@@ -288,13 +327,29 @@ def read_request(csr_pem: str | bytes) -> CertificateRequest:
         request = x509.load_pem_x509_csr(raw)
         key = request.public_key()
         _check_key(key)
-        sound = request.is_signature_valid
+        sound, subject = request.is_signature_valid, request.subject
         encoded = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise InvalidError("is not a PKCS #10 request in PEM that can be read", element=element, hint=hint) from None
     if not sound:
         raise InvalidError("its signature does not fit its key", element=element, hint=hint)
-    return CertificateRequest(public_key=key, fingerprint=sha256(encoded).hexdigest())
+    return CertificateRequest(public_key=key, fingerprint=sha256(encoded).hexdigest(), subject=subject)
+
+
+def read_user(csr_pem: str | bytes) -> tuple[str, list[str]]:
+    """Return the user name (CN) and the groups (O) that a request asks for; the request is checked as any.
+
+    Raises InvalidError, ForbiddenError for names that only the hub gives.
+    """
+    subject = read_request(csr_pem).subject
+    names = [str(one.value) for one in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    groups = [str(one.value) for one in subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+    if len(names) != 1:
+        raise InvalidError(
+            "its subject must have one common name", element="spec.request", hint="as in /O=group/CN=user"
+        )
+    access.check_user(names[0], groups, element="spec.request")
+    return names[0], groups
 
 
 def server_names(names: Sequence[str]) -> tuple[str, ...]:

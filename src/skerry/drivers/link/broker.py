@@ -198,6 +198,11 @@ class EmbeddedBroker:
             raise RuntimeError("the broker is not running")
         return int(self._server.sockets[0].getsockname()[1])
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether it listens."""
+        return self._server is not None and self._server.is_serving()
+
     async def __aenter__(self) -> EmbeddedBroker:
         """Listen. Raises UnavailableError when the port is taken."""
         settings = self._settings
@@ -239,7 +244,7 @@ class EmbeddedBroker:
     @asynccontextmanager
     async def seat(self) -> AsyncIterator[Seat]:
         """Be the hub, in this process. Raises UnavailableError when it does not run, or another hub does not leave."""
-        if self._server is None or not self._server.is_serving():
+        if not self.is_serving:
             raise UnavailableError("is not running", element="embedded broker")
         try:
             async with asyncio.timeout(self._settings.connect_timeout_seconds):

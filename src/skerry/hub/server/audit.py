@@ -1,0 +1,410 @@
+"""Every request on its way into the audit log: who, what, when, and what came of it.
+
+Two wrappers: `recorded` is around everything, refusals included; `begun` is inside authorization and writes down what
+is about to be changed before it is. No answer to a write leaves before its entry is on the disk, and nothing is
+changed that cannot be recorded. Must not live here: which requests those are (`core.audit_policy`), the log
+(`hub.audit`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, cast
+
+import msgspec
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from skerry.api.audit import (
+    CLAIMED,
+    DIGEST,
+    FIELDS,
+    UNRECORDED,
+    AuditEvent,
+    Level,
+    ObjectReference,
+    ResponseStatus,
+    Stage,
+    User,
+)
+from skerry.api.errors import SkerryError
+from skerry.core import audit_policy as policy
+from skerry.core.access import ANONYMOUS, Identity
+from skerry.core.allowance import Bucket, Buckets, Rate
+from skerry.core.ports import Clock
+from skerry.hub.audit.log import AuditLog
+from skerry.hub.authorization import Attributes
+from skerry.hub.identity import IDENTITY
+from skerry.hub.server import status
+
+log = logging.getLogger(__name__)
+
+RECORD = "skerry.audit"
+"""Scope key of a request's `Record`."""
+HEADER = "Audit-Id"
+EACH = Rate(burst=50, seconds=1.0)
+"""Refusals of one caller at one address that are written one by one; more are counted."""
+ALL = Rate(burst=500, seconds=0.05)
+"""The same for all callers together."""
+_MOST_CALLERS = 10_000
+_MAX_ANSWER = 1024 * 1024
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_FOLLOWS = re.compile(rb"(^|&)follow=(1|t|true)(&|$)", re.IGNORECASE)
+_TELLING = frozenset({"create", "update", "patch", "post"})
+"""Verbs whose answers say which object it was."""
+_LASTING = frozenset({"attach", "exec", "portforward", "proxy"})
+_UNDONE = frozenset({"infer", "log", "attach", "exec", "portforward", "proxy"})
+"""Subresources that change nothing the hub keeps: their answer's entry comes before anything is said."""
+
+
+class _Meta(msgspec.Struct):
+    name: str = ""
+    uid: str = ""
+    resourceVersion: str = ""  # noqa: N815 - as it travels
+
+
+class _Problem(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+
+
+class _Answer(msgspec.Struct):
+    """What answers say: an object, a Status, or a registry's errors."""
+
+    kind: str = ""
+    reason: Any = ""
+    message: Any = ""
+    metadata: _Meta = msgspec.field(default_factory=_Meta)
+    errors: list[_Problem] = []
+
+
+_ANSWERS = msgspec.json.Decoder(_Answer)
+
+
+class Refusals:
+    """Which refusals are written one by one: nobody can fill the log with them, and none goes uncounted."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._each: Buckets[tuple[str, str]] = Buckets(EACH, most=_MOST_CALLERS)
+        self._all = Bucket(ALL, clock.monotonic())
+        self._unrecorded = 0
+
+    def take(self, caller: str, address: str) -> bool:
+        """Return whether one more is written; it is counted if not."""
+        now = self._clock.monotonic()
+        if self._each.take((caller, address), now) and self._all.take(now):
+            return True
+        self._unrecorded += 1
+        return False
+
+    def unrecorded(self) -> int:
+        """Return how many were only counted since this was asked last."""
+        count, self._unrecorded = self._unrecorded, 0
+        return count
+
+
+def recorded(
+    app: ASGIApp, *, audit: AuditLog | None, clock: Clock, attributes_of: Callable[[Scope], Attributes]
+) -> ASGIApp:
+    """Wrap an application so that what is asked of it is recorded; without a log requests only get their ids."""
+    refusals = Refusals(clock)
+
+    async def record(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get(HEADER, "")
+        found = asked if _ID.fullmatch(asked) else str(uuid.uuid4())
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(raw=message.setdefault("headers", [])).append(HEADER, found)
+            await send(message)
+
+        if audit is None:
+            await app(scope, receive, named)
+            return
+        try:
+            wanted = attributes_of(scope)
+        except SkerryError:  # a path that is none; it is refused further on
+            wanted = Attributes(verb=scope["method"].lower(), path=scope["path"])
+        made = Record(scope=scope, audit=audit, clock=clock, refusals=refusals, audit_id=found, attributes=wanted)
+        scope[RECORD] = made
+        await made.run(app, receive, named)
+
+    return record
+
+
+def begun(app: ASGIApp) -> ASGIApp:
+    """Wrap an application so that nothing is changed before it is written down that it is about to be."""
+
+    async def begin(scope: Scope, receive: Receive, send: Send) -> None:
+        record = scope.get(RECORD)
+        if isinstance(record, Record):
+            await record.begin(scope)
+        await app(scope, receive, send)
+
+    return begin
+
+
+@dataclass(kw_only=True, eq=False)
+class Record:
+    """One request and what is known of it so far."""
+
+    scope: Scope
+    audit: AuditLog
+    clock: Clock
+    refusals: Refusals
+    audit_id: str
+    attributes: Attributes
+    identity: Identity = field(init=False)
+    """Who asked, as was proven; not as whom."""
+    received: datetime = field(init=False)
+    _acted_as: Identity | None = field(default=None, init=False)
+    _digest: Any = field(default_factory=sha256, init=False)
+    _body: bytearray = field(default_factory=bytearray, init=False)
+    _held: Message | None = field(default=None, init=False)
+    _code: int = field(default=0, init=False)
+    _lasting: bool = field(default=False, init=False)
+    """Its answer has begun and is recorded; its end will be."""
+    _given_up: bool = field(default=False, init=False)
+    _is_begun: bool = field(default=False, init=False)
+    """Its beginning is recorded, so what comes of it is."""
+    _is_answered: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        """Note when it came, and from whom."""
+        self.received = self.clock.now()
+        self.identity = cast(Identity, self.scope.get(IDENTITY, ANONYMOUS))
+
+    # --- on the way in ----------------------------------------------------------------------------------------------
+
+    async def begin(self, scope: Scope) -> None:
+        """Write down what is about to be changed, and by whom. Raises StorageFullError, UnavailableError."""
+        acts_as = scope.get(IDENTITY, ANONYMOUS)
+        self._acted_as = acts_as if acts_as != self.identity else None
+        if not self._is_write:
+            return
+        self.audit.check()
+        if self._is_registry or self.identity.role == "anonymous" or self.attributes.subresource in _UNDONE:
+            return  # whether they may is found out later on; what comes of it is recorded before it is answered
+        await self.audit.append(self._event("RequestReceived"))
+        self._is_begun = True
+
+    async def run(self, app: ASGIApp, receive: Receive, send: Send) -> None:
+        """Have the request answered, and record that."""
+
+        async def reading() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                self._read(message.get("body", b""))
+            return message
+
+        async def sending(message: Message) -> None:
+            await self._send(message, send)
+
+        try:
+            await app(self.scope, reading if self._keeps_body else receive, sending)
+            if self._held is not None:
+                await self._send({"type": "http.response.body", "body": b""}, send)
+        except BaseException:
+            if self._lasting or (self._is_begun and not self._is_answered):
+                self.audit.note(self._event("Panic", code=self._code))
+            raise
+        if self._lasting:
+            await self._end()
+
+    def _read(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        room = policy.MAX_BODY_BYTES + 1 - len(self._body)
+        if room > 0:
+            self._body += chunk[:room]
+
+    # --- on the way out ---------------------------------------------------------------------------------------------
+
+    async def _send(self, message: Message, send: Send) -> None:
+        """Send what the application answers, once it is recorded: the head waits for the first of the body."""
+        if self._given_up:
+            return
+        if message["type"] == "http.response.start":
+            self._code = message["status"]
+            if not self._is_recorded and not self._is_begun:
+                await send(message)
+            elif self._lasts(message):
+                self._lasting = True
+                await self._note(self._event("ResponseStarted", code=self._code), send, message)
+            else:
+                self._held = message
+            return
+        head, self._held = self._held, None
+        if head is None:
+            await send(message)
+            return
+        tells = self._code >= 400 or self.attributes.verb in _TELLING
+        body = message.get("body", b"") if tells and not message.get("more_body") else b""
+        await self._note(self._event("ResponseComplete", code=self._code, answer=body), send, head)
+        if not self._given_up:
+            await send(message)
+
+    async def _note(self, event: AuditEvent, send: Send, head: Message) -> None:
+        """Record what is about to be answered and send its head; what cannot be recorded is answered otherwise."""
+        if self._code in (401, 403) and not self._is_begun and not self.refusals.take(*self._caller):
+            await send(head)
+            return
+        try:
+            await self.audit.append(self._counted(event))
+        except SkerryError as error:
+            self._given_up = True
+            answer = status.respond_status(status.status_of(error))
+            await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
+            await send({"type": "http.response.body", "body": answer.body})
+            return
+        self._is_answered = True
+        await send(head)
+
+    async def _end(self) -> None:
+        try:
+            await self.audit.append(self._event("ResponseComplete", code=self._code))
+        except SkerryError as error:
+            log.error("audit.end_not_recorded audit_id=%s cause=%s", self.audit_id, error)
+
+    def _counted(self, event: AuditEvent) -> AuditEvent:
+        count = self.refusals.unrecorded()
+        if not count:
+            return event
+        return msgspec.structs.replace(event, annotations={**event.annotations, UNRECORDED: str(count)})
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def _method(self) -> str:
+        return cast(str, self.scope["method"])
+
+    @property
+    def _is_write(self) -> bool:
+        return policy.is_write(self._method, self.attributes.resource)
+
+    @property
+    def _is_registry(self) -> bool:
+        return self.attributes.path.startswith("/v2")
+
+    @property
+    def _keeps_body(self) -> bool:
+        return not self._is_registry and self._method not in ("GET", "HEAD")
+
+    @property
+    def _is_recorded(self) -> bool:
+        return policy.is_recorded(
+            method=self._method,
+            path=self.scope["path"],
+            resource=self.attributes.resource,
+            subresource=self.attributes.subresource,
+            code=self._code,
+            reads=self.audit.settings.reads,
+        )
+
+    @property
+    def _caller(self) -> tuple[str, str]:
+        client = self.scope.get("client")
+        return self.identity.username, client[0] if client else ""
+
+    def _lasts(self, head: MutableMapping[str, Any]) -> bool:
+        if self._code >= 400:
+            return False
+        follows = self.attributes.subresource == "log" and _FOLLOWS.search(self.scope.get("query_string", b""))
+        lasting = self.attributes.verb == "watch" or self.attributes.subresource in _LASTING or follows
+        return bool(lasting) or head["status"] == 101
+
+    def _event(self, stage: Stage, *, code: int = 0, answer: bytes = b"") -> AuditEvent:
+        said = _read_answer(answer)
+        level: Level = "Metadata"
+        annotations: dict[str, str] = {}
+        shown: Any = None
+        headers = Headers(scope=self.scope)
+        claimed = headers.get("impersonate-user", "")
+        if claimed and self._acted_as is None:  # it was refused, so it is no more than what was asked for
+            annotations[CLAIMED] = policy.agent(claimed)
+        if self._keeps_body and self._body:
+            raw = bytes(self._body)
+            annotations[DIGEST] = self._digest.hexdigest()
+            fields = policy.patched_fields(raw) if self.attributes.verb == "patch" else ""
+            annotations |= {FIELDS: fields} if fields else {}
+            if self.audit.settings.reads == "request":
+                level = "Request"
+                if policy.shows_body(self.attributes.resource, self.attributes.subresource):
+                    shown = policy.read_body(raw)
+        query = self.scope.get("query_string", b"").decode("latin-1")
+        address = self._caller[1]
+        return AuditEvent(
+            level=level,
+            audit_id=self.audit_id,
+            stage=stage,
+            request_uri=policy.uri(self.scope["path"], query),
+            verb=self.attributes.verb,
+            user=_user(self.identity),
+            impersonated_user=None if self._acted_as is None else _user(self._acted_as),
+            source_ips=[address] if address else [],
+            user_agent=policy.agent(headers.get("user-agent", "")),
+            object_ref=self._object(said),
+            response_status=_status(code, said) if code else None,
+            request_object=shown,
+            request_received_timestamp=self.received,
+            stage_timestamp=self.clock.now(),
+            annotations=annotations,
+        )
+
+    def _object(self, said: _Answer) -> ObjectReference | None:
+        asked = self.attributes
+        if not asked.is_resource:
+            return None
+        meta = said.metadata if said.kind != "Status" else _Meta()
+        return ObjectReference(
+            resource=asked.resource,
+            namespace=asked.namespace,
+            name=asked.name or meta.name,
+            uid=meta.uid,
+            api_group=asked.group,
+            api_version=asked.version,
+            resource_version=meta.resourceVersion if asked.name or meta.name else "",
+            subresource=asked.subresource,
+        )
+
+
+def _user(identity: Identity) -> User:
+    return User(
+        username=identity.username,
+        uid=identity.uid,
+        groups=list(identity.groups),
+        extra={key: list(values) for key, values in identity.extra.items()},
+    )
+
+
+def _status(code: int, said: _Answer) -> ResponseStatus:
+    if code < 400:
+        return ResponseStatus(code=code)
+    reason, message = said.reason, said.message
+    if said.errors:
+        reason, message = said.errors[0].code, said.errors[0].message
+    return ResponseStatus(
+        status="Failure",
+        code=code,
+        reason=str(reason)[:128],
+        message=str(policy.redacted(str(message)[:1000])),
+    )
+
+
+def _read_answer(raw: bytes) -> _Answer:
+    if not raw or len(raw) > _MAX_ANSWER or not raw.startswith(b"{"):
+        return _Answer()
+    try:
+        return _ANSWERS.decode(raw)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return _Answer()

@@ -11,15 +11,18 @@ import contextlib
 import ipaddress
 import logging
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
 from skerry.api.errors import InvalidError, SkerryError
+from skerry.core.audit_policy import Reads
 from skerry.core.ports import ArtifactStore, Clock
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.local import LocalHubLink
@@ -27,11 +30,14 @@ from skerry.drivers.registry import elsewhere
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation, roles
+from skerry.hub.audit.log import AuditLog, AuditSettings, open_log
 from skerry.hub.authentication import oidc
 from skerry.hub.authentication.chain import Authentication
 from skerry.hub.authorization import RoleAuthorizer
 from skerry.hub.context import HubContext
-from skerry.hub.controllers import device, device_class, model_version, rollout, trust
+from skerry.hub.controllers import device, device_class, happenings, model_version, rollout, trust
+from skerry.hub.event_expiry import EventExpiry
+from skerry.hub.events import Recorder
 from skerry.hub.gateway import Gateway
 from skerry.hub.objects import Objects
 from skerry.hub.server.app import build_app
@@ -96,6 +102,7 @@ async def run_hub(
                     await roles.ensure(context.objects)
                     tasks.append(group.create_task(context.authorizer.run(), name="roles"))
                 tasks += [
+                    *_tell_events(group, context, timedelta(minutes=settings.event_minutes)),
                     group.create_task(model_version.run(context), name="model-versions"),
                     group.create_task(rollout.run(context), name="rollouts"),
                     group.create_task(device.run(context), name="devices"),
@@ -181,6 +188,7 @@ async def _open(
             hub_url=hub_url,
             mqtt_host=place.told,
             mqtt_port=broker.port,
+            audit=await stack.enter_async_context(_open_audit(settings, state, clock)),
             authorizer=RoleAuthorizer(objects),
             authentication=_authentication(settings, clock, hub_url),
         )
@@ -205,6 +213,32 @@ async def _open_artifacts(settings: HubSettings, state: StateDirectory) -> Async
         yield store
     finally:
         store.close()
+
+
+def _open_audit(
+    settings: HubSettings, state: StateDirectory, clock: Clock
+) -> contextlib.AbstractAsyncContextManager[AuditLog]:
+    """Return the audit log to be opened; files are a sixteenth of what is kept, for they go as a whole."""
+    total = settings.audit_log_mib * 1024 * 1024
+    kept = AuditSettings(
+        reads=cast(Reads, settings.audit_level),
+        total_bytes=total,
+        file_bytes=min(total // 16, AuditSettings.file_bytes),
+        days=settings.audit_log_days,
+    )
+    return open_log(settings.audit_log_dir or state.path / "audit", kept, clock)
+
+
+def _tell_events(group: asyncio.TaskGroup, context: HubContext, ttl: timedelta) -> list[asyncio.Task[None]]:
+    """Start what makes events of what happens, and what removes them when they are old."""
+    store, clock = context.objects.store, context.clock
+    recorder = Recorder(context.objects, clock, instance=socket.gethostname()[:128])
+    expiry = EventExpiry(store, clock, ttl=ttl)
+    return [
+        group.create_task(happenings.Happenings(store, recorder).run(), name="happenings"),
+        group.create_task(recorder.run(), name="events"),
+        group.create_task(expiry.run(), name="event-expiry"),
+    ]
 
 
 def _record(context: HubContext, state: StateDirectory, place: _Place) -> HubRecord:

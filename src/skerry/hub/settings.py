@@ -76,6 +76,15 @@ def read_registry(text: str) -> tuple[Reference, bool]:
     return place, plain
 
 
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text[:12]) <= most:
+            raise argparse.ArgumentTypeError(f'"{text}" is not a whole number from {least} to {most}')
+        return int(text)
+
+    return parse
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -218,6 +227,29 @@ class HubSettings:
     requestheader_extra_headers_prefix: tuple[str, ...] = field(
         default=(),
         metadata=about("prefix of headers with more; X-Remote-Extra- without it", unit="prefix", parse=_header),
+    )
+    audit_level: str = field(
+        default="none",
+        metadata=about(
+            "writes and refusals are recorded in any case; metadata: reads too; request: what was sent with them too",
+            parse=_one_of("none", "metadata", "request"),
+        ),
+    )
+    audit_log_dir: Path | None = field(
+        default=None,
+        metadata=about("the audit log's own; in the state directory without it", unit="directory", parse=Path),
+    )
+    audit_log_mib: int = field(
+        default=1024,
+        metadata=about("kept of the audit log; about a million writes", unit="MiB", parse=_whole(2, 1024 * 1024)),
+    )
+    audit_log_days: int = field(
+        default=90,
+        metadata=about("for which the audit log is kept, if that is not too much", unit="days", parse=_whole(1, 36500)),
+    )
+    event_minutes: int = field(
+        default=60,
+        metadata=about("for which events are kept; as long as in Kubernetes", unit="minutes", parse=_whole(1, 10080)),
     )
     log_format: str = field(
         default="plain", metadata=about("plain for people, json for machines", parse=_one_of("plain", "json"))

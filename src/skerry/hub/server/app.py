@@ -26,6 +26,9 @@ from skerry.api.meta import GROUP, VERSION
 from skerry.hub.context import HubContext
 from skerry.hub.server import (
     access,
+    attributes,
+    audit,
+    audit_events,
     create,
     delete,
     discovery,
@@ -91,7 +94,12 @@ def build_app(context: HubContext) -> Starlette:
     ]
     return Starlette(
         routes=[route for route in routes if _is_served(route, context.groups)],
-        middleware=[Middleware(guarded), Middleware(access.authorized, authorizer=context.authorizer)],
+        middleware=[
+            Middleware(audit.recorded, audit=context.audit, clock=context.clock, attributes_of=attributes.of),
+            Middleware(guarded),
+            Middleware(access.authorized, authorizer=context.authorizer),
+            Middleware(audit.begun),
+        ],
         exception_handlers={HTTPException: _http_error},
     )
 
@@ -124,6 +132,7 @@ def _routes(context: HubContext) -> list[BaseRoute]:
         Route("/apis/{group}", partial(discovery.group, groups=groups)),
         Route("/apis/{group}/{version}", partial(discovery.group_version, groups=groups)),
         *garbage.routes(context, f"/apis/{GROUP}/{VERSION}"),
+        *audit_events.routes(context, f"/apis/{GROUP}/{VERSION}"),
         Route("/openapi/v3", partial(openapi.index, groups=groups)),
         Route("/openapi/v3/{path:path}", partial(openapi.group_document, groups=groups)),
     ]

@@ -1,8 +1,8 @@
 """Every request on its way into the audit log: who, what, when, and what came of it.
 
-Two wrappers: `recorded` is around everything, refusals included; `begun` is inside authorization and writes down what
-is about to be changed before it is. No answer to a write leaves before its entry is on the disk, and nothing is
-changed that cannot be recorded. Must not live here: which requests those are (`core.audit_policy`), the log
+Three wrappers: `recorded` is around everything, refusals included; `known` is where it is known who asks; `begun` is
+inside authorization and writes down what is about to be changed before it is. No answer to a write leaves before its
+entry is on the disk, and nothing is changed that cannot be recorded. Must not live here: which requests those are (`core.audit_policy`), the log
 (`hub.audit`).
 """
 
@@ -141,6 +141,18 @@ def recorded(
         await made.run(app, receive, named)
 
     return record
+
+
+def known(app: ASGIApp) -> ASGIApp:
+    """Wrap an application so that it is recorded who asks, once that is known: inside every way to log in."""
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        record = scope.get(RECORD)
+        if isinstance(record, Record):
+            record.identity = cast(Identity, scope.get(IDENTITY, ANONYMOUS))
+        await app(scope, receive, send)
+
+    return note
 
 
 def begun(app: ASGIApp) -> ASGIApp:

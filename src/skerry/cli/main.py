@@ -21,6 +21,7 @@ from skerry.cli import (
     explain,
     get,
     hub,
+    kubeconfig,
     logs,
     model,
     output,
@@ -62,6 +63,7 @@ for verb in (
     example.example,
     demo_verb.demo,
     sim.sim,
+    kubeconfig.kubeconfig,
 ):
     app.command()(verb)
 

@@ -114,7 +114,7 @@ def test_contexts_are_chosen(tmp_path: Path) -> None:
         ),
         (config(users=[{"name": "u", "user": {"client-certificate-data": "YQ=="}}]), "only one of"),
         (config(users=[{"name": "u", "user": {"token": 5}}]), "not text"),
-        (config(users=[{"name": "u", "user": {"exec": {"command": "x"}}}]), "logs in by exec"),
+        (config(users=[{"name": "u", "user": {"exec": {"command": "x"}}}]), "apiVersion"),
         (config(users=[{"name": "u", "user": {"password": "x"}}]), "logs in by password"),
     ],
 )

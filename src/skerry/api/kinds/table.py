@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from skerry.api import meta
-from skerry.api.kinds import authorization, printed, rbac
+from skerry.api.kinds import authentication, authorization, printed, rbac
 from skerry.api.kinds import certificate_signing_request as csr
+from skerry.api.kinds.authentication import SelfSubjectReview, TokenReview
 from skerry.api.kinds.authorization import (
     LocalSubjectAccessReview,
     SelfSubjectAccessReview,
@@ -49,6 +50,8 @@ Resource: TypeAlias = (
     | SelfSubjectRulesReview
     | SubjectAccessReview
     | LocalSubjectAccessReview
+    | TokenReview
+    | SelfSubjectReview
 )
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
@@ -437,6 +440,20 @@ KINDS: tuple[KindInfo, ...] = (
             columns=(),
         )
         for kind in (SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview, LocalSubjectAccessReview)
+    ),
+    *(
+        KindInfo(
+            kind=kind.__name__,
+            type=kind,
+            group=authentication.GROUP,
+            version=authentication.VERSION,
+            namespaced=False,
+            plural=f"{kind.__name__.lower()}s",
+            singular=kind.__name__.lower(),
+            verbs=("create",),
+            columns=(),
+        )
+        for kind in (TokenReview, SelfSubjectReview)
     ),
 )
 

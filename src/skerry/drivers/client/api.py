@@ -83,11 +83,11 @@ class HubClient:
     def __init__(self, connection: Connection, *, namespace: str | None = None) -> None:
         self.server = connection.server
         self.namespace = namespace or connection.namespace
-        headers = {"Authorization": f"Bearer {connection.token}"} if connection.token else {}
         self.http = httpx.Client(
             base_url=connection.server,
             verify=connection.tls() if connection.server.startswith("https:") else True,
-            headers={**headers, "User-Agent": f"skerry/{skerry.__version__}"},
+            auth=connection.auth,
+            headers=[("User-Agent", f"skerry/{skerry.__version__}"), *connection.impersonate],
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             trust_env=not connection.loopback,  # proxies are for the world outside
         )
@@ -134,6 +134,10 @@ class HubClient:
         if name:
             return self._json("GET", self._path(kind, name), headers={"Accept": _TABLE})
         return self._all_pages(kind, "rows", labels=labels, everywhere=everywhere, accept=_TABLE)
+
+    def call(self, method: str, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Send JSON to a path of the hub's API and return its answer, for what is no verb of an object."""
+        return self._json(method, path, content=content)
 
     # --- the registry ---------------------------------------------------------------------------------------------
 

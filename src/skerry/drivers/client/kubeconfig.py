@@ -1,8 +1,8 @@
 """Reading a kubeconfig: which hub, with which credentials, in which namespace.
 
-Lives here: the file's format and the TLS context made of it. Must not live here: requests (`api`), writing one
-(`hub.kubeconfig`). Keys that are in the file never touch the disk again: they reach TLS through an anonymous file in
-memory. Source: Kubernetes `clientcmd/api/v1`.
+Lives here: the file's format and the TLS context made of it. Must not live here: requests (`api`), programs and files
+that give tokens (`logins`), writing one (`hub.kubeconfig`, `kubeconfig_file`). Keys that are in the file never touch
+the disk again: they reach TLS through an anonymous file in memory. Source: Kubernetes `clientcmd/api/v1`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import ipaddress
 import os
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from skerry.api import documents
 from skerry.api.errors import InvalidError, SkerryError, UnsupportedError
+from skerry.drivers.client.logins import API_VERSIONS, BearerAuth, Login, Program, may_ask
 
 MAX_BYTES = 1024 * 1024
-_FOREIGN = ("exec", "auth-provider", "username", "password", "tokenFile", "as")
+_FOREIGN = ("auth-provider", "username", "password")
 """Ways to log in that a hub does not know; ignoring one silently would send no credentials at all."""
 
 
@@ -37,8 +39,14 @@ class Connection:
     """PEM; the system's CAs when empty."""
     certificate: bytes = b""
     """PEM, with its key in `key`."""
-    key: bytes = b""
-    token: str = ""
+    key: bytes = field(default=b"", repr=False)
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
+    """Read again and again, for whoever rotates it; its token comes before `token`."""
+    program: Program | None = None
+    """Gives a token, or a certificate with its key (`exec`)."""
+    impersonate: tuple[tuple[str, str], ...] = ()
+    """Headers that ask to act as somebody else."""
     source: str = ""
     """The file all this was read from, for messages."""
 
@@ -51,17 +59,31 @@ class Connection:
         except ValueError:
             return host == "localhost"
 
+    @cached_property
+    def login(self) -> Login:
+        """The way to log in; nothing is read or run before it is needed."""
+        return Login(token=self.token, token_file=self.token_file, program=self.program)
+
+    @property
+    def auth(self) -> BearerAuth | None:
+        """What puts a token into requests, or None where there is none."""
+        return BearerAuth(self.login) if self.token or self.token_file or self.program else None
+
     def tls(self) -> ssl.SSLContext:
-        """Return the context for connections: TLS 1.2 or later, the hub verified. Raises InvalidError."""
+        """Return the context for connections: TLS 1.2 or later, the hub verified.
+
+        Raises InvalidError; UnsupportedError when a program is to give the certificate that is not installed.
+        """
         element = self.source or self.server
         try:
             context = ssl.create_default_context(cadata=self.ca.decode("ascii") if self.ca else None)
         except (ssl.SSLError, UnicodeDecodeError, ValueError):
             raise InvalidError("its certificate authority is not a PEM certificate", element=element) from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self.certificate:
+        certificate, key = (self.certificate, self.key) if self.certificate else self.login.certificate()
+        if certificate:
             try:
-                _load_pair(context, self.certificate, self.key)
+                _load_pair(context, certificate, key)
             except (ssl.SSLError, ValueError):
                 cause = "its client certificate and key are not PEM, or do not belong together"
                 raise InvalidError(cause, element=element) from None
@@ -102,10 +124,10 @@ class _Reader:
         cluster = self.entry(config, "clusters", "cluster", self.text(context, "cluster", f"context {chosen}"))
         login = self.text(context, "user", f"context {chosen}")
         user = self.entry(config, "users", "user", login) if login else {}
-        for field in _FOREIGN:
-            if user.get(field):
+        for way in _FOREIGN:
+            if user.get(way):
                 raise UnsupportedError(
-                    f"logs in by {field}, which a hub does not know",
+                    f"logs in by {way}, which a hub does not know",
                     element=f"{self.path}: user {login}",
                     hint="use the kubeconfig from the hub's state directory",
                 )
@@ -122,6 +144,9 @@ class _Reader:
             certificate=self.content(user, "client-certificate"),
             key=self.content(user, "client-key"),
             token=self.text(user, "token", f"user {login}"),
+            token_file=self.file(user, "tokenFile"),
+            program=self.program(user, cluster, f"user {login}: exec"),
+            impersonate=self.impersonate(user, f"user {login}"),
             source=str(self.path),
         )
         if bool(made.certificate) != bool(made.key):
@@ -180,6 +205,69 @@ class _Reader:
             return file.read_bytes()
         except OSError as error:
             raise self.error(field, f"{file}: {error.strerror or error}") from None
+
+    def file(self, values: Mapping[str, Any], field: str) -> Path | None:
+        """Return the file that a field names, relative to the kubeconfig."""
+        name = self.text(values, field, "")
+        return self.path.parent / name if name else None
+
+    def program(self, user: Mapping[str, Any], cluster: Mapping[str, Any], where: str) -> Program | None:
+        """Return the program that logs the user in, or None."""
+        given = user.get("exec")
+        if not given:
+            return None
+        if not isinstance(given, dict):
+            raise self.error(where, "is not a mapping")
+        version, command = self.text(given, "apiVersion", where), self.text(given, "command", where)
+        if version not in API_VERSIONS:
+            raise self.error(
+                f"{where}: apiVersion", f'"{version[:80]}" is not known', f"one of: {', '.join(API_VERSIONS)}"
+            )
+        if not command:
+            raise self.error(f"{where}: command", "is required")
+        arguments, variables = given.get("args") or [], given.get("env") or []
+        if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
+            raise self.error(f"{where}: args", "is not a list of texts")
+        if not isinstance(variables, list) or not all(isinstance(variable, dict) for variable in variables):
+            raise self.error(f"{where}: env", "is not a list of name and value")
+        return Program(
+            api_version=version,
+            # As kubectl has it: a path is relative to the kubeconfig, a bare name is looked up.
+            command=str(self.path.parent / command) if "/" in command else command,
+            arguments=tuple(arguments),
+            environment={
+                self.text(v, "name", f"{where}: env"): self.text(v, "value", f"{where}: env") for v in variables
+            },
+            interactive=may_ask(self.text(given, "interactiveMode", where), element=f"{self.path}: {where}"),
+            hint=self.text(given, "installHint", where),
+            cluster=self.told(cluster) if given.get("provideClusterInfo") is True else {},
+            element=f"{self.path}: {where}",
+        )
+
+    def told(self, cluster: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a program is told of the hub."""
+        ca = base64.b64encode(self.content(cluster, "certificate-authority")).decode()
+        return {"server": self.server(cluster), **({"certificate-authority-data": ca} if ca else {})}
+
+    def impersonate(self, user: Mapping[str, Any], where: str) -> tuple[tuple[str, str], ...]:
+        """Return the headers of somebody who acts as another user. Source: "User impersonation"."""
+        name, uid = self.text(user, "as", where), self.text(user, "as-uid", where)
+        groups, extra = user.get("as-groups") or [], user.get("as-user-extra") or {}
+        if not isinstance(groups, list) or not isinstance(extra, dict):
+            raise self.error(where, "as-groups is not a list, or as-user-extra not a mapping")
+        pairs = [("Impersonate-User", name), ("Impersonate-Uid", uid)]
+        pairs += [("Impersonate-Group", group) for group in groups]
+        pairs += [
+            (f"Impersonate-Extra-{quote(str(key), safe='')}", value)
+            for key, values in extra.items()
+            for value in (values if isinstance(values, list) else [values])
+        ]
+        given = [(header, value) for header, value in pairs if value]
+        if given and not name:
+            raise self.error(where, "says as-groups, as-uid or as-user-extra without as")
+        if not all(isinstance(value, str) and value.isascii() and value.isprintable() for _, value in given):
+            raise self.error(where, "acts as somebody whose name cannot be sent")
+        return tuple(given)
 
     def error(self, field: str, cause: str, hint: str = "") -> InvalidError:
         return InvalidError(cause, element=f"{self.path}: {field}", hint=hint)

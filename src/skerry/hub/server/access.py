@@ -19,7 +19,10 @@ from skerry.hub.authorization import Attributes, Authorizer
 from skerry.hub.identity import IDENTITY
 from skerry.hub.server import attributes, impersonation
 
-OPEN_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/version", "/cacerts"})
+OPEN_PATHS = frozenset(
+    {"/healthz", "/livez", "/readyz", "/version", "/cacerts", "/.well-known/openid-configuration", "/openid/v1/jwks"}
+)
+"""The last two hold public keys, with which anybody may check service accounts' tokens."""
 _ENROLLMENTS = re.compile(r"/apis/skerry\.dev/v1alpha1/namespaces/([^/]+)/enrollments")
 _TUNNEL = re.compile(r"/apis/skerry\.dev/v1alpha1/tunnels/[^/]+")
 """A device's connection for one conversation, whose id only it and the hub know (`hub.tunnels`)."""

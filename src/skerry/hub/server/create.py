@@ -9,10 +9,11 @@ from starlette.responses import Response
 
 from skerry.api.errors import AlreadyExistsError, BadRequestError, ForbiddenError, UnsupportedError
 from skerry.api.kinds import Resource
+from skerry.api.kinds.certificate_signing_request import CertificateSigningRequest
 from skerry.api.kinds.enrollment import Enrollment, JoinToken
 from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.meta import ObjectMeta
-from skerry.hub import enrollment, registry_tokens
+from skerry.hub import certificate_requests, enrollment, registry_tokens
 from skerry.hub.server import access, answer, escalation, owners, reviews
 from skerry.hub.server.call import Call
 
@@ -33,6 +34,8 @@ async def create(call: Call) -> Response:
 async def store(call: Call, item: Resource) -> Resource:
     """Make the object as its kind is made; with a dry run say only what it would be. Raises AlreadyExistsError."""
     context = call.context
+    if isinstance(item, CertificateSigningRequest):
+        item = certificate_requests.requested(item, call.identity)
     await escalation.check(call, item)
     if call.dry_run:
         return await _dry(call, item)

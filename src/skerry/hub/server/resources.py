@@ -51,6 +51,12 @@ _SUBRESOURCES: Mapping[str, tuple[Subresource, ...]] = {
         Subresource(name="reconcile", kind="Device", verbs=("create",)),
     ),
     "modeldeployments": (Subresource(name="explain", kind="ModelDeployment", verbs=("get",)),),
+    "serviceaccounts": (
+        Subresource(name="token", kind="TokenRequest", verbs=("create",), group="authentication.k8s.io", version="v1"),
+    ),
+    "certificatesigningrequests": (
+        Subresource(name="approval", kind="CertificateSigningRequest", verbs=("get", "update")),
+    ),
     "pods": (
         Subresource(name="log", kind="Pod", verbs=("get",)),
         Subresource(name="exec", kind="PodExecOptions", verbs=("create", "get")),

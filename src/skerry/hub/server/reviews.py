@@ -1,6 +1,7 @@
 """Answers to `authorization.k8s.io/v1`: may I, may they, and what may I do here (`kubectl auth can-i`).
 
-Nothing of it is stored. Must not live here: the decision (`hub.authorization`). Source: Kubernetes API reference.
+Nothing of it is stored. Must not live here: the decision (`hub.authorization`), who somebody is (`authentication`).
+Source: Kubernetes API reference.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import msgspec
 
 from skerry.api.errors import InvalidError
 from skerry.api.kinds import Resource
+from skerry.api.kinds.authentication import SelfSubjectReview, TokenReview
 from skerry.api.kinds.authorization import (
     LocalSubjectAccessReview,
     NonResourceAttributes,
@@ -28,6 +30,7 @@ from skerry.core import rbac
 from skerry.core.access import ANONYMOUS, ANONYMOUS_USER, Identity
 from skerry.core.rbac import Attributes
 from skerry.hub.authorization import RoleAuthorizer
+from skerry.hub.server import authentication
 from skerry.hub.server.call import Call
 
 Review = SelfSubjectAccessReview | SubjectAccessReview | LocalSubjectAccessReview | SelfSubjectRulesReview
@@ -45,6 +48,8 @@ async def review(call: Call, item: Resource) -> Resource | None:
             return await _decided(call, item, _who(spec), spec.resource_attributes, spec.non_resource_attributes)
         case SelfSubjectRulesReview():
             return await _listed(call, item)
+        case TokenReview() | SelfSubjectReview():
+            return await authentication.review(call, item)
         case _:
             return None
 

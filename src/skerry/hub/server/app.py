@@ -1,6 +1,7 @@
 """All paths of the hub's HTTP API, and the one place where errors become answers.
 
-Around the application this module builds, `hub.identity` says who calls; `access` decides what they may do.
+Around the application this module builds, `hub.identity` says whose certificate it is; `hub.authentication` knows those
+who have none, `access` decides what they may do.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from skerry.api import rules
 from skerry.api.errors import NotFoundError, SkerryError, TimedOutError
 from skerry.api.kinds import KINDS, KindInfo
 from skerry.api.meta import GROUP, VERSION
+from skerry.hub.authentication import chain
 from skerry.hub.context import HubContext
 from skerry.hub.server import (
     access,
     attributes,
     audit,
     audit_events,
+    authentication,
+    certificates,
     create,
     delete,
     discovery,
@@ -80,13 +84,19 @@ _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
     ("devices", "infer"): {"POST": subresources.infer},
     ("devices", "reconcile"): {"POST": subresources.reconcile},
     ("modeldeployments", "explain"): {"GET": subresources.explain},
+    ("serviceaccounts", "token"): {"POST": authentication.create_token},
+    # Decisions go by their own path, and only the hub signs.
+    ("certificatesigningrequests", "status"): {"GET": get.get},
+    ("certificatesigningrequests", "approval"): {"GET": get.get, "PUT": certificates.approve},
 }
 
 
 def build_app(context: HubContext) -> Starlette:
     """Return the whole HTTP API over these parts; `scope["skerry.identity"]` must say who calls."""
+    known = authentication.authentication_of(context)
     routes = [
         *_routes(context),
+        *authentication.routes(context),
         *projection.routes(context),
         *remote.routes(context),
         *registry.routes(context),
@@ -97,6 +107,8 @@ def build_app(context: HubContext) -> Starlette:
         middleware=[
             Middleware(audit.recorded, audit=context.audit, clock=context.clock, attributes_of=attributes.of),
             Middleware(guarded),
+            Middleware(chain.authenticated, authentication=known, audience=context.hub_url),
+            Middleware(audit.known),
             Middleware(access.authorized, authorizer=context.authorizer),
             Middleware(audit.begun),
         ],

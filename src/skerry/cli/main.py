@@ -13,6 +13,7 @@ from skerry.api.errors import SkerryError
 from skerry.cli import (
     agent,
     apply,
+    audit,
     demo_verb,
     describe,
     device,
@@ -48,6 +49,7 @@ for group, name in (
     (rollout.app, "rollout"),
     (device.app, "device"),
     (trust.app, "trust"),
+    (audit.app, "audit"),
 ):
     app.add_typer(group, name=name)
 for verb in (

@@ -40,9 +40,16 @@ R = TypeVar("R", garbage.Report, garbage.Removed)
 Outcome = Literal["created", "configured", "unchanged"]
 _MERGE = "application/merge-patch+json"
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
+_AUDIT = f"/apis/{API_VERSION}/auditevents"
 _ATTEMPTS = 5
 _INFOS: Mapping[type, KindInfo] = {info.type: info for info in KINDS}
 _START_HINT = "is the hub running? start it with `skerry hub start`"
+
+
+class _Page(msgspec.Struct):
+    """What is needed of a page of the audit log."""
+
+    metadata: dict[str, str]
 
 
 class _Patience:
@@ -152,6 +159,36 @@ class HubClient:
 
     def _registry(self, verb: str, content: Any, kind: type[R]) -> R:
         return msgspec.convert(self._json("POST", f"/apis/{API_VERSION}/registry/{verb}", content=content), kind)
+
+    # --- the audit log --------------------------------------------------------------------------------------------
+
+    def audit_pages(self, question: Mapping[str, str]) -> Iterator[bytes]:
+        """Yield the pages of the audit log, each as `audit.k8s.io/v1` EventList, up to its end. Raises BadRequestError."""
+        place = ""
+        while True:
+            page = self._request("GET", _AUDIT, parameters={**question, "continue": place}).content
+            yield page
+            with self._translated():
+                place = msgspec.json.decode(page, type=_Page).metadata.get("continue", "")
+            if not place:
+                return
+
+    def follow_audit(self, question: Mapping[str, str], place: str) -> Iterator[dict[str, Any]]:
+        """Yield what is added to the audit log from a place on, for ever; connections that break are made again."""
+        patience = _Patience()
+        while True:
+            given = {**question, "continue": place, "watch": "true"}
+            try:
+                for event, shown in self._stream(_AUDIT, given, accept="application/json", seconds=READ_SECONDS):
+                    patience.renew()
+                    if event == "ADDED":
+                        yield shown
+                    elif event == "BOOKMARK":
+                        place = shown["metadata"]["continue"]
+            except errors.TimedOutError:
+                continue
+            except errors.UnavailableError as error:
+                patience.wait_or_raise(error, RECONNECT_SECONDS)
 
     # --- watching -------------------------------------------------------------------------------------------------
 

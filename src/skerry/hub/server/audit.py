@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 RECORD = "skerry.audit"
 """Scope key of a request's `Record`."""
 HEADER = "Audit-Id"
+TOKENS = "skerry:registrytokens"
+"""The group of those who show the registry a token."""
 EACH = Rate(burst=50, seconds=1.0)
 """Refusals of one caller at one address that are written one by one; more are counted."""
 ALL = Rate(burst=500, seconds=0.05)
@@ -155,6 +157,13 @@ def known(app: ASGIApp) -> ASGIApp:
     return note
 
 
+def call_by_token(scope: Scope, subject: str) -> None:
+    """Note whose registry token a request shows, where it shows one: the registry has logins of its own."""
+    record = scope.get(RECORD)
+    if isinstance(record, Record) and subject:
+        record.token = subject
+
+
 def begun(app: ASGIApp) -> ASGIApp:
     """Wrap an application so that nothing is changed before it is written down that it is about to be."""
 
@@ -179,6 +188,8 @@ class Record:
     attributes: Attributes
     identity: Identity = field(init=False)
     """Who asked, as was proven; not as whom."""
+    token: str = field(default="", init=False)
+    """The registry token that was shown; empty for everybody who is known otherwise."""
     received: datetime = field(init=False)
     _acted_as: Identity | None = field(default=None, init=False)
     _digest: Any = field(default_factory=sha256, init=False)
@@ -326,7 +337,8 @@ class Record:
     @property
     def _caller(self) -> tuple[str, str]:
         client = self.scope.get("client")
-        return self.identity.username, client[0] if client else ""
+        username = f"skerry:registrytoken:{self.token}" if self.token else self.identity.username
+        return username, client[0] if client else ""
 
     def _lasts(self, head: MutableMapping[str, Any]) -> bool:
         if self._code >= 400:
@@ -354,14 +366,14 @@ class Record:
                 if policy.shows_body(self.attributes.resource, self.attributes.subresource):
                     shown = policy.read_body(raw)
         query = self.scope.get("query_string", b"").decode("latin-1")
-        address = self._caller[1]
+        username, address = self._caller
         return AuditEvent(
             level=level,
             audit_id=self.audit_id,
             stage=stage,
             request_uri=policy.uri(self.scope["path"], query),
             verb=self.attributes.verb,
-            user=_user(self.identity),
+            user=User(username=username, groups=[TOKENS]) if self.token else _user(self.identity),
             impersonated_user=None if self._acted_as is None else _user(self._acted_as),
             source_ips=[address] if address else [],
             user_agent=policy.agent(headers.get("user-agent", "")),

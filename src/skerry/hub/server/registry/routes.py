@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from skerry.api.errors import InvalidError, SkerryError, UnauthorizedError
 from skerry.core import manifest as manifests
 from skerry.hub.context import HubContext
+from skerry.hub.server import audit
 from skerry.hub.server.registry import answers, callers, tokens
 from skerry.hub.server.registry.answers import Codes, RegistrySettings
 from skerry.hub.server.registry.blobs import Blobs
@@ -112,6 +113,7 @@ def _endpoint(context: HubContext, actions: Mapping[str, _Action]) -> Callable[[
         caller: callers.Caller | None = None
         try:
             caller = callers.identify(context, request)
+            audit.call_by_token(request.scope, caller.subject)
             callers.check_known(caller)
             if action is None:
                 refusal = answers.problem(405, "UNSUPPORTED", f"{request.method} is not for this URL")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import logging
 import os
@@ -21,7 +22,8 @@ from typing import cast
 
 import msgspec
 
-from skerry.api.errors import InvalidError, SkerryError
+from skerry.api.errors import InvalidError, SkerryError, UnavailableError
+from skerry.api.meta import GROUP
 from skerry.core.audit_policy import Reads
 from skerry.core.ports import ArtifactStore, Clock
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
@@ -30,6 +32,7 @@ from skerry.drivers.registry import elsewhere
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation, roles
+from skerry.hub.aggregation import MAX_HEAD_BYTES, MAX_HEADERS, Aggregation, Work, open_aggregation
 from skerry.hub.audit.log import AuditLog, AuditSettings, open_log
 from skerry.hub.authentication import oidc
 from skerry.hub.authentication.chain import Authentication
@@ -41,6 +44,7 @@ from skerry.hub.events import Recorder
 from skerry.hub.gateway import Gateway
 from skerry.hub.objects import Objects
 from skerry.hub.server.app import build_app
+from skerry.hub.serving_certificate import ServingCertificate
 from skerry.hub.settings import DEFAULT_API_PORT, DEFAULT_MQTT_PORT, HubSettings, read_registry
 from skerry.hub.state import HubRecord, StateDirectory, claim
 from skerry.kit.clock import SystemClock
@@ -86,7 +90,9 @@ async def run_hub(
         async with contextlib.AsyncExitStack() as stack:
             api = stack.enter_context(listener.bind(settings.host, api_port, purpose="API", option="--api-port"))
             place = _Place(told=told, names=names, api_port=api.getsockname()[1], mqtt_port=mqtt_port)
-            context, broker = await stack.enter_async_context(_open(settings, state, place))
+            context, broker, aggregation = await stack.enter_async_context(_open(settings, state, place))
+            tls, tls_work = _server_tls(settings, context, aggregation, told)
+            _check_health(context, broker)
             kubeconfig.write(state.kubeconfig, context.authority, context.hub_url)
             record = _record(context, state, place)
             _warn_of_moves(before, record)
@@ -110,15 +116,16 @@ async def run_hub(
                     group.create_task(trust.run(context), name="trust"),
                     group.create_task(revocation.run(context, broker.disconnect), name="revocation"),
                     group.create_task(housekeeping.run(context, state, names), name="housekeeping"),
+                    *(group.create_task(work(), name="aggregation") for work in (*aggregation.work, *tls_work)),
                 ]
                 app = identity.identify(
                     build_app(context),
                     ca_pem=context.authority.ca_pem,
                     known=context.gateway.known,
                     clock=context.clock,
+                    users=not aggregation.delegated,
                 )
-                limits = listener.Limits(max_connections=settings.max_connections)
-                async with listener.serve(app, api, context.authority.server_context(), limits):
+                async with listener.serve(app, api, tls, _limits(settings, aggregation)):
                     ready(_ready(context, state, first_start=before is None))
                     await stop.wait()
                 for task in (*tasks, *waits):
@@ -154,7 +161,7 @@ def choose_ports(settings: HubSettings, before: HubRecord | None) -> tuple[int, 
 @contextlib.asynccontextmanager
 async def _open(
     settings: HubSettings, state: StateDirectory, place: _Place
-) -> AsyncIterator[tuple[HubContext, EmbeddedBroker]]:
+) -> AsyncIterator[tuple[HubContext, EmbeddedBroker, Aggregation]]:
     """Open keys, store, artifacts and broker, and hand them out; everything is closed again afterwards."""
     clock = SystemClock()
     # The store is made after the keys are complete, so a store without keys means that they were lost.
@@ -177,6 +184,7 @@ async def _open(
         gateway = Gateway(objects, LocalHubLink(broker), authority.desired_key, authority.desired_key_id, clock)
         gateways.append(gateway)
         artifacts = await stack.enter_async_context(_open_artifacts(settings, state))
+        aggregation = await stack.enter_async_context(open_aggregation(settings, authority, clock))
         hub_url = f"https://{_in_url(place.told)}:{place.api_port}"
         context = HubContext(
             objects=objects,
@@ -189,15 +197,56 @@ async def _open(
             mqtt_host=place.told,
             mqtt_port=broker.port,
             audit=await stack.enter_async_context(_open_audit(settings, state, clock)),
-            authorizer=RoleAuthorizer(objects),
-            authentication=_authentication(settings, clock, hub_url),
+            authorizer=aggregation.authorizer or RoleAuthorizer(objects),
+            authentication=_authentication(settings, clock, hub_url, aggregation),
+            groups=frozenset({GROUP}) if aggregation.delegated else None,
         )
-        yield context, broker
+        yield context, broker, aggregation
 
 
-def _authentication(settings: HubSettings, clock: Clock, hub_url: str) -> Authentication:
-    issuer = oidc.open_issuer(settings, clock=clock, audience=hub_url)
-    return Authentication(tokens=(issuer,) if issuer else ())
+def _authentication(settings: HubSettings, clock: Clock, hub_url: str, aggregation: Aggregation) -> Authentication:
+    issuer, more = oidc.open_issuer(settings, clock=clock, audience=hub_url), aggregation.authentication
+    return Authentication(requests=more.requests, tokens=(*((issuer,) if issuer else ()), *more.tokens))
+
+
+def _server_tls(
+    settings: HubSettings, context: HubContext, aggregation: Aggregation, told: str
+) -> tuple[ssl.SSLContext, tuple[Work, ...]]:
+    """Return what the API's listener shows and whom it lets in, and what has to run for it."""
+    tls = context.authority.server_context()
+    aggregation.prepare(tls)
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return tls, ()
+    shown = ServingCertificate(
+        settings.tls_cert_file,
+        settings.tls_key_file,
+        authority=context.authority,
+        told=(told,),
+        clock=context.clock,
+        prepare=aggregation.prepare,
+    )
+    tls.sni_callback = shown.choose
+    context.health.add("serving-certificate", shown.check)
+    return tls, (shown.run,)
+
+
+def _check_health(context: HubContext, broker: EmbeddedBroker) -> None:
+    async def check_broker() -> None:
+        if not broker.is_serving:
+            raise UnavailableError("does not listen", element="embedded broker")
+
+    async def check_certificates() -> None:
+        context.authority.check_certificates()
+
+    context.health.add("broker", check_broker)
+    context.health.add("certificates", check_certificates)
+
+
+def _limits(settings: HubSettings, aggregation: Aggregation) -> listener.Limits:
+    usual = listener.Limits(max_connections=settings.max_connections)
+    if aggregation.proxies is None:
+        return usual
+    return dataclasses.replace(usual, max_headers=MAX_HEADERS, max_head_bytes=MAX_HEAD_BYTES)
 
 
 @contextlib.asynccontextmanager

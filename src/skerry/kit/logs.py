@@ -16,6 +16,10 @@ MAX_LINE = 8192
 """Characters of one message; what devices send gets into messages."""
 
 
+_CHATTY = ("httpx", "httpcore")
+"""Libraries that tell of each request what whoever made it tells better."""
+
+
 def configure(*, level: str = "warning", json_lines: bool = False) -> None:
     """Send this process's logs to stderr, in place of whatever was set up before."""
     handler = logging.StreamHandler(sys.stderr)
@@ -23,6 +27,8 @@ def configure(*, level: str = "warning", json_lines: bool = False) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
 
 

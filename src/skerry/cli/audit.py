@@ -89,7 +89,8 @@ def verify(
     kept = chains.parse_link(newest) if newest else None
     if newest and kept is None:
         raise InvalidError(f'"{newest[:100]}" is no entry', element="--newest", hint="NUMBER:SHA-256, as verify prints")
-    check, problems, unfinished = Check(kept=kept), [], False
+    problems: list[str] = []
+    check, unfinished = Check(kept=kept), False
     for line, whole in _lines_in(directory) if directory is not None else _lines_of_hub(kubeconfig):
         if not whole:
             unfinished = True

@@ -163,7 +163,7 @@ class HubClient:
     # --- the audit log --------------------------------------------------------------------------------------------
 
     def audit_pages(self, question: Mapping[str, str]) -> Iterator[bytes]:
-        """Yield the pages of the audit log, each as `audit.k8s.io/v1` EventList, up to its end. Raises BadRequestError."""
+        """Yield the pages of the audit log, each an `audit.k8s.io/v1` EventList, to its end. Raises BadRequestError."""
         place = ""
         while True:
             page = self._request("GET", _AUDIT, parameters={**question, "continue": place}).content

@@ -2,8 +2,8 @@
 
 Three wrappers: `recorded` is around everything, refusals included; `known` is where it is known who asks; `begun` is
 inside authorization and writes down what is about to be changed before it is. No answer to a write leaves before its
-entry is on the disk, and nothing is changed that cannot be recorded. Must not live here: which requests those are (`core.audit_policy`), the log
-(`hub.audit`).
+entry is on the disk, and nothing is changed that cannot be recorded. Must not live here: which requests those are
+(`core.audit_policy`), the log (`hub.audit`).
 """
 
 from __future__ import annotations

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from skerry.agent import inference
 from skerry.api.errors import InvalidError, NotFoundError, SkerryError, UnavailableError
-from skerry.core import messages
-from skerry.core.messages import Command, CommandResult
+from skerry.core import logs, messages
+from skerry.core.messages import Command, CommandResult, LogQuery
 from skerry.kit.loopback import LoopbackClient
 
 MAX_LOG_BYTES = 512 * 1024
+MAX_LOG_CHARACTERS = 900_000
+"""With their times, many short lines become more than a message may have; the newest are kept."""
 MAX_RESPONSE_BYTES = messages.MAX_MESSAGE_BYTES - 64 * 1024
 """What fits into one message, with its frame."""
 INFER_SECONDS = 30.0
@@ -33,7 +36,7 @@ async def answer(command: Command, *, log: Path | None, model: str, port: int) -
         if log is None:
             raise NotFoundError("is not on this device", element=f"deployment {command.workload[:253]}")
         if command.verb == "logs":
-            text = await asyncio.to_thread(read_tail, log, command.tail_lines)
+            text = await asyncio.to_thread(read_log, log, command.log, command.tail_lines)
             return CommandResult(uid=command.uid, id=command.id, text=text)
         response = await infer(command, model=model, port=port)
         result = CommandResult(uid=command.uid, id=command.id, response=response)
@@ -44,19 +47,28 @@ async def answer(command: Command, *, log: Path | None, model: str, port: int) -
     return result
 
 
-def read_tail(path: Path, lines: int) -> str:
-    """Return the last lines of a log, at most so many bytes of it; "" when there is none yet."""
+def read_log(path: Path, query: LogQuery, lines: int) -> str:
+    """Return what a query wants of the end of a log, of which at most so many bytes are looked at.
+
+    "" when there is none yet. Raises UnavailableError.
+    """
+    raw, at = read_end(path)
+    raw = logs.tail(logs.previous(raw) if query.previous else raw, lines)
+    text = logs.Lines(query, fallback=at).take(raw, last=True).decode(errors="replace")
+    return text if len(text) <= MAX_LOG_CHARACTERS else text[-MAX_LOG_CHARACTERS:]
+
+
+def read_end(path: Path) -> tuple[bytes, datetime]:
+    """Return the end of a log, at most so many bytes of it, and when it was written to last."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - MAX_LOG_BYTES))
-            raw = file.read(MAX_LOG_BYTES)
+            return file.read(MAX_LOG_BYTES), datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
     except FileNotFoundError:
-        return ""
+        return b"", datetime.now(UTC)
     except OSError as error:
         raise UnavailableError(f"cannot be read: {error.strerror}", element=str(path)) from None
-    kept = raw.decode(errors="replace").splitlines(keepends=True)
-    return "".join(kept[-lines:]) if lines else ""
 
 
 async def infer(command: Command, *, model: str, port: int) -> dict[str, object]:

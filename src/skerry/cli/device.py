@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from skerry.cli import hold, reconcile
+from skerry.cli import conversation, hold, reconcile
 
 app = typer.Typer(help="Tell one device something.", no_args_is_help=True)
 for verb in (hold.hold, hold.release, hold.cordon, hold.uncordon, reconcile.reconcile):
     app.command()(verb)
+app.command("exec")(conversation.execute)
+app.command()(conversation.forward)

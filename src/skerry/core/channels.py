@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from skerry.api.errors import UnavailableError
+
 STDIN, STDOUT, STDERR, ERROR, RESIZE = range(5)
 CLOSE = 255
 """v5: the second byte names a channel on which nothing more comes."""
@@ -29,6 +31,22 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
     width: int = msgspec.field(name="Width", default=0)
     height: int = msgspec.field(name="Height", default=0)
+
+
+class _Cause(msgspec.Struct):
+    reason: str = ""
+    message: str = ""
+
+
+class _Details(msgspec.Struct):
+    causes: list[_Cause] = []
+
+
+class _Status(msgspec.Struct):
+    status: str = ""
+    reason: str = ""
+    message: str = ""
+    details: _Details = msgspec.field(default_factory=_Details)
 
 
 def choose(offered: Sequence[str], known: Sequence[str]) -> str:
@@ -57,6 +75,20 @@ def ended(code: int) -> bytes:
     cause = {"reason": "ExitCode", "message": str(code)}
     message = f"command terminated with non-zero exit code: {code}"
     return _status("Failure", message=message, reason="NonZeroExitCode", details={"causes": [cause]}, code=500)
+
+
+def exit_code(status: bytes) -> int:
+    """Return the exit code that a status means. Raises UnavailableError for a command that was not run to its end."""
+    try:
+        read = msgspec.json.decode(status, type=_Status)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UnavailableError("ended with a status that cannot be read", element="the command") from None
+    if read.status == "Success":
+        return 0
+    codes = [cause.message for cause in read.details.causes if cause.reason == "ExitCode"]
+    if read.reason == "NonZeroExitCode" and codes and codes[0].isascii() and codes[0].isdigit():
+        return min(int(codes[0][:9]), 255)
+    raise UnavailableError(read.message[:2000] or read.reason, element="the command")
 
 
 def failed(message: str, *, reason: Literal["InternalError", "Timeout"] = "InternalError") -> bytes:

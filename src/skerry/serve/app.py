@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from skerry.api.errors import InvalidError, SkerryError, UnavailableError
+from skerry.kit import logs
 from skerry.serve import engines, http1
 from skerry.serve.arguments import number, read_signature
 from skerry.serve.control import ControlSocket
@@ -58,7 +59,7 @@ class Settings:
 def main(argv: Sequence[str]) -> int:
     """Run until stopped; return the exit code. What goes wrong is one sentence on stderr."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which computes nothing here but would start threads
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logs.configure(level="info")
     try:
         settings = _settings(_parser().parse_args(argv))
         with _bound(settings.host, settings.port) as listener:

@@ -120,7 +120,8 @@ def test_a_pod_s_log_is_the_device_s(hub: Hub, namespace: str, kubectl: Run, til
     hub.call(context.__aenter__())
     try:
         assert kubectl("logs", "faces.till-7", "--tail=5").stdout == "faces 5\n"
-        assert "is not there for workloads on devices" in kubectl("logs", "faces.till-7", "-f", fails=True).stderr
+        assert kubectl("logs", "faces.till-7").stdout == "faces 10000\n", "all that a device sends at once"
+        assert "not valid" in kubectl("logs", "faces.till-7", "-c", "digits", fails=True).stderr
     finally:
         hub.call(context.__aexit__(None, None, None))
 

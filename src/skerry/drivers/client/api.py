@@ -88,6 +88,7 @@ class HubClient:
     """
 
     def __init__(self, connection: Connection, *, namespace: str | None = None) -> None:
+        self.connection = connection
         self.server = connection.server
         self.namespace = namespace or connection.namespace
         self.http = httpx.Client(
@@ -342,10 +343,37 @@ class HubClient:
         path = f"{self._path(_DEVICE, device)}/infer"
         return self._json("POST", path, content=request, parameters={"workload": workload})
 
-    def log(self, device: str, workload: str, *, tail_lines: int = 200) -> str:
+    def log(
+        self,
+        device: str,
+        workload: str,
+        *,
+        tail_lines: int = 200,
+        since_seconds: int = 0,
+        timestamps: bool = False,
+        previous: bool = False,
+    ) -> str:
         """Return the last lines of a workload's log on a device. Raises UnavailableError if it is offline."""
-        parameters = {"workload": workload, "tailLines": str(tail_lines)}
+        parameters = _log_parameters(workload, tail_lines, since_seconds, timestamps=timestamps) | {
+            "previous": "true" if previous else ""
+        }
         return self._request("GET", f"{self._path(_DEVICE, device)}/log", parameters=parameters).text
+
+    def follow_log(
+        self, device: str, workload: str, *, tail_lines: int = 200, since_seconds: int = 0, timestamps: bool = False
+    ) -> Iterator[str]:
+        """Yield a workload's log as it grows, from its last lines on, until the device leaves.
+
+        Raises UnavailableError if it is offline.
+        """
+        parameters = _log_parameters(workload, tail_lines, since_seconds, timestamps=timestamps) | {"follow": "true"}
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, read=None)  # who logs nothing is not dead
+        given = {key: value for key, value in parameters.items() if value}
+        path = f"{self._path(_DEVICE, device)}/log"
+        with self._translated(), self.http.stream("GET", path, params=given, timeout=timeout) as response:
+            if not response.is_success:
+                raise failures.error_of(response.status_code, response.read(), self.server)
+            yield from response.iter_text()
 
     def reconcile(self, device: str) -> dict[str, Any]:
         """Make the hub's word count again on a device that has accepted something newer; return what was done."""
@@ -488,6 +516,15 @@ class HubClient:
                 hint="use the kubeconfig in that hub's state directory",
             )
         return errors.UnavailableError(f"cannot be reached ({text})", element=self.server, hint=_START_HINT)
+
+
+def _log_parameters(workload: str, tail_lines: int, since_seconds: int, *, timestamps: bool) -> dict[str, str]:
+    return {
+        "workload": workload,
+        "tailLines": str(tail_lines),
+        "sinceSeconds": str(since_seconds) if since_seconds else "",
+        "timestamps": "true" if timestamps else "",
+    }
 
 
 def _name_of(raw: Mapping[str, Any]) -> str:

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from skerry.api import codec
 from skerry.api.errors import BadRequestError, NotFoundError
 from skerry.api.kinds.device import Device
-from skerry.core import messages
 from skerry.hub import explain as explaining
 from skerry.hub import reconciliation
-from skerry.hub.server import status
+from skerry.hub.server import logs, status
 from skerry.hub.server.call import Call
-
-MAX_TAIL_LINES = 10_000
-COMMAND_SECONDS = 30.0
-"""How long a device may take to answer."""
 
 
 async def log(call: Call) -> Response:
-    """GET devices/x/log?workload=&tailLines=: the end of a workload's log as text."""
-    lines = call.number("tailLines", default=200, most=MAX_TAIL_LINES)
-    result = await _command(call, "logs", tail_lines=lines)
-    return PlainTextResponse(result.text)
+    """GET devices/x/log?workload=&tailLines=&follow=: the end of a workload's log as text, or as it grows."""
+    device = await call.context.objects.get(Device, call.namespace, call.name)
+    return await logs.answer(call, device, _workload(call, device), default_tail=200)
 
 
 async def infer(call: Call) -> Response:
@@ -33,7 +25,10 @@ async def infer(call: Call) -> Response:
     if call.content_type != "application/json":
         raise BadRequestError("is not JSON", element="the body", hint="send an Open Inference Protocol v2 request")
     request = codec.decode_json(await call.body())
-    result = await _command(call, "infer", request=request)
+    device = await call.context.objects.get(Device, call.namespace, call.name)
+    result = await call.context.gateway.command(
+        device.metadata.uid, "infer", _workload(call, device), request=request, timeout_seconds=logs.COMMAND_SECONDS
+    )
     return status.respond(result.response)
 
 
@@ -50,24 +45,6 @@ async def reconcile(call: Call) -> Response:
     device = await call.context.objects.get(Device, call.namespace, call.name)
     done = await reconciliation.reconcile(call.context.objects, device, dry_run=call.dry_run)
     return status.respond(msgspec.to_builtins(done))
-
-
-async def _command(
-    call: Call,
-    verb: Literal["logs", "infer"],
-    *,
-    tail_lines: int = 0,
-    request: dict[str, object] | None = None,
-) -> messages.CommandResult:
-    device = await call.context.objects.get(Device, call.namespace, call.name)
-    return await call.context.gateway.command(
-        device.metadata.uid,
-        verb,
-        _workload(call, device),
-        tail_lines=tail_lines,
-        request=request or {},
-        timeout_seconds=COMMAND_SECONDS,
-    )
 
 
 def _workload(call: Call, device: Device) -> str:

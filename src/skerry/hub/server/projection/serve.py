@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from skerry.api import rules, selector
 from skerry.api.errors import BadRequestError, InvalidError, NotFoundError, SkerryError
 from skerry.api.kinds import find_kind
 from skerry.api.kinds.device import Device
+from skerry.core.messages import MAX_TAIL_LINES
 from skerry.hub.context import HubContext
 from skerry.hub.objects import ObjectChange
-from skerry.hub.server import answer, status, subresources
+from skerry.hub.server import answer, logs, status
 from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call
 from skerry.hub.server.projection import metrics, nodes, pods
@@ -133,15 +134,9 @@ async def _get_pod(call: Call, view: View) -> Response:
 
 
 async def _log(call: Call, view: View) -> Response:  # noqa: ARG001 - as all verbs
-    """The end of a workload's log; devices are asked once, so nothing can be followed."""
-    if call.flag("follow") or call.flag("previous"):
-        raise BadRequestError("is not there for workloads on devices", element="follow, previous", hint="leave it out")
+    """A workload's log; all that a device keeps of it, unless less is asked for."""
     device, workload = await find_pod(call)
-    lines = call.number("tailLines", default=200, most=subresources.MAX_TAIL_LINES)
-    result = await call.context.gateway.command(
-        device.metadata.uid, "logs", workload, tail_lines=lines, timeout_seconds=subresources.COMMAND_SECONDS
-    )
-    return PlainTextResponse(result.text)
+    return await logs.answer(call, device, workload, default_tail=MAX_TAIL_LINES)
 
 
 async def find_pod(call: Call) -> tuple[Device, str]:

@@ -28,6 +28,7 @@ class HubProgram:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._context: ssl.SSLContext | None = None
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -67,13 +68,14 @@ class HubProgram:
 
     def context(self) -> ssl.SSLContext:
         """What a client of one's own needs to be the admin."""
-        connection = self.connection
-        context = ssl.create_default_context(cadata=connection.ca.decode())
-        pair = self.directory / "admin.pem"
-        pair.touch(mode=0o600)
-        pair.write_bytes(connection.certificate + connection.key)
-        context.load_cert_chain(pair)
-        return context
+        if self._context is None:
+            connection = self.connection
+            self._context = ssl.create_default_context(cadata=connection.ca.decode())
+            pair = self.directory / "admin.pem"
+            pair.touch(mode=0o600)
+            pair.write_bytes(connection.certificate + connection.key)
+            self._context.load_cert_chain(pair)
+        return self._context
 
     def environment(self) -> dict[str, str]:
         """For kubectl: this hub, and no caches of anybody else's."""

@@ -1,4 +1,4 @@
-"""kubectl writes: create, apply, diff, edit, patch, replace, label, annotate, delete, wait, and how mistakes are told."""
+"""kubectl writes: create, apply, diff, edit, patch, replace, label, annotate, delete, wait; how mistakes are told."""
 
 from __future__ import annotations
 

@@ -20,6 +20,8 @@ from skerry.hub.server.call import Call
 from skerry.hub.server.stream import EventStream, EventType, duration, line
 
 INITIAL_END = "k8s.io/initial-events-end"
+BOOKMARK_SECONDS = 30.0
+"""How long a watch may see nothing but what it does not select before it is told how far it has got."""
 
 
 async def watch(call: Call) -> Response:
@@ -33,7 +35,7 @@ async def watch(call: Call) -> Response:
         shape=shape,
         revision=revision,
         bookmarks=call.flag("allowWatchBookmarks"),
-        initial=call.flag("sendInitialEvents") or revision == 0,
+        initial=call.flag("sendInitialEvents") or (revision == 0 and not call.text("sendInitialEvents")),
         mark_initial=call.flag("sendInitialEvents"),
     )
     seconds = duration(call.number("timeoutSeconds", default=0, most=2**31))
@@ -58,7 +60,8 @@ class _Changes:
     async def events(self) -> AsyncGenerator[bytes]:
         """Yield the events, for ever. Raises ExpiredError."""
         objects, kind, namespace = self.call.context.objects, self.call.info.type, self.call.namespace
-        after = self.revision
+        clock = self.call.context.clock
+        after = self.revision or await objects.store.revision()
         if self.initial:
             async with aclosing(lists.pages(self.call)) as steps:
                 async for page in steps:
@@ -68,8 +71,13 @@ class _Changes:
             if self.mark_initial and self.bookmarks:
                 yield self._bookmark(after, annotations={INITIAL_END: "true"})
         async with objects.watch(kind, namespace, after=after) as changes:
+            told = clock.monotonic()
             async for change in changes:
-                for line in self._seen(change):
+                lines = self._seen(change)
+                if not lines and self.bookmarks and clock.monotonic() - told >= BOOKMARK_SECONDS:
+                    lines = [self._bookmark(change.revision)]  # or it would have to begin again after a pause
+                for line in lines:
+                    told = clock.monotonic()
                     yield line
 
     def _seen(self, change: ObjectChange[Resource]) -> Sequence[bytes]:

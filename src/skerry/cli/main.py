@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -88,8 +89,13 @@ def options(
 
 def main() -> NoReturn:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    run(None, program=None)
+
+
+def run(arguments: Sequence[str] | None, *, program: str | None) -> NoReturn:
+    """Run the command line with these arguments, and under this name in its help; None: those it was started with."""
     try:
-        app()
+        app(args=arguments, prog_name=program)
     except SkerryError as error:
         output.print_error(error)
         sys.exit(1)

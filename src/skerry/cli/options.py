@@ -58,8 +58,12 @@ def find_kubeconfig(chosen: Path | None) -> Path:
 
 
 def connect(kubeconfig: Path | None, namespace: str = "") -> HubClient:
-    """Return a client for the hub that the kubeconfig names. Raises InvalidError."""
-    return HubClient(load_kubeconfig(find_kubeconfig(kubeconfig)), namespace=namespace or None)
+    """Return a client for the hub that the kubeconfig's context names: its current one, or $SKERRY_CONTEXT.
+
+    Raises InvalidError.
+    """
+    context = os.environ.get("SKERRY_CONTEXT") or None
+    return HubClient(load_kubeconfig(find_kubeconfig(kubeconfig), context), namespace=namespace or None)
 
 
 def kind_of(word: str) -> KindInfo:

@@ -393,6 +393,7 @@ KINDS: tuple[KindInfo, ...] = (
             "involvedObject.fieldPath",
             "reason",
             "reportingComponent",
+            "source",
             "type",
         ),
         columns=(

@@ -15,11 +15,13 @@ from starlette.responses import Response
 from skerry.api import selector
 from skerry.api.errors import BadRequestError, InvalidError, TimedOutError
 from skerry.api.kinds import Resource
+from skerry.api.kinds.event import Event
 from skerry.api.meta import LabelSelectorRequirement
 from skerry.hub import objects
 from skerry.hub.objects import ObjectPage
 from skerry.hub.server import answer, fields, status
 from skerry.hub.server.call import Call
+from skerry.hub.server.projection import events
 
 MAX_LIMIT = 1_000_000
 _STEP = 500  # objects read at once: other requests get their turn between two steps
@@ -77,9 +79,10 @@ class _Found:
 def selection_of(call: Call) -> Selection:
     """Return what labelSelector and fieldSelector select. Raises BadRequestError."""
     try:
+        terms = selector.parse_fields(call.text("fieldSelector"), fields.selectable(call.info))
         return Selection(
             labels=selector.parse_labels(call.text("labelSelector")),
-            terms=selector.parse_fields(call.text("fieldSelector"), fields.selectable(call.info)),
+            terms=events.as_kept(terms) if call.info.type is Event else terms,
         )
     except InvalidError as error:
         raise BadRequestError(error.cause, element=error.element, hint=error.hint) from None

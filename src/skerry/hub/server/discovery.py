@@ -29,6 +29,12 @@ async def version(_: Request) -> Response:
             "major": "1",
             "minor": "32",
             "gitVersion": f"v1.32.0+skerry-{skerry.__version__}",
+            # Required by the type, so that typed clients refuse an answer without them.
+            "gitCommit": "",
+            "gitTreeState": "",
+            "buildDate": "",
+            "goVersion": f"python{platform.python_version()}",
+            "compiler": platform.python_implementation(),
             "platform": f"linux/{platform.machine()}",
         }
     )

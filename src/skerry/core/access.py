@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from skerry.api.errors import ForbiddenError
+from skerry.api.errors import ForbiddenError, InvalidError
 
 ADMINS = "skerry:admins"
 DEVICES = "skerry:devices"
@@ -104,12 +104,15 @@ def is_name(text: str) -> bool:
 
 
 def check_user(name: str, groups: Sequence[str], *, element: str) -> None:
-    """Return when somebody else than the hub may give a user these names. Raises ForbiddenError."""
+    """Return when somebody else than the hub may give a user these names.
+
+    Raises ForbiddenError for reserved ones, InvalidError for what is no name and for too many groups.
+    """
     if len(groups) > MAX_GROUPS:
-        raise ForbiddenError(f"has more than {MAX_GROUPS} groups", element=element)
+        raise InvalidError(f"has more than {MAX_GROUPS} groups", element=element)
     for what, text in (("user name", name), *(("group", group) for group in groups)):
         if not is_name(text):
-            raise ForbiddenError(
+            raise InvalidError(
                 f'"{text[:80]}" cannot be a {what}', element=element, hint=f"1 to {MAX_NAME} printable characters"
             )
         if is_reserved(text):

@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from skerry.api.errors import ForbiddenError
+from skerry.api.errors import ForbiddenError, InvalidError
 from skerry.core import access
 from skerry.core.ports import Clock
 
@@ -86,7 +86,7 @@ def read_identity(subject: x509.Name) -> access.Identity:
             return access.Identity(role="device", name=names[0], namespace=unit) if unit else access.ANONYMOUS
     try:
         access.check_user(names[0], organisations, element="subject")
-    except ForbiddenError:
+    except (ForbiddenError, InvalidError):
         return access.ANONYMOUS
     return access.Identity(role="user", name=names[0], groups=tuple(organisations))
 
@@ -101,9 +101,7 @@ def is_for_clients(certificate: x509.Certificate) -> bool:
     return ExtendedKeyUsageOID.CLIENT_AUTH in usage and not constraints.ca
 
 
-def identify(
-    app: ASGIApp, *, ca_pem: bytes, known: Callable[[str], bool], clock: Clock, users: bool = True
-) -> ASGIApp:
+def identify(app: ASGIApp, *, ca_pem: bytes, known: Callable[[str], bool], clock: Clock, users: bool = True) -> ASGIApp:
     """Wrap an application so that each request's scope has the caller's `core.access.Identity`.
 
     Only certificates that this very CA signed count. `known` says whether a device's uid still exists: the certificate

@@ -55,7 +55,7 @@ class Connector:
 
     def ask(
         self, method: str, path: str, headers: Iterable[tuple[str, str]] = (), body: bytes | None = None
-    ) -> tuple[int, Mapping[str, str], Any]:
+    ) -> tuple[int, http.client.HTTPMessage, Any]:
         """Make one request on a connection of its own; what is JSON is parsed."""
         with contextlib.closing(self.connect()) as connection:
             send(connection, method, path, headers, body)

@@ -138,7 +138,7 @@ def test_a_proxy_certificate_that_ends_during_a_connection_is_worth_nothing_from
     ends = datetime.now(UTC) + timedelta(seconds=3)
     short = hub.as_(cluster.proxy_ca.issue("front-proxy-client", life=timedelta(seconds=3), file="short"))
     with contextlib.closing(short.connect()) as connection:
-        codes = []
+        codes: list[int] = []
         while not codes or codes[-1] == 200:
             connection.request("GET", PATH, headers=dict(ALICE[:1]))
             answer = connection.getresponse()

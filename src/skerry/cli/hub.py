@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +32,12 @@ def start(
     registry: Annotated[
         str | None, typer.Option(help="Keep artifacts there, not on this disk: oci://host/repository.")
     ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Keep everything else there: postgresql://user@host/database, or sqlite.")
+    ] = None,
+    store_password_file: Annotated[Path | None, typer.Option(help="File with the password for --store.")] = None,
+    keys_dir: Annotated[Path | None, typer.Option(help="Keys of all hubs that share a store.")] = None,
+    artifacts_dir: Annotated[Path | None, typer.Option(help="Artifacts, where not in the state directory.")] = None,
 ) -> None:
     """Run the hub in the foreground. The first start makes the certificates, an admin credential and a kubeconfig."""
     try:
@@ -41,7 +48,16 @@ def start(
         ) from None
     arguments = ["--state-dir", str(state_dir or options.default_hub_dir())]
     # What is not given is left to the hub, which keeps the ports it has: devices know them.
-    given = {"--host": host, "--api-port": api_port, "--mqtt-port": mqtt_port, "--registry": registry}
+    given: dict[str, object] = {
+        "--host": host,
+        "--api-port": api_port,
+        "--mqtt-port": mqtt_port,
+        "--registry": registry,
+        "--store": store,
+        "--store-password-file": store_password_file,
+        "--keys-dir": keys_dir,
+        "--artifacts-dir": artifacts_dir,
+    }
     for option, value in given.items():
         if value is not None:
             arguments += [option, str(value)]

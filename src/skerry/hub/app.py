@@ -12,7 +12,6 @@ import dataclasses
 import ipaddress
 import logging
 import os
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -31,22 +30,21 @@ from skerry.drivers.link.local import LocalHubLink
 from skerry.drivers.registry import elsewhere
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
-from skerry.hub import housekeeping, identity, kubeconfig, listener, pki, revocation, roles
+from skerry.hub import identity, kubeconfig, listener, pki, roles, shared_keys, stores
 from skerry.hub.aggregation import MAX_HEAD_BYTES, MAX_HEADERS, Aggregation, Work, open_aggregation
 from skerry.hub.audit.log import AuditLog, AuditSettings, open_log
 from skerry.hub.authentication import oidc
 from skerry.hub.authentication.chain import Authentication
 from skerry.hub.authorization import RoleAuthorizer
 from skerry.hub.context import HubContext
-from skerry.hub.controllers import device, device_class, happenings, model_version, rollout, trust
-from skerry.hub.event_expiry import EventExpiry
-from skerry.hub.events import Recorder
+from skerry.hub.duties import Duties
 from skerry.hub.gateway import Gateway
 from skerry.hub.objects import Objects
 from skerry.hub.server.app import build_app
 from skerry.hub.serving_certificate import ServingCertificate
 from skerry.hub.settings import DEFAULT_API_PORT, DEFAULT_MQTT_PORT, HubSettings, read_registry
 from skerry.hub.state import HubRecord, StateDirectory, claim
+from skerry.hub.stores import Shared
 from skerry.kit.clock import SystemClock
 
 log = logging.getLogger(__name__)
@@ -90,16 +88,17 @@ async def run_hub(
         async with contextlib.AsyncExitStack() as stack:
             api = stack.enter_context(listener.bind(settings.host, api_port, purpose="API", option="--api-port"))
             place = _Place(told=told, names=names, api_port=api.getsockname()[1], mqtt_port=mqtt_port)
-            context, broker, aggregation = await stack.enter_async_context(_open(settings, state, place))
+            context, broker, aggregation, shared = await stack.enter_async_context(_open(settings, state, place))
             tls, tls_work = _server_tls(settings, context, aggregation, told)
-            _check_health(context, broker)
+            _check_health(context, broker, shared)
             kubeconfig.write(state.kubeconfig, context.authority, context.hub_url)
             record = _record(context, state, place)
             _warn_of_moves(before, record)
             state.write_record(record)
             stack.callback(_sign_off, state, record)
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(context.gateway.run(), name="gateway")]
+                gateway = context.gateway.follow_devices() if shared else context.gateway.run()
+                tasks = [group.create_task(gateway, name="gateway")]
                 # Until the devices are known, every one of them would be taken for a stranger. Whoever else reads them
                 # all comes after that: the sooner the hub answers, the better.
                 waits = [group.create_task(event.wait()) for event in (context.gateway.ready, stop)]
@@ -107,15 +106,15 @@ async def run_hub(
                 if isinstance(context.authorizer, RoleAuthorizer):
                     await roles.ensure(context.objects)
                     tasks.append(group.create_task(context.authorizer.run(), name="roles"))
+                duties = Duties(
+                    context=context,
+                    broker=broker,
+                    state=state,
+                    names=names,
+                    event_ttl=timedelta(minutes=settings.event_minutes),
+                )
                 tasks += [
-                    *_tell_events(group, context, timedelta(minutes=settings.event_minutes)),
-                    group.create_task(model_version.run(context), name="model-versions"),
-                    group.create_task(rollout.run(context), name="rollouts"),
-                    group.create_task(device.run(context), name="devices"),
-                    group.create_task(device_class.run(context), name="device-classes"),
-                    group.create_task(trust.run(context), name="trust"),
-                    group.create_task(revocation.run(context, broker.disconnect), name="revocation"),
-                    group.create_task(housekeeping.run(context, state, names), name="housekeeping"),
+                    *(duties.share(group, shared) if shared else duties.start(group)),
                     *(group.create_task(work(), name="aggregation") for work in (*aggregation.work, *tls_work)),
                 ]
                 app = identity.identify(
@@ -161,47 +160,85 @@ def choose_ports(settings: HubSettings, before: HubRecord | None) -> tuple[int, 
 @contextlib.asynccontextmanager
 async def _open(
     settings: HubSettings, state: StateDirectory, place: _Place
-) -> AsyncIterator[tuple[HubContext, EmbeddedBroker, Aggregation]]:
+) -> AsyncIterator[tuple[HubContext, EmbeddedBroker, Aggregation, Shared | None]]:
     """Open keys, store, artifacts and broker, and hand them out; everything is closed again afterwards."""
     clock = SystemClock()
-    # The store is made after the keys are complete, so a store without keys means that they were lost.
-    authority = await asyncio.to_thread(
-        pki.open_authority,
-        state.pki,
-        names=place.names,
-        clock=clock,
-        device_life=timedelta(days=settings.device_certificate_days),
-        may_create=not state.store.exists(),
-    )
+    named = stores.address_of(settings.store)
+    async with contextlib.AsyncExitStack() as stack:
+        shared = (
+            await stack.enter_async_context(stores.open_shared(named, settings.store_password_file)) if named else None
+        )
+        # The store is made after the keys are complete, so a store without keys means that they were lost.
+        empty = await shared.store.revision() == 0 if shared else not state.store.exists()
+        authority = await asyncio.to_thread(_open_authority, settings, state, place.names, clock, empty)
+        if shared:
+            await stores.check_same_keys(shared.store, authority)
+        yield await _open_rest(stack, settings, state, place, authority=authority, shared=shared)
+
+
+async def _open_rest(
+    stack: contextlib.AsyncExitStack,
+    settings: HubSettings,
+    state: StateDirectory,
+    place: _Place,
+    *,
+    authority: pki.Authority,
+    shared: Shared | None,
+) -> tuple[HubContext, EmbeddedBroker, Aggregation, Shared | None]:
+    clock = SystemClock()
+    mqtt_port = place.mqtt_port
+    if shared and not mqtt_port:
+        with listener.bind(settings.host, 0, purpose="MQTT", option="--mqtt-port") as any_port:
+            mqtt_port = any_port.getsockname()[1]
     gateways: list[Gateway] = []  # the gateway needs the broker's port, the broker asks the gateway who is known
     broker = EmbeddedBroker(
-        BrokerSettings(host=settings.host, port=place.mqtt_port),
+        BrokerSettings(host=settings.host, port=mqtt_port),
         tls=authority.server_context(client_certificate=ssl.CERT_REQUIRED),
         known=lambda uid: any(gateway.known(uid) for gateway in gateways),
     )
-    async with open_store(state.store) as store, broker, contextlib.AsyncExitStack() as stack:
-        objects = Objects(store, clock)
-        gateway = Gateway(objects, LocalHubLink(broker), authority.desired_key, authority.desired_key_id, clock)
-        gateways.append(gateway)
-        artifacts = await stack.enter_async_context(_open_artifacts(settings, state))
-        aggregation = await stack.enter_async_context(open_aggregation(settings, authority, clock))
-        hub_url = f"https://{_in_url(place.told)}:{place.api_port}"
-        context = HubContext(
-            objects=objects,
-            artifacts=artifacts,
+    store = shared.store if shared else await stack.enter_async_context(open_store(state.store))
+    if not shared:
+        await stack.enter_async_context(broker)
+    objects = Objects(store, clock)
+    led = Objects(shared.led, clock) if shared else objects
+    gateway = Gateway(led, LocalHubLink(broker), authority.desired_key, authority.desired_key_id, clock)
+    gateways.append(gateway)
+    artifacts = await stack.enter_async_context(_open_artifacts(settings, state))
+    aggregation = await stack.enter_async_context(open_aggregation(settings, authority, clock))
+    hub_url = f"https://{_in_url(place.told)}:{place.api_port}"
+    context = HubContext(
+        objects=objects,
+        artifacts=artifacts,
+        clock=clock,
+        authority=authority,
+        gateway=gateway,
+        state_dir=state.path,
+        hub_url=hub_url,
+        mqtt_host=place.told,
+        mqtt_port=mqtt_port if shared else broker.port,
+        audit=await stack.enter_async_context(_open_audit(settings, state, clock)),
+        authorizer=aggregation.authorizer or RoleAuthorizer(objects),
+        authentication=_authentication(settings, clock, hub_url, aggregation),
+        groups=frozenset({GROUP}) if aggregation.delegated else None,
+    )
+    return context, broker, aggregation, shared
+
+
+def _open_authority(
+    settings: HubSettings, state: StateDirectory, names: tuple[str, ...], clock: Clock, empty: bool
+) -> pki.Authority:
+    def opening(may_create: bool) -> pki.Authority:
+        return pki.open_authority(
+            state.pki,
+            names=names,
             clock=clock,
-            authority=authority,
-            gateway=gateway,
-            state_dir=state.path,
-            hub_url=hub_url,
-            mqtt_host=place.told,
-            mqtt_port=broker.port,
-            audit=await stack.enter_async_context(_open_audit(settings, state, clock)),
-            authorizer=aggregation.authorizer or RoleAuthorizer(objects),
-            authentication=_authentication(settings, clock, hub_url, aggregation),
-            groups=frozenset({GROUP}) if aggregation.delegated else None,
+            device_life=timedelta(days=settings.device_certificate_days),
+            may_create=may_create,
         )
-        yield context, broker, aggregation
+
+    if settings.keys_dir is None:
+        return opening(empty)
+    return shared_keys.open_with(settings.keys_dir, state.pki, opening, may_create=empty)
 
 
 def _authentication(settings: HubSettings, clock: Clock, hub_url: str, aggregation: Aggregation) -> Authentication:
@@ -230,9 +267,10 @@ def _server_tls(
     return tls, (shown.run,)
 
 
-def _check_health(context: HubContext, broker: EmbeddedBroker) -> None:
+def _check_health(context: HubContext, broker: EmbeddedBroker, shared: Shared | None) -> None:
     async def check_broker() -> None:
-        if not broker.is_serving:
+        leads = shared is None or shared.fence.term is not None
+        if leads and not broker.is_serving:
             raise UnavailableError("does not listen", element="embedded broker")
 
     async def check_certificates() -> None:
@@ -253,7 +291,7 @@ def _limits(settings: HubSettings, aggregation: Aggregation) -> listener.Limits:
 async def _open_artifacts(settings: HubSettings, state: StateDirectory) -> AsyncIterator[ArtifactStore]:
     """Open the artifact store: on this disk, or in the registry that was named, whether or not it answers now."""
     if not settings.registry:
-        yield await asyncio.to_thread(DirectoryStore, state.artifacts)
+        yield await asyncio.to_thread(DirectoryStore, settings.artifacts_dir or state.artifacts)
         return
     place, plain_http = read_registry(settings.registry)
     store = await asyncio.to_thread(elsewhere.open_store, place, state.artifacts / "uploads", plain_http=plain_http)
@@ -276,18 +314,6 @@ def _open_audit(
         days=settings.audit_log_days,
     )
     return open_log(settings.audit_log_dir or state.path / "audit", kept, clock)
-
-
-def _tell_events(group: asyncio.TaskGroup, context: HubContext, ttl: timedelta) -> list[asyncio.Task[None]]:
-    """Start what makes events of what happens, and what removes them when they are old."""
-    store, clock = context.objects.store, context.clock
-    recorder = Recorder(context.objects, clock, instance=socket.gethostname()[:128])
-    expiry = EventExpiry(store, clock, ttl=ttl)
-    return [
-        group.create_task(happenings.Happenings(store, recorder).run(), name="happenings"),
-        group.create_task(recorder.run(), name="events"),
-        group.create_task(expiry.run(), name="event-expiry"),
-    ]
 
 
 def _record(context: HubContext, state: StateDirectory, place: _Place) -> HubRecord:

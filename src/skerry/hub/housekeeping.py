@@ -16,7 +16,7 @@ from skerry.api.errors import ConflictError, NotFoundError, SkerryError
 from skerry.api.kinds.device import Device
 from skerry.api.meta import Struct
 from skerry.core.ports import Record
-from skerry.hub import join_tokens, kubeconfig, registry_tokens
+from skerry.hub import certificate_requests, join_tokens, kubeconfig, registry_tokens
 from skerry.hub.context import HubContext
 from skerry.hub.objects import DESIRED_PREFIX, UNREADABLE, prefix_of
 from skerry.hub.state import StateDirectory
@@ -39,6 +39,7 @@ async def run(
         rounds += 1
         try:
             revision = await _forget_history(context, revision)
+            await certificate_requests.forget_old(context)
             if rounds % DAILY_EVERY == 1:
                 await forget_orphans(context)  # soon after each start, too: it may follow a power cut
             if rounds % DAILY_EVERY == 0:
@@ -46,6 +47,18 @@ async def run(
                 await registry_tokens.forget_expired(context)
                 _renew(context, state, names)  # here: TLS contexts belong to the loop's thread
         except (SkerryError, OSError, *UNREADABLE) as error:
+            log.warning("housekeeping.failed cause=%s", error)
+
+
+async def keep_certificates(
+    context: HubContext, state: StateDirectory, names: Sequence[str], *, seconds: float = COMPACT_SECONDS * DAILY_EVERY
+) -> None:
+    """Renew this hub's own certificates, forever: all of several hubs do it, and one of them the rest."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            _renew(context, state, names)
+        except (SkerryError, OSError) as error:
             log.warning("housekeeping.failed cause=%s", error)
 
 

@@ -20,6 +20,7 @@ from skerry.kit.settings import about
 PLAIN_SCHEME = "oci+http://"
 MAX_PREFIX = 127
 """Characters before a model's own repository, whose name may be as long again."""
+SHARED_SCHEME = "postgresql://"
 DEFAULT_API_PORT = 7443
 DEFAULT_MQTT_PORT = 8883
 CLUSTER_CREDENTIALS = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -57,6 +58,18 @@ def _registry(text: str) -> str:
         read_registry(text)
     except InvalidError as error:
         raise argparse.ArgumentTypeError(error.sentence) from None
+    return text
+
+
+def _store(text: str) -> str:
+    """Take what may stand on a command line, which everybody on the machine can read."""
+    if text != "sqlite" and not text.startswith(SHARED_SCHEME):
+        raise argparse.ArgumentTypeError(f'"{text.partition(":")[0]}" is no store; write sqlite, or {SHARED_SCHEME}...')
+    place, _, query = text.removeprefix(SHARED_SCHEME).partition("?")
+    if ":" in place.partition("/")[0].rpartition("@")[0] or "password=" in query:
+        raise argparse.ArgumentTypeError(
+            "a password does not belong on the command line; use --store-password-file or $SKERRY_STORE_PASSWORD"
+        )
     return text
 
 
@@ -137,6 +150,31 @@ class HubSettings:
             unit="registry",
             parse=_registry,
         ),
+    )
+    store: str = field(
+        default="",
+        metadata=about(
+            "sqlite, in the state directory, or postgresql://user@host/database, which several hubs may share; "
+            "$SKERRY_STORE without it",
+            unit="store",
+            parse=_store,
+        ),
+    )
+    store_password_file: Path | None = field(
+        default=None,
+        metadata=about("password for --store; $SKERRY_STORE_PASSWORD without it", unit="file", parse=Path),
+    )
+    keys_dir: Path | None = field(
+        default=None,
+        metadata=about(
+            "the CA's and the desired states' keys, for hubs that share a store; in the state directory without it",
+            unit="directory",
+            parse=Path,
+        ),
+    )
+    artifacts_dir: Path | None = field(
+        default=None,
+        metadata=about("artifacts, where not in the state directory", unit="directory", parse=Path),
     )
     oidc_issuer_url: str = field(
         default="",

@@ -204,8 +204,11 @@ class EmbeddedBroker:
         return self._server is not None and self._server.is_serving()
 
     async def __aenter__(self) -> EmbeddedBroker:
-        """Listen. Raises UnavailableError when the port is taken."""
+        """Listen, knowing nothing of an earlier time. Raises UnavailableError when the port is taken."""
         settings = self._settings
+        self._desired.clear()
+        self._online.clear()
+        self._hub_outbox = Outbox(max_bytes=settings.hub_buffer_bytes, window=settings.hub_window)
         try:
             self._server = await asyncio.get_running_loop().create_server(
                 lambda: _Door(self._arrived), settings.host, settings.port, backlog=1024

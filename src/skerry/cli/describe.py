@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
+from skerry.api import duration
+from skerry.api.errors import ForbiddenError, NotFoundError
+from skerry.api.kinds import Resource
+from skerry.api.kinds.event import Event
+from skerry.api.kinds.printed import last_seen, times_seen
 from skerry.api.kinds.rollout import Rollout, WaveStatus
 from skerry.cli import options, output
+from skerry.drivers.client.api import HubClient
 
 _HIDDEN = {"managedFields", "resourceVersion", "generation", "kubectl.kubernetes.io/last-applied-configuration"}
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _VERBATIM = {"labels", "annotations", "matchLabels", "variants"}
 """Fields whose keys are the user's own."""
 
@@ -25,9 +34,15 @@ def describe(
     target = options.reference(f"{what}/{name}" if name else what)
     with options.connect(kubeconfig, namespace) as client:
         item = client.get(target.info.type, target.name)
+        events = _events_of(client, item)
     if isinstance(item, Rollout):
         _describe_rollout(item)
-        return
+    else:
+        _describe_object(item)
+    _print_events(events)
+
+
+def _describe_object(item: Resource) -> None:
     raw = msgspec.to_builtins(item)
     _print_fields({key: raw["metadata"].get(key) for key in ("name", "namespace", "uid", "labels", "annotations")}, 0)
     _print_fields({"kind": raw["kind"], "created": raw["metadata"].get("creationTimestamp")}, 0)
@@ -35,6 +50,32 @@ def describe(
         if raw.get(part):
             output.say(f"{_title(part)}:")
             _print_fields(raw[part], 2)
+
+
+def _events_of(client: HubClient, item: Resource) -> list[Event]:
+    """Return what happened to an object, oldest first; nothing where that may not be asked."""
+    meta = item.metadata
+    fields = f"involvedObject.kind={item.kind},involvedObject.name={meta.name},involvedObject.uid={meta.uid}"
+    try:
+        found = client.list(Event, fields=fields)
+    except (ForbiddenError, NotFoundError):
+        return []
+    return sorted(found, key=lambda one: (last_seen(one) or _LONG_AGO, one.metadata.resource_version))
+
+
+def _print_events(events: Sequence[Event]) -> None:
+    if not events:
+        return
+    output.say("Events:")
+    now = datetime.now(UTC)
+    rows = [(f"  {one.type}", one.reason, _age(one, now), one.message) for one in events]
+    output.print_table(("  TYPE", "REASON", "AGE", "MESSAGE"), rows)
+
+
+def _age(event: Event, now: datetime) -> str:
+    when, times = last_seen(event), times_seen(event)
+    age = "<unknown>" if when is None else duration.render(timedelta(seconds=max(int((now - when).total_seconds()), 0)))
+    return f"{age} (x{times})" if times > 1 else age
 
 
 def _describe_rollout(rollout: Rollout) -> None:

@@ -30,7 +30,7 @@ from skerry.drivers.link.local import LocalHubLink
 from skerry.drivers.registry import elsewhere
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
-from skerry.hub import identity, kubeconfig, listener, pki, roles, shared_keys, stores
+from skerry.hub import identity, kubeconfig, listener, namespaces, pki, roles, shared_keys, stores
 from skerry.hub.aggregation import MAX_HEAD_BYTES, MAX_HEADERS, Aggregation, Work, open_aggregation
 from skerry.hub.audit.log import AuditLog, AuditSettings, open_log
 from skerry.hub.authentication import oidc
@@ -103,6 +103,7 @@ async def run_hub(
                 # all comes after that: the sooner the hub answers, the better.
                 waits = [group.create_task(event.wait()) for event in (context.gateway.ready, stop)]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                await namespaces.adopt(context.objects)
                 if isinstance(context.authorizer, RoleAuthorizer):
                     await roles.ensure(context.objects)
                     tasks.append(group.create_task(context.authorizer.run(), name="roles"))

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from skerry.drivers.link.broker import EmbeddedBroker
 from skerry.drivers.link.local import LocalHubLink
-from skerry.hub import housekeeping, leadership, revocation
+from skerry.hub import housekeeping, leadership, namespaces, revocation
 from skerry.hub.context import HubContext
 from skerry.hub.controllers import device, device_class, happenings, model_version, rollout, trust
 from skerry.hub.event_expiry import EventExpiry
@@ -49,6 +49,7 @@ class Duties:
             group.create_task(device.run(context), name="devices"),
             group.create_task(device_class.run(context), name="device-classes"),
             group.create_task(trust.run(context), name="trust"),
+            group.create_task(namespaces.run(context.objects, context.clock), name="namespaces"),
             group.create_task(revocation.run(context, self.broker.disconnect), name="revocation"),
             group.create_task(housekeeping.run(context, self.state, self.names), name="housekeeping"),
         ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -20,9 +20,10 @@ import msgspec
 
 from skerry.api import codec
 from skerry.api import selector as selectors
-from skerry.api.errors import AlreadyExistsError, ConflictError, IntegrityError, NotFoundError
+from skerry.api.errors import AlreadyExistsError, ConflictError, ForbiddenError, IntegrityError, NotFoundError
 from skerry.api.kinds import KINDS, KindInfo, Resource
-from skerry.api.meta import GROUP, LabelSelectorRequirement
+from skerry.api.kinds.namespace import Namespace, labelled
+from skerry.api.meta import GROUP, LabelSelectorRequirement, ObjectMeta
 from skerry.core.desired import DesiredRecord
 from skerry.core.ports import Clock, Record, Store
 
@@ -103,6 +104,8 @@ class Objects:
     async def create(self, item: T) -> T:
         """Store a new object; sets uid (kept if given), creationTimestamp, generation. Raises AlreadyExistsError."""
         kind, meta = type(item), item.metadata
+        if _INFOS[kind].namespaced:
+            await self._place(meta.namespace)
         name = meta.name or f"{meta.generate_name}{secrets.token_hex(4)}"
         meta = msgspec.structs.replace(
             meta,
@@ -113,7 +116,8 @@ class Objects:
             resource_version="",
         )
         try:
-            record = await self.store.create(key_of(kind, meta.namespace, name), encode(_with_meta(item, meta)))
+            whole = labelled(_with_meta(item, meta)) if isinstance(item, Namespace) else _with_meta(item, meta)
+            record = await self.store.create(key_of(kind, meta.namespace, name), encode(whole))
         except AlreadyExistsError:
             raise AlreadyExistsError(element=f'{_INFOS[kind].plural} "{name}"') from None
         return self._tell(decode(kind, record), record)
@@ -243,6 +247,21 @@ class Objects:
                 continue
             return StoredDesired(record=changed, revision=written.revision)
         raise ConflictError(element=f"desired state of device {empty.uid}")
+
+    async def _place(self, namespace: str) -> None:
+        """Make the namespace that is named for the first time. Raises ForbiddenError for one that is being deleted."""
+        record = await self.store.get(key_of(Namespace, "", namespace))
+        if record is None:
+            with suppress(AlreadyExistsError):
+                await self.create(Namespace(metadata=ObjectMeta(name=namespace)))
+            return
+        try:
+            going = decode(Namespace, record).metadata.deletion_timestamp is not None
+        except UNREADABLE:
+            return  # damaged, which is no reason to take nothing into it
+        if going:
+            cause = f"unable to create new content in namespace {namespace} because it is being terminated"
+            raise ForbiddenError(cause, element=f'namespaces "{namespace}"', hint="wait until it is gone")
 
     async def _change(self, kind: type[T], namespace: str, name: str, change: Callable[[T], T]) -> T:
         key = key_of(kind, namespace, name)

@@ -32,7 +32,7 @@ from skerry.drivers.client.api import HubClient, load_kubeconfig
 from skerry.drivers.link.memory import MemoryCarrier, MemoryDeviceLink, MemoryHubLink
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
-from skerry.hub import identity, kubeconfig, listener, pki, roles
+from skerry.hub import identity, kubeconfig, listener, namespaces, pki, roles
 from skerry.hub.authorization import RoleAuthorizer
 from skerry.hub.context import HubContext
 from skerry.hub.gateway import Gateway
@@ -126,6 +126,7 @@ class Hub:
         authority = pki.open_authority(self.directory / "pki", names=("127.0.0.1",), clock=clock)
         async with open_store(self.directory / "hub.db") as store:
             objects = Objects(store, clock)
+            await namespaces.adopt(objects)
             link = MemoryHubLink(self.carrier)
             gateway = Gateway(objects, link, authority.desired_key, authority.desired_key_id, clock)
             sock = listener.bind("127.0.0.1", 0, purpose="API", option="")

@@ -328,9 +328,10 @@ def test_yaml_for_people() -> None:
 def test_names_by_kind(info: Any) -> None:
     raw = {"apiVersion": info.api_version, "kind": info.kind, "metadata": {"name": "a.b"}, "spec": {}}
     told = {problem.element for problem in _all(raw)}
-    assert ("metadata.name" in told) == (info.kind in ("Device", "TrustPolicy"))
+    assert ("metadata.name" in told) == (info.kind in ("Device", "TrustPolicy", "Namespace"))
     nameless = {problem.element for problem in _all({**raw, "metadata": {}})}
-    assert ("metadata.name" in nameless) == (info.kind not in ("Enrollment", "JoinToken", "RegistryToken"))
+    named_by_hub = info.kind in ("Enrollment", "JoinToken", "RegistryToken")
+    assert ("metadata.name" in nameless) == (info.stored and not named_by_hub)
 
 
 def _all(raw: dict[str, Any]) -> tuple[InvalidError, ...]:

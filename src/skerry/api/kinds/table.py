@@ -23,6 +23,7 @@ from skerry.api.kinds.enrollment import Enrollment, JoinToken
 from skerry.api.kinds.event import Event
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.api.kinds.model_version import ModelVersion
+from skerry.api.kinds.namespace import Namespace
 from skerry.api.kinds.rbac import ClusterRole, ClusterRoleBinding, Role, RoleBinding
 from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.kinds.rollout import Rollout
@@ -43,6 +44,7 @@ Resource: TypeAlias = (
     | ClusterRole
     | RoleBinding
     | ClusterRoleBinding
+    | Namespace
     | ServiceAccount
     | Event
     | CertificateSigningRequest
@@ -363,6 +365,19 @@ KINDS: tuple[KindInfo, ...] = (
         names="path",
         immutable=("roleRef",),
         columns=_BINDING,
+    ),
+    KindInfo(
+        kind="Namespace",
+        type=Namespace,
+        group="",
+        version="v1",
+        namespaced=False,
+        plural="namespaces",
+        singular="namespace",
+        short_names=("ns",),
+        verbs=tuple(verb for verb in ALL_VERBS if verb != "deletecollection"),
+        names="label",
+        columns=(Column(name="Status", path="status.phase"), _AGE),
     ),
     KindInfo(
         kind="ServiceAccount",

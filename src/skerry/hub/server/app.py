@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from skerry.api import rules
 from skerry.api.errors import NotFoundError, SkerryError, TimedOutError
 from skerry.api.kinds import KINDS, KindInfo
+from skerry.api.kinds.namespace import Namespace
 from skerry.api.meta import GROUP, VERSION
 from skerry.hub.authentication import chain
 from skerry.hub.context import HubContext
@@ -39,7 +40,6 @@ from skerry.hub.server import (
     garbage,
     get,
     health,
-    namespaces,
     openapi,
     patch,
     registry,
@@ -61,6 +61,7 @@ log = logging.getLogger(__name__)
 Verb = Callable[[Call], Awaitable[Response]]
 
 _KINDS = {(info.path, info.plural): info for info in KINDS}
+_NAMESPACES = next(info for info in KINDS if info.type is Namespace)
 _PATHS = tuple(dict.fromkeys(info.path for info in KINDS))
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 _EVERYWHERE: dict[str, tuple[Verb, str]] = {"GET": (lists.list_, "list")}
@@ -126,20 +127,12 @@ def _routes(context: HubContext) -> list[BaseRoute]:
     context.health.add("store", read_store)
     groups = resources.GROUPS if context.groups is None else context.groups
 
-    async def listed(request: Request) -> Response:
-        return await namespaces.list_namespaces(context, request)
-
-    async def named(request: Request) -> Response:
-        return await namespaces.get_namespace(context, request)
-
     return [
         *health.routes(context.health),
         Route("/version", discovery.version),
         Route("/cacerts", cacerts),
         Route("/api", discovery.api),
         Route("/api/{version}", partial(discovery.group_version, groups=groups)),
-        Route("/api/v1/namespaces", listed),
-        Route("/api/v1/namespaces/{name}", named),
         Route("/apis", partial(discovery.apis, groups=groups)),
         Route("/apis/{group}", partial(discovery.group, groups=groups)),
         Route("/apis/{group}/{version}", partial(discovery.group_version, groups=groups)),
@@ -155,7 +148,13 @@ def _resource_routes(context: HubContext, path: str) -> list[BaseRoute]:
     endpoint = _resource_endpoint(context, path)
     within, without = f"{path}/namespaces/{{namespace}}/{{plural}}", f"{path}/{{plural}}"
     below = ("", "/{name}", "/{name}/{subresource}")
-    return [Route(base + rest, endpoint, methods=_METHODS) for base in (within, without) for rest in below]
+    routes: list[BaseRoute] = [
+        Route(base + rest, endpoint, methods=_METHODS) for base in (within, without) for rest in below
+    ]
+    if path == _NAMESPACES.path:  # a namespace's own subresource, where one of its resources would stand
+        status_of = _resource_endpoint(context, path, plural=_NAMESPACES.plural, subresource="status")
+        routes.insert(0, Route(f"{path}/namespaces/{{name}}/status", status_of, methods=_METHODS))
+    return routes
 
 
 def _is_served(route: BaseRoute, groups: Collection[str] | None) -> bool:
@@ -170,11 +169,11 @@ def _is_served(route: BaseRoute, groups: Collection[str] | None) -> bool:
     return True
 
 
-def _resource_endpoint(context: HubContext, path: str) -> Callable[[Request], Awaitable[Response]]:
+def _resource_endpoint(context: HubContext, path: str, **fixed: str) -> Callable[[Request], Awaitable[Response]]:
     """Return the endpoint of a group's paths: it finds the verb and answers its errors with the object's name."""
 
     async def endpoint(request: Request) -> Response:
-        parts = request.path_params
+        parts = {**fixed, **request.path_params}
         info = _KINDS.get((path, parts["plural"]))
         if info is None or not _in_scope(info, parts):
             raise _unknown_path(request)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 from starlette.responses import Response
 
 from skerry.api import codec, protobuf
 from skerry.api.errors import BadRequestError, ConflictError, NotFoundError
 from skerry.api.kinds import Resource
-from skerry.api.kinds.device import Device
-from skerry.hub.objects import DESIRED_PREFIX
+from skerry.api.kinds.namespace import Namespace
+from skerry.hub import namespaces, removal
 from skerry.hub.server import answer, status
 from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call, precondition
@@ -64,11 +64,14 @@ async def _delete(
         call.check_preconditions(current, uid=meant, revision=revision)
         if call.dry_run or options.get("dryRun"):
             return current, False
+        if isinstance(current, Namespace):
+            return await namespaces.delete(objects, call.context.clock, call.name), True
         if current.metadata.finalizers:
-            marked = await objects.update_status(call.info.type, call.namespace, call.name, _marker(call))
-            return marked, True
+            now = call.context.clock.now()
+            mark = functools.partial(removal.marked, now=now)
+            return await objects.update_status(call.info.type, call.namespace, call.name, mark), True
         try:
-            await _remove(call, uid=current.metadata.uid, revision=current.metadata.resource_version)
+            await removal.remove(objects, current)
         except ConflictError:
             continue  # somebody wrote meanwhile, a finalizer perhaps: look again
         return current, False
@@ -78,34 +81,11 @@ async def _delete(
 async def finish(call: Call, item: Resource) -> Resource:
     """Remove an object that was marked for deletion, once its last finalizer is gone."""
     if item.metadata.deletion_timestamp is not None and not item.metadata.finalizers:
-        await _remove(call, uid=item.metadata.uid, revision=item.metadata.resource_version)
+        if isinstance(item, Namespace):
+            await namespaces.sweep(call.context.objects, call.context.clock, item.metadata.name)
+        else:
+            await removal.remove(call.context.objects, item)
     return item
-
-
-async def _remove(call: Call, *, uid: str, revision: str) -> None:
-    objects = call.context.objects
-    removed = await objects.delete(call.info.type, call.namespace, call.name, uid=uid, resource_version=revision)
-    if isinstance(removed, Device):
-        try:
-            await objects.store.delete(f"{DESIRED_PREFIX}{removed.metadata.uid}")
-        except NotFoundError:
-            return  # nothing was ever assigned to it
-
-
-def _marker(call: Call) -> Any:
-    def mark(current: Resource) -> Resource:
-        if current.metadata.deletion_timestamp is not None:
-            return current
-        changes: dict[str, Any] = {
-            "metadata": msgspec.structs.replace(
-                current.metadata,
-                deletion_timestamp=call.context.clock.now().replace(microsecond=0),
-                deletion_grace_period_seconds=0,
-            )
-        }
-        return msgspec.structs.replace(current, **changes)
-
-    return mark
 
 
 async def _options(call: Call) -> dict[str, Any]:

@@ -111,16 +111,6 @@ _OTHERS: tuple[Served, ...] = (
         )
         for plural, kind in (("nodes", "NodeMetrics"), ("pods", "PodMetrics"))
     ),
-    Served(
-        group="",
-        version="v1",
-        plural="namespaces",
-        singular="namespace",
-        kind="Namespace",
-        namespaced=False,
-        verbs=("get", "list"),
-        short_names=("ns",),
-    ),
 )
 
 RESOURCES: Sequence[Served] = (*map(_of_kind, KINDS), *map(_of_view, VIEWS), *_OTHERS)

@@ -138,7 +138,7 @@ async def _end(state: ServerState, grace_seconds: float) -> None:
             task.cancel()
         await asyncio.wait(pending, timeout=grace_seconds)
     for connection in list(state.connections):
-        connection.transport.abort()
+        _abort(connection.transport)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(grace_seconds):
             while state.connections:  # noqa: ASYNC110 - at shutdown only; uvicorn's set of connections signals nothing
@@ -185,7 +185,7 @@ class HubProtocol(HttpToolsProtocol):
         """Wait for the peer to take what is buffered, but not for ever."""
         super().pause_writing()
         self._taken()
-        self._taking = self.loop.call_later(self._limits.take_seconds, self.transport.abort)
+        self._taking = self.loop.call_later(self._limits.take_seconds, _abort, self.transport)
 
     def resume_writing(self) -> None:
         """Go on: the peer has taken enough."""
@@ -255,4 +255,10 @@ class HubProtocol(HttpToolsProtocol):
         if self.flow.read_paused and not self._head_open:  # we are the slow one
             self._arm(self._limits.stall_seconds)
         else:
-            self.transport.abort()
+            _abort(self.transport)
+
+
+def _abort(transport: asyncio.Transport) -> None:
+    # Python before 3.11.4 raises this of a TLS transport that was closed twice; its protocol ends it in its own time.
+    with contextlib.suppress(AttributeError):
+        transport.abort()

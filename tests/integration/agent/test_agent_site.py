@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,12 @@ class Site:
     def log(self, uid: str) -> str:
         return (self.root / f"{uid}.log").read_text()
 
+    def nobody_is_left_alone(self) -> bool:
+        now = datetime.datetime.now(datetime.UTC)
+        lefts = re.finditer(r"^(\S+) INFO peers\.left_alone .* seconds=(\d+) ", "".join(map(self.log, self.uids)), re.M)
+        longest = [(datetime.datetime.fromisoformat(left[1]), int(left[2]) + 1) for left in lefts]  # told rounded down
+        return all(now > since + datetime.timedelta(seconds=seconds) for since, seconds in longest)
+
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.root.glob("*.log")))
 
@@ -150,6 +157,7 @@ def test_when_the_one_that_fetches_for_all_is_killed_another_takes_its_place(sit
     site.until(site.registry.holding.is_set)
     [first] = site.registry.askers
     site.until(lambda: len([uid for uid in site.uids if "peers.listening" in site.log(uid)]) == SIZE)
+    site.until(site.nobody_is_left_alone)  # who was asked before it listened is asked again only later
     site.kill(first)
     site.registry.hold.set()
     others = [uid for uid in site.uids if uid != first]

@@ -284,6 +284,7 @@ _TLS_CAUSES: tuple[tuple[str, str, str], ...] = (
     ("bad certificate", "the broker refused our certificate", "enrol at this hub"),
     ("certificate unknown", "the broker refused our certificate", "enrol at this hub"),
     ("unexpected eof", "the broker cut the connection in the handshake", _BUSY),
+    ("has been closed (eof)", "the broker cut the connection in the handshake", _BUSY),  # as older Pythons say it
     ("wrong version number", "this port does not speak TLS", "check the port"),
 )
 

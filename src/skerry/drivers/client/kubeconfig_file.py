@@ -10,7 +10,7 @@ import base64
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class Entries:
     namespace: str
     ca: bytes = b""
     certificate: bytes = b""
-    key: bytes = b""
-    token: str = ""
+    key: bytes = field(default=b"", repr=False)
+    token: str = field(default="", repr=False)
 
     @property
     def lists(self) -> dict[str, dict[str, Any]]:

@@ -361,7 +361,7 @@ async def one_size(size: int, arguments: argparse.Namespace, directory: Path) ->
         with running(state, arguments.store):
             pass  # its keys are made, and its store
     if arguments.store:
-        from skerry.hub.app import open_named_store  # type: ignore[attr-defined] # noqa: PLC0415 - not in every hub
+        from skerry.hub.stores import open_named_store  # noqa: PLC0415 - an extra
 
         opened = open_named_store(arguments.store)
     else:

@@ -15,12 +15,12 @@ from tests.conformance.program import HubProgram
 
 with warnings.catch_warnings():  # what they import is not ours to mend
     warnings.simplefilter("ignore")
-    kubernetes = pytest.importorskip("kubernetes", reason="the client `kubernetes` is not installed (extra dev)")
+    pytest.importorskip("kubernetes", reason="the client `kubernetes` is not installed (extra dev)")
     import kubernetes.dynamic
     import kubernetes.dynamic.exceptions
     import kubernetes.watch
 
-    lightkube = pytest.importorskip("lightkube", reason="the client `lightkube` is not installed (extra dev)")
+    pytest.importorskip("lightkube", reason="the client `lightkube` is not installed (extra dev)")
     import lightkube.codecs
     import lightkube.generic_resource
     from lightkube.core.exceptions import ApiError

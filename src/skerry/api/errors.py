@@ -138,3 +138,7 @@ class StorageFullError(SkerryError):
 
 class UnsupportedError(SkerryError):
     """Not supported here."""
+
+
+class NotAcceptableError(SkerryError):
+    """In none of the forms asked for."""

@@ -20,6 +20,7 @@ REASONS: Mapping[str, type[errors.SkerryError]] = {
     "Unauthorized": errors.UnauthorizedError,
     "Forbidden": errors.ForbiddenError,
     "NotFound": errors.NotFoundError,
+    "NotAcceptable": errors.NotAcceptableError,
     "AlreadyExists": errors.AlreadyExistsError,
     "Conflict": errors.ConflictError,
     "Expired": errors.ExpiredError,

@@ -5,6 +5,8 @@ Source: Kubernetes API concepts, "Alternate representations of resources".
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -12,13 +14,16 @@ from typing import Any, Literal, cast
 from starlette.responses import Response
 
 from skerry.api import codec, validation
-from skerry.api.errors import BadRequestError
+from skerry.api.errors import BadRequestError, NotAcceptableError
 from skerry.api.kinds import Resource
 from skerry.hub.server import status, table
 from skerry.hub.server.call import Call
 
 Form = Literal["Object", "Table", "PartialObjectMetadata"]
 _MAX_WARNINGS = 10
+_JSON = ("application/json", "application/*", "*/*")
+_COMPRESSED_FROM = 128 * 1024
+"""Bytes of an answer below which compressing it is not worth the while; Kubernetes has the same bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +85,37 @@ def included(call: Call) -> table.IncludeObject:
 
 
 def shape_of(call: Call) -> Shape:
-    """Return the first shape in the Accept header that there is; the plain object when none is asked for."""
-    for accepted in call.request.headers.get("accept", "").split(","):
+    """Return the first shape in the Accept header that there is; the plain object when none is asked for.
+
+    Raises NotAcceptableError when there is none of those asked for.
+    """
+    asked = call.request.headers.get("accept", "").strip()
+    for accepted in (asked or "*/*").split(","):
         media, *rest = (part.strip() for part in accepted.split(";"))
         parameters = dict(part.split("=", 1) for part in rest if "=" in part)
         wanted = parameters.get("as", "")
-        if media != "application/json" or parameters.get("g", "meta.k8s.io") != "meta.k8s.io":
+        if media not in _JSON or parameters.get("g", "meta.k8s.io") != "meta.k8s.io":
             continue
         if wanted == "Table":
             return Shape(call=call, form="Table")
         if wanted in ("PartialObjectMetadata", "PartialObjectMetadataList"):
             return Shape(call=call, form="PartialObjectMetadata")
         if not wanted:
-            break
-    return Shape(call=call, form="Object")
+            return Shape(call=call, form="Object")
+    raise NotAcceptableError(
+        f'"{asked[:80]}" is not what there is', element="Accept", hint="accept application/json, as it is or as=Table"
+    )
+
+
+async def respond_list(call: Call, shown: Mapping[str, Any]) -> Response:
+    """Return a list as the response, compressed when it is long and the client takes it so."""
+    response = status.respond(shown)
+    codings = {part.partition(";")[0].strip() for part in call.request.headers.get("accept-encoding", "").split(",")}
+    if len(response.body) >= _COMPRESSED_FROM and "gzip" in codings:
+        content = await asyncio.to_thread(gzip.compress, bytes(response.body), compresslevel=1, mtime=0)
+        headers = {"content-encoding": "gzip", "vary": "Accept-Encoding"}
+        response = Response(content, media_type=status.JSON, headers=headers)
+    return response
 
 
 def respond(call: Call, item: Resource, *, code: int = 200, sent: Mapping[str, Any] | None = None) -> Response:

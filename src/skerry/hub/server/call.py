@@ -104,7 +104,12 @@ class Call:
         return cast(FieldValidation, text)
 
     async def body(self) -> bytes:
-        """Return the body. Raises TooLargeError as soon as it is too long."""
+        """Return the body. Raises TooLargeError as soon as it is too long, UnsupportedError for a compressed one."""
+        coding = self.request.headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":  # a bound on what comes is no bound on what it unpacks to
+            raise UnsupportedError(
+                f'content encoding "{coding[:40]}" is not supported', element="the body", hint="send it as it is"
+            )
         limit = MAX_BODY_BYTES if self.is_person else MAX_DEVICE_BODY_BYTES
         announced = self.request.headers.get("content-length", "")
         if announced.isdigit() and (len(announced) > 18 or int(announced) > limit):

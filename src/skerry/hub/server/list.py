@@ -19,7 +19,7 @@ from skerry.api.kinds.event import Event
 from skerry.api.meta import LabelSelectorRequirement
 from skerry.hub import objects
 from skerry.hub.objects import ObjectPage
-from skerry.hub.server import answer, fields, status
+from skerry.hub.server import answer, fields
 from skerry.hub.server.call import Call
 from skerry.hub.server.projection import events
 
@@ -103,7 +103,7 @@ async def list_(call: Call) -> Response:
         metadata["continue"] = Position(revision=found.revision, key=found.next_key).text
         if selection.everything:
             metadata["remainingItemCount"] = found.remaining
-    return status.respond(shape.many(found.items, metadata))
+    return await answer.respond_list(call, shape.many(found.items, metadata))
 
 
 async def _single(call: Call, selection: Selection) -> _Found:

@@ -23,6 +23,7 @@ CODES: Mapping[type[errors.SkerryError], tuple[int, str]] = {
     errors.UnauthorizedError: (401, "Unauthorized"),
     errors.ForbiddenError: (403, "Forbidden"),
     errors.NotFoundError: (404, "NotFound"),
+    errors.NotAcceptableError: (406, "NotAcceptable"),
     errors.AlreadyExistsError: (409, "AlreadyExists"),
     errors.ConflictError: (409, "Conflict"),
     errors.FieldConflictError: (409, "Conflict"),

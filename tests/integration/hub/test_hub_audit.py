@@ -40,7 +40,9 @@ def skerry(hub: HubProcess, *arguments: str, fails: bool = False) -> subprocess.
 def test_writes_and_refusals_are_recorded_with_who_what_and_what_came_of_it(start_hub: START) -> None:
     hub = start_hub().wait_ready()
     token = {"apiVersion": "skerry.dev/v1alpha1", "kind": "JoinToken", "metadata": {"generateName": "t-"}}
-    status, created = hub.call(hub.admin, "POST", f"{API}/jointokens", token, **{"User-Agent": "me/1", "Audit-ID": "x1"})
+    status, created = hub.call(
+        hub.admin, "POST", f"{API}/jointokens", token, **{"User-Agent": "me/1", "Audit-ID": "x1"}
+    )
     assert status == 201
     name = created["metadata"]["name"]
     assert hub.call(hub.admin, "PATCH", f"{API}/jointokens/none", {"metadata": {"labels": {"a": "b"}}})[0] == 415

@@ -93,9 +93,7 @@ def test_the_problem_is_named() -> None:
     assert problems([*lines[:2], *lines[3:]]) == ["entry 3 is missing"]
     assert problems([lines[0], *lines[4:]]) == ["entries 2 to 4 are missing"]
     assert problems([lines[0], lines[0]]) == ["entry 1 comes after entry 1: entries were repeated or moved"]
-    assert problems([lines[0], b"{", *lines[1:]]) == [
-        "what follows entry 1 cannot be read: it was changed or damaged"
-    ]
+    assert problems([lines[0], b"{", *lines[1:]]) == ["what follows entry 1 cannot be read: it was changed or damaged"]
 
 
 def test_a_missing_end_shows_by_what_was_kept_elsewhere() -> None:

@@ -239,7 +239,7 @@ async def test_old_files_go_by_their_age_but_not_the_newest(tmp_path: Path) -> N
         os.utime(segment.path, (long_ago, long_ago))
     async with open_log(tmp_path, SETTINGS, CLOCK):
         pass
-    assert [item.audit_id for item in read_all(tmp_path)][0] == "id-2"
+    assert read_all(tmp_path)[0].audit_id == "id-2"
     assert problems(tmp_path) == []
 
 

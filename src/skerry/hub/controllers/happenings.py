@@ -40,29 +40,38 @@ class Happenings:
     def __init__(self, store: Store, recorder: Recorder) -> None:
         self._store, self._recorder = store, recorder
 
-    async def run(self) -> None:
-        """Look at every change, for ever."""
+    async def run(self, *, after: int | None = None) -> None:
+        """Look at every change after a revision, or from now on, for ever."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow("Device", prefix_of(Device), SeenDevice, events.of_device))
-            group.create_task(self._follow("Rollout", prefix_of(Rollout), Rollout, events.of_rollout))
+            group.create_task(self._follow("Device", prefix_of(Device), SeenDevice, events.of_device, after))
+            group.create_task(self._follow("Rollout", prefix_of(Rollout), Rollout, events.of_rollout, after))
             group.create_task(
-                self._follow("ModelDeployment", prefix_of(ModelDeployment), ModelDeployment, events.of_deployment)
+                self._follow(
+                    "ModelDeployment", prefix_of(ModelDeployment), ModelDeployment, events.of_deployment, after
+                )
             )
             group.create_task(
-                self._follow("ModelVersion", prefix_of(ModelVersion), ModelVersion, events.of_model_version)
+                self._follow("ModelVersion", prefix_of(ModelVersion), ModelVersion, events.of_model_version, after)
             )
-            group.create_task(self._follow("Enrollment", prefix_of(Enrollment), Enrollment, events.of_enrollment))
-            group.create_task(self._follow("TrustPolicy", prefix_of(TrustPolicy), TrustPolicy, events.of_trust_policy))
+            group.create_task(
+                self._follow("Enrollment", prefix_of(Enrollment), Enrollment, events.of_enrollment, after)
+            )
+            group.create_task(
+                self._follow("TrustPolicy", prefix_of(TrustPolicy), TrustPolicy, events.of_trust_policy, after)
+            )
 
-    async def _follow(self, kind: str, prefix: str, view: type[Any], tell: Tell) -> None:
+    async def _follow(self, kind: str, prefix: str, view: type[Any], tell: Tell, after: int | None) -> None:
+        seen = after
         while True:
             try:
-                revision = await self._store.revision()
-                async with self._store.watch(prefix, after=revision) as changes:
+                seen = await self._store.revision() if seen is None else seen
+                async with self._store.watch(prefix, after=seen) as changes:
                     async for change in changes:
+                        seen = change.revision
                         self._look(kind, change, view, tell)
             except ExpiredError:
-                log.info("happenings.missed kind=%s", kind)
+                log.info("happenings.missed kind=%s after=%s", kind, seen)
+                seen = None
             except SkerryError as error:
                 log.warning("happenings.watch_failed kind=%s cause=%s", kind, error)
                 await asyncio.sleep(_RETRY_SECONDS)

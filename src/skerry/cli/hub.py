@@ -20,8 +20,9 @@ tokens = typer.Typer(help="Join tokens: short-lived secrets that let devices enr
 app.add_typer(tokens, name="token")
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def start(
+    more: typer.Context,
     state_dir: options.StateDir = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; loopback unless given.")] = None,
     api_port: Annotated[int | None, typer.Option(help="HTTPS port, 7443 at first; 0 takes a free one.")] = None,
@@ -39,7 +40,10 @@ def start(
     keys_dir: Annotated[Path | None, typer.Option(help="Keys of all hubs that share a store.")] = None,
     artifacts_dir: Annotated[Path | None, typer.Option(help="Artifacts, where not in the state directory.")] = None,
 ) -> None:
-    """Run the hub in the foreground. The first start makes the certificates, an admin credential and a kubeconfig."""
+    """Run the hub in the foreground. The first start makes the certificates, an admin credential and a kubeconfig.
+
+    Further options go to the hub as they are, which knows them all: `python -m skerry.hub --help`.
+    """
     try:
         import skerry.hub.app  # noqa: F401, PLC0415 - an extra; a plain install is an agent and a command line
     except ModuleNotFoundError as error:
@@ -63,7 +67,7 @@ def start(
             arguments += [option, str(value)]
     for name in advertise or []:
         arguments += ["--advertise", name]
-    os.execv(sys.executable, [sys.executable, "-m", "skerry.hub", *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "skerry.hub", *arguments, *more.args])  # noqa: S606
 
 
 @app.command()

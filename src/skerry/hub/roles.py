@@ -68,7 +68,7 @@ _OPERATOR = (
     _rule(SKERRY, ("devices/infer", "devices/reconcile"), ("create",)),
     _rule(SKERRY, ("jointokens",), (*_READ, "create", "delete", "deletecollection")),
     _rule(SKERRY, ("repositories",), ("get",)),
-    _rule(_CORE, ("pods/exec", "pods/attach", "pods/portforward"), ("get", "create")),
+    _rule(_CORE, ("pods/exec", "pods/attach", "pods/portforward"), ("create",)),
 )
 _PUBLISHER = (
     _rule(SKERRY, ("modelversions", "modelversions/status", "trustpolicies", "trustpolicies/status"), _READ),

@@ -10,8 +10,16 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.routing import BaseRoute, Match
 from tests.integration.api.conftest import Hub, trusting
 from tests.integration.api.people import RBAC, ROLES, SKERRY, People, document, place, rule
+
+from skerry.api.errors import NotFoundError
+from skerry.api.kinds import KINDS
+from skerry.hub.server import attributes
+from skerry.hub.server.app import build_app
 
 _numbers = itertools.count(1)
 SECRET = "told-to-nobody"
@@ -333,3 +341,53 @@ def test_who_may_pull_and_push_is_said_by_roles(people: People, namespace: str, 
     mounted = client.post(f"{own}/blobs/uploads/?mount=sha256:{'a' * 64}&from=default/digits")
     assert mounted.status_code == 202  # an ordinary upload: what he may not read is as if it were not there
     assert client.delete(f"{own}/manifests/v1").status_code == 403
+
+
+WORDS = (
+    f"api apis v1 skerry.dev v1alpha1 {RBAC} namespaces a devices clusterroles pods nodes status log exec x registry"
+)
+parts = st.lists(
+    st.sampled_from([*WORDS.split(), "gc", "auditevents", "serviceaccounts", "token", "tunnels", "", ".."]),
+    min_size=1,
+    max_size=9,
+)
+SERVED = {(info.plural, info.namespaced) for info in KINDS}
+REAL = [
+    ["api", "v1"],
+    ["apis", "skerry.dev", "v1alpha1"],
+    ["apis", RBAC, "v1"],
+    ["api", "v1", "namespaces", "a"],
+    ["apis", "skerry.dev", "v1alpha1", "namespaces", "a"],
+]
+
+
+@pytest.fixture(scope="module")
+def routes(hub: Hub) -> list[BaseRoute]:
+    return build_app(hub.context).routes
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([[], *REAL]), parts, st.sampled_from(["GET", "POST", "DELETE"]))
+def test_the_router_and_the_rules_read_a_path_the_same_way(
+    routes: list[BaseRoute], base: list[str], rest: list[str], method: str
+) -> None:
+    path = "/" + "/".join([*base, *rest])
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": [], "root_path": ""}
+    matched = [route.matches(scope) for route in routes]
+    taken = next((child["path_params"] for match, child in matched if match is Match.FULL), None)
+    if taken is None or path.startswith("/v2"):
+        return
+    try:
+        wanted = attributes.of(scope)
+    except NotFoundError:
+        # refused before it is routed: no route may have made a resource of it that there is
+        assert (taken.get("plural"), "namespace" in taken) not in SERVED or "" in path.split("/")[1:] or ".." in path
+        return
+    if not wanted.is_resource:
+        assert set(taken) <= {"group", "version", "path", "check"}, taken
+        return
+    for name in ("plural", "namespace", "name", "subresource"):
+        if name in taken and wanted.resource != "namespaces":
+            assert getattr(wanted, "resource" if name == "plural" else name) == taken[name], (name, taken, wanted)
+    if "namespace" not in taken and "plural" in taken and wanted.resource != "namespaces":
+        assert wanted.namespace == ""

@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from skerry.api import amount, cron, duration, quantity, selector, trust_rules
+from skerry.api import amount, cron, duration, quantity, selector, standard_rules, trust_rules
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.device import LinkPolicy
 from skerry.api.kinds.enrollment import JoinTokenSpec
+from skerry.api.kinds.event import Event
 from skerry.api.kinds.gates import LatencyGate
 from skerry.api.kinds.model_deployment import PlacementPolicy, Resources, Strategy, Wave
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.pacing import Disruption, Rate, Window
+from skerry.api.kinds.rbac import ClusterRoleBinding, PolicyRule, Role, RoleBinding, Subject
 from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.kinds.table import KindInfo
 from skerry.api.kinds.trust_policy import TrustedIdentity, TrustPolicy, TrustRule
@@ -357,5 +359,11 @@ RULES: Mapping[type, Rule] = {
     TrustPolicy: trust_rules.check_policy,
     TrustRule: trust_rules.check_rule,
     TrustedIdentity: trust_rules.check_identity,
+    PolicyRule: standard_rules.check_policy_rule,
+    Role: standard_rules.check_role,
+    RoleBinding: standard_rules.check_role_binding,
+    ClusterRoleBinding: standard_rules.check_cluster_role_binding,
+    Subject: standard_rules.check_subject,
+    Event: standard_rules.check_event,
 }
 """The rule of each struct type that has one."""

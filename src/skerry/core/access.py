@@ -92,6 +92,14 @@ def service_account(
     )
 
 
+def account_of(username: str) -> tuple[str, str] | None:
+    """Return namespace and name of the ServiceAccount that a user's name stands for; None where it is none's."""
+    head, *parts = username.removeprefix("system:").split(":")
+    if username.startswith("system:") and head == "serviceaccount" and len(parts) == 2 and all(parts):
+        return parts[0], parts[1]
+    return None
+
+
 def is_reserved(name: str) -> bool:
     """Return whether only the hub may give this name to a user or a group. Case does not help to pass for one."""
     folded = name.strip().lower()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -172,3 +174,28 @@ def test_asking_about_others(kubectl: Run, as_bob: As, namespace: str, bob: str)
     elsewhere = REVIEW.format(kind="LocalSubjectAccessReview", user=bob, namespace="default")
     wrong = kubectl("create", "--validate=ignore", "-f", "-", text=elsewhere, fails=True)
     assert "as in the path" in wrong.stderr
+
+
+def test_skerry_tells_a_user_what_he_lacks_and_who_can_help(
+    people: People, kubectl: Run, namespace: str, bob: str, tmp_path: Path
+) -> None:
+    file = people.kubeconfig(tmp_path / "kubeconfig", bob, "dev")
+
+    def skerry(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "skerry.cli", *arguments, "-n", namespace, "--kubeconfig", str(file)],
+            env={**os.environ, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    refused = skerry("get", "devices")
+    assert refused.returncode != 0
+    said = " ".join(refused.stderr.split())
+    assert f'User "{bob}" cannot list resource "devices"' in said
+    command = f"kubectl create rolebinding -n {namespace} NAME --clusterrole=skerry-viewer --user={bob}"
+    assert command in said
+    kubectl(*command.replace("NAME", "helped").split()[1:])
+    assert skerry("get", "devices").returncode == 0

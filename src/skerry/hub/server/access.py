@@ -8,12 +8,13 @@ Admins may do everything, users what the authorizer says, devices and strangers 
 from __future__ import annotations
 
 import re
+import shlex
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skerry.api.errors import DeniedError, ForbiddenError, UnauthorizedError
-from skerry.core.access import ANONYMOUS, Identity
+from skerry.core.access import ANONYMOUS, Identity, account_of
 from skerry.hub import roles
 from skerry.hub.authorization import Attributes, Authorizer
 from skerry.hub.identity import IDENTITY
@@ -27,7 +28,8 @@ _ENROLLMENTS = re.compile(r"/apis/skerry\.dev/v1alpha1/namespaces/([^/]+)/enroll
 _TUNNEL = re.compile(r"/apis/skerry\.dev/v1alpha1/tunnels/[^/]+")
 """A device's connection for one conversation, whose id only it and the hub know (`hub.tunnels`)."""
 _REGISTRY = re.compile(r"/v2(/.*)?")
-_HINT = "use the hub's kubeconfig, which has an admin certificate"
+_HINT = "log in: use the hub's kubeconfig, or one that `skerry kubeconfig` has written"
+_DEVICE_HINT = "use a person's kubeconfig"
 
 
 def authorize(identity: Identity, *, method: str, path: str, join_token: str) -> None:
@@ -48,7 +50,9 @@ def authorize(identity: Identity, *, method: str, path: str, join_token: str) ->
         return
     if identity.role == "anonymous":
         raise UnauthorizedError(element=f"{method} {path[:200]}", hint=_HINT)
-    raise ForbiddenError("a device may only renew its own certificate", element=f"{method} {path[:200]}", hint=_HINT)
+    raise ForbiddenError(
+        "a device may only renew its own certificate", element=f"{method} {path[:200]}", hint=_DEVICE_HINT
+    )
 
 
 async def check(authorizer: Authorizer, identity: Identity, wanted: Attributes) -> None:
@@ -68,7 +72,8 @@ def denied(identity: Identity, wanted: Attributes, reason: str = "") -> DeniedEr
         grant = f"rolebinding -n {wanted.namespace}" if wanted.namespace else "clusterrolebinding"
     else:
         cause, grant = f'{who} cannot {wanted.verb} path "{wanted.path[:200]}"', "clusterrolebinding"
-    hint = f"the role {role} allows it: ask an admin for `kubectl create {grant} NAME --clusterrole={role} --user=...`"
+    subject = _subject(identity)
+    hint = f"the role {role} allows it: ask an admin for `kubectl create {grant} NAME --clusterrole={role} {subject}`"
     return DeniedError(
         f"{cause}: {reason}" if reason else cause,
         group=wanted.group,
@@ -76,6 +81,13 @@ def denied(identity: Identity, wanted: Attributes, reason: str = "") -> DeniedEr
         name=wanted.name,
         hint=hint,
     )
+
+
+def _subject(identity: Identity) -> str:
+    """Return how kubectl names somebody to whom a role is bound."""
+    account = account_of(identity.username)
+    text = f"--serviceaccount={account[0]}:{account[1]}" if account else f"--user={identity.username}"
+    return shlex.quote(text[:300])
 
 
 def is_open(path: str) -> bool:

@@ -21,7 +21,6 @@ BEHIND = "skerry.impersonator"
 """Scope key: the `Identity` that really asks, where it acts as somebody else."""
 _USER, _GROUP, _UID, _EXTRA = "impersonate-user", "impersonate-group", "impersonate-uid", "impersonate-extra-"
 _TOKENS = "authentication.k8s.io"
-_ACCOUNT = "system:serviceaccount:"
 
 
 async def impersonated(authorizer: Authorizer, identity: Identity, headers: Headers) -> Identity:
@@ -56,7 +55,7 @@ def _wanted(headers: Headers) -> Identity:
         raise BadRequestError("must name groups", element="Impersonate-Group")
     if name == access.ANONYMOUS_USER:
         return access.ANONYMOUS
-    if not groups and (account := _account(name)):
+    if not groups and (account := access.account_of(name)):
         groups = [access.SERVICE_ACCOUNTS, f"{access.SERVICE_ACCOUNTS}:{account[0]}"]
     extra: dict[str, tuple[str, ...]] = {}
     for key, value in _extras(headers):
@@ -67,7 +66,7 @@ def _wanted(headers: Headers) -> Identity:
 def _needed(headers: Headers) -> Iterator[Attributes]:
     """Yield what the caller has to be allowed: `impersonate` on each user, group, uid and extra value."""
     for name in headers.getlist(_USER):
-        if account := _account(name):
+        if account := access.account_of(name):
             yield _impersonate("serviceaccounts", account[1], namespace=account[0])
         else:
             yield _impersonate("users", name)
@@ -91,14 +90,6 @@ def _extras(headers: Headers) -> Iterator[tuple[str, str]]:
     for name, value in headers.items():
         if name.startswith(_EXTRA):
             yield unquote(name.removeprefix(_EXTRA)).lower(), value
-
-
-def _account(name: str) -> tuple[str, str] | None:
-    """Return namespace and name of the ServiceAccount that a user's name stands for, if it does for one."""
-    if not name.startswith(_ACCOUNT):
-        return None
-    namespace, colon, account = name.removeprefix(_ACCOUNT).partition(":")
-    return (namespace, account) if namespace and colon and account and ":" not in account else None
 
 
 def _denied(identity: Identity, asked: Attributes) -> DeniedError:

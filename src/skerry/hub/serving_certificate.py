@@ -60,6 +60,11 @@ class ServingCertificate:
         self._told = frozenset(name.lower() for name in told)
         self._loaded = self._load()
 
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context with the certificate that is shown now."""
+        return self._loaded.context
+
     def choose(self, tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
         """Show it to a client that asks for one of its names; what `SSLContext.sni_callback` calls."""
         asked = (name or "").lower().rstrip(".")
@@ -67,7 +72,7 @@ class ServingCertificate:
             return
         parent = f"*.{asked.partition('.')[2]}"
         if asked in self._loaded.names or parent in self._loaded.names:
-            tls.context = self._loaded.context
+            tls.context = self.context
 
     async def check(self) -> None:
         """Return while the certificate that is shown is valid. Raises IntegrityError."""

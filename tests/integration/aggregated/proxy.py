@@ -23,7 +23,9 @@ DISCOVERY = ",".join(
     f"application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList" for version in ("v2", "v2beta1")
 )
 SERVICE = "skerry-hub.skerry.svc"
-_HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host", "authorization"}
+_HOP_BY_HOP = ("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade")
+_KEPT_BACK = (*_HOP_BY_HOP, "host", "authorization", "content-length")
+"""What of a client's headers does not go on: an aggregator has logged the client in, and takes its token away."""
 WAIT = 20.0
 
 
@@ -124,7 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api":
             self._own({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
         elif path == "/api/v1":
-            self._own({"kind": "APIResourceList", "groupVersion": "v1", "resources": []})
+            one = {"name": "namespaces", "singularName": "", "namespaced": False, "kind": "Namespace", "verbs": ["get"]}
+            self._own({"kind": "APIResourceList", "groupVersion": "v1", "resources": [one]})
         elif not path.startswith(("/apis", "/openapi", "/version")):
             self._own({"kind": "Status", "code": 404}, 404)
         else:
@@ -136,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         kept = [
             (name, value)
             for name, value in self.headers.items()
-            if name.lower() not in _HOP_BY_HOP and not name.lower().startswith("x-remote-")
+            if name.lower() not in _KEPT_BACK and not name.lower().startswith("x-remote-")
         ]
         with contextlib.closing(self.proxy.hub.connect()) as connection:
             said = [("Host", f"{self.proxy.hub.name}:443"), *headers_of(user, (*groups, "system:authenticated"))]
@@ -148,11 +151,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self, answer: http.client.HTTPResponse) -> None:
         self.send_response(answer.status)
         for name, value in answer.headers.items():
-            if name.lower() not in (*_HOP_BY_HOP, "content-length", "date"):
+            if name.lower() not in (*_HOP_BY_HOP, "date", "content-length"):
                 self.send_header(name, value)
+        if self.command == "HEAD" or answer.status in (204, 304):
+            self.end_headers()
+            return
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, http.client.HTTPException):  # either side may go away
             while piece := answer.read1(65536):  # as it comes: a watch never ends
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 self.wfile.flush()

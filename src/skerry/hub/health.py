@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -50,8 +51,8 @@ class Health:
 
     live: dict[str, Check] = field(default_factory=dict)
     ready: dict[str, Check] = field(default_factory=dict)
-    workers: list[Progressing] = field(default_factory=list)
-    """Controllers, which are checked together as `controllers`."""
+    workers: weakref.WeakSet[Progressing] = field(default_factory=weakref.WeakSet)
+    """Controllers, which are checked together as `controllers`, for as long as they are there."""
 
     def __post_init__(self) -> None:
         """Begin with what needs nothing."""

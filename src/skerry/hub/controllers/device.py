@@ -78,7 +78,7 @@ class Devices:
     def __init__(self, context: HubContext) -> None:
         self._objects = context.objects
         self._work: Reconciler[str] = Reconciler("device", self.reconcile, self._failed)
-        context.health.workers.append(self._work)
+        context.health.workers.add(self._work)
         self._wanted = Informer(context.objects.store, _DEVICES, _read_device, self._changed)
         self._told = Informer(context.objects.store, DESIRED_PREFIX, _read_record, self._told_changed)
         self._policies = of_kind(context.objects.store, TrustPolicy, self._policy_changed)

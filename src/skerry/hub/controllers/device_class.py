@@ -102,7 +102,7 @@ class DeviceClasses:
         store = context.objects.store
         self._objects, self._clock = context.objects, context.clock
         self._work: Reconciler[Key] = Reconciler("device-class", self.reconcile, self._failed)
-        context.health.workers.append(self._work)
+        context.health.workers.add(self._work)
         self._devices = Informer(store, _DEVICES, _read_device, self._device_changed)
         self._records = Informer(store, DESIRED_PREFIX, _read_record, self._record_changed)
         self._classes = informer.of_kind(store, DeviceClass, self._class_changed)

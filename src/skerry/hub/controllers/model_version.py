@@ -74,7 +74,7 @@ class ModelVersions:
         self._context = context
         self._deltas = Deltas(context)
         self._work: reconciler.Reconciler[Key] = reconciler.Reconciler("model-version", self.reconcile, self._failed)
-        context.health.workers.append(self._work)
+        context.health.workers.add(self._work)
         self._items = informer.of_kind(context.objects.store, ModelVersion, self._changed)
 
     async def run(self) -> None:

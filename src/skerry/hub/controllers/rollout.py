@@ -57,7 +57,7 @@ class Rollouts:
     def __init__(self, context: HubContext) -> None:
         self._objects, self._clock = context.objects, context.clock
         self._work: Reconciler[Key] = Reconciler("rollout", self.reconcile, self._failed)
-        context.health.workers.append(self._work)
+        context.health.workers.add(self._work)
         self._rosters = Rosters(context.objects.store, self._work.add)
         self._fleet = self._rosters.fleet
         self._benchmarking = Benchmarking(context.objects, context.clock, self._fleet)

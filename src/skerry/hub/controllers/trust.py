@@ -109,7 +109,7 @@ class TrustVerdicts:
     def __init__(self, context: HubContext) -> None:
         self._context = context
         self._work: Reconciler[Key] = Reconciler("trust", self.reconcile, self._failed)
-        context.health.workers.append(self._work)
+        context.health.workers.add(self._work)
         self._policies = informer.of_kind(context.objects.store, TrustPolicy, self._policy_changed)
         self._models = informer.of_kind(context.objects.store, ModelVersion, self._model_changed)
 

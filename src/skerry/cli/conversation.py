@@ -147,9 +147,7 @@ async def _forward(connection: Connection, pod: Pod, pairs: list[tuple[int, int]
     async with contextlib.AsyncExitStack() as stack:
         for local, distant in pairs:
 
-            async def serve(
-                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int = distant
-            ) -> None:
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int = distant) -> None:
                 try:
                     await remote.forward(connection, pod, port, reader, writer)
                 except SkerryError as error:

@@ -15,7 +15,7 @@ from skerry.api.errors import UnavailableError
 
 STDIN, STDOUT, STDERR, ERROR, RESIZE = range(5)
 CLOSE = 255
-"""v5: the second byte names a channel on which nothing more comes."""
+"""v5: the second byte names a channel on which nothing more comes. Devices know it of forwarded ports too."""
 V5 = "v5.channel.k8s.io"
 V4 = "v4.channel.k8s.io"
 COMMAND_PROTOCOLS = (V5, V4)

@@ -28,7 +28,7 @@ _WORDS = (
     "if-modified-since if-none-match if-range if-unmodified-since last-modified location max-forwards pragma "
     "proxy-authenticate proxy-authorization range referer retry-after server te trailer transfer-encoding upgrade "
     "user-agent vary via warning www-authenticate method get status"
-).split()
+)
 _TAIL = (
     "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505"
     "203 Non-Authoritative Information204 No Content301 Moved Permanently400 Bad Request401 Unauthorized403 Forbidden"
@@ -43,13 +43,20 @@ def _word(text: str) -> bytes:
     return len(text).to_bytes(4) + text.encode("ascii")
 
 
-DICTIONARY = (
-    b"".join(
-        _word(text)
-        for text in (*_WORDS, "200 OK", "version", "HTTP/1.1", "url", "public", "set-cookie", "keep-alive", "origin")
+DICTIONARY = b"".join(
+    _word(text)
+    for text in (
+        *_WORDS.split(),
+        "200 OK",
+        "version",
+        "HTTP/1.1",
+        "url",
+        "public",
+        "set-cookie",
+        "keep-alive",
+        "origin",
     )
-    + _TAIL.encode("ascii")
-)
+) + _TAIL.encode("ascii")
 """What compression begins with; its Adler-32 is in the draft."""
 
 

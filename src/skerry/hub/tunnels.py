@@ -14,7 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -126,7 +126,8 @@ class Tunnels:
         arriving = asyncio.ensure_future(tunnel.arrived.wait())
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                await asyncio.wait({arriving, asking}, return_when=asyncio.FIRST_COMPLETED)
+                both: set[asyncio.Future[Any]] = {arriving, asking}
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 if not arriving.done():
                     asking.result()  # what the device has against it
                     await arriving
@@ -144,7 +145,7 @@ class Tunnels:
 
 @dataclass(kw_only=True, eq=False)
 class Splice:
-    """The joining of a client's connection with a device's: messages pass as they are, and no more than can be taken."""
+    """The joining of a client's connection with a device's: messages pass as they are, as quickly as they are taken."""
 
     client: Upgrade
     device: Upgrade
@@ -180,7 +181,8 @@ class Splice:
             if up in done:
                 self.why = "the client has left"
                 return
-            quiet, seen = (0.0 if self.sent + self.received != seen else quiet + WATCH_SECONDS), self.sent + self.received
+            moved = self.sent + self.received
+            quiet, seen = (0.0 if moved != seen else quiet + WATCH_SECONDS), moved
             if not self.known():
                 self.why = "the device was deleted"
                 return

@@ -162,7 +162,7 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
         }
         del scope["subprotocols"]
         try:
-            await self.app(scope, self._http_receive, self._http_send)  # type: ignore[arg-type]
+            await self.app(scope, self._http_receive, self._http_send)
         except (ClientDisconnected, ConnectionAbortedError):
             pass
         except Exception:
@@ -190,4 +190,4 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
             if self._sent > MAX_ANSWER_BYTES:
                 self.transport.abort()
                 raise ConnectionAbortedError("an answer without an end")
-            await self.send({**message, "type": f"websocket.{message['type']}"})  # type: ignore[arg-type]
+            await self.send({**message, "type": f"websocket.{message['type']}"})  # type: ignore[arg-type] # one of the two that ASGI has

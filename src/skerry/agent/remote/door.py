@@ -68,7 +68,7 @@ class Execute(Protocol):
 class Dial(Protocol):
     """Connects to the hub for one conversation."""
 
-    def __call__(self, tunnel: str) -> AbstractAsyncContextManager[WebSocket]:
+    def __call__(self, tunnel: str, /) -> AbstractAsyncContextManager[WebSocket]:
         """Return the connection. Raises UnavailableError, TimedOutError."""
         ...
 

@@ -22,6 +22,8 @@ CHUNK = 32 * 1024
 CONNECT_SECONDS = 5.0
 MAX_STREAMS = 256
 """Two for each connection."""
+MAX_EARLY = 8
+"""Frames kept for a connection that is being made; the rest waits, and with it the others, as kubectl does itself."""
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -100,8 +102,12 @@ async def _all(tasks: list[asyncio.Task[None]]) -> None:
 
 async def _listen(asked: Conversation, writers: dict[int, asyncio.StreamWriter]) -> None:
     while (message := await asked.socket.receive()) is not None:
-        writer = writers.get(message[0]) if message else None
-        if writer is not None:
+        ended = len(message) == 2 and message[0] == channels.CLOSE
+        writer = writers.get(message[ended]) if message else None
+        if writer is not None and ended:
+            with contextlib.suppress(OSError):
+                writer.write_eof()
+        elif writer is not None:
             with contextlib.suppress(OSError):
                 writer.write(message[1:])
                 await writer.drain()
@@ -119,6 +125,8 @@ class _Pair:
     port: int = 0
     early: list[spdy.Data] = field(default_factory=list)
     """What came before there was a connection."""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """There is a connection, or there will be none."""
     writer: asyncio.StreamWriter | None = None
     task: asyncio.Task[None] | None = None
 
@@ -179,13 +187,15 @@ class _Streams:
         pair = self._pairs.get(frame.stream)
         if pair is None or frame.stream != pair.data:
             return
-        if pair.writer is None:
-            if len(pair.early) < 8:
-                pair.early.append(frame)
-            elif pair.task is not None:
-                pair.task.cancel()
-            return
-        await self._pass_on(pair.writer, frame)
+        if pair.writer is None and len(pair.early) >= MAX_EARLY:
+            if pair.task is None:  # a client that opens one of the two and never the other
+                await self._say(self._spdy.reset(frame.stream))
+                return
+            await pair.settled.wait()
+        if pair.writer is not None:
+            await self._pass_on(pair.writer, frame)
+        elif not pair.settled.is_set():
+            pair.early.append(frame)
 
     async def _pass_on(self, writer: asyncio.StreamWriter, frame: spdy.Data) -> None:
         with contextlib.suppress(OSError, RuntimeError):
@@ -203,6 +213,7 @@ class _Streams:
                 while pair.early:
                     await self._pass_on(writer, pair.early.pop(0))
                 pair.writer = writer
+                pair.settled.set()
 
                 async def send(data: bytes) -> None:
                     await self._say(self._spdy.data(pair.data, data))
@@ -214,6 +225,7 @@ class _Streams:
             with contextlib.suppress(SkerryError):
                 await self._say(self._spdy.data(pair.error, error.sentence.encode()))
         finally:
+            pair.settled.set()
             with contextlib.suppress(SkerryError):
                 await self._say(self._spdy.data(pair.data, last=True))
                 await self._say(self._spdy.data(pair.error, last=True))

@@ -94,21 +94,18 @@ async def forward(
     path = f"{pod.path}/portforward?ports={port}"
     async with _connected(connection, path, (channels.V4,)) as socket:
         up = asyncio.ensure_future(_up(reader, socket.send))
-        down = asyncio.ensure_future(_down(socket, writer))
         try:
-            await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            if down.done():
-                down.result()
+            await _down(socket, writer)
         finally:
-            for task in (up, down):
-                task.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
+            up.cancel()
+            await asyncio.gather(up, return_exceptions=True)
 
 
 async def _up(reader: asyncio.StreamReader, send: Callable[[bytes], Awaitable[None]]) -> None:
     with suppress(OSError):
         while data := await reader.read(_CHUNK):
             await send(b"\0" + data)
+        await send(bytes((channels.CLOSE, 0)))
 
 
 async def _down(socket: WebSocket, writer: asyncio.StreamWriter) -> None:
@@ -122,8 +119,10 @@ async def _down(socket: WebSocket, writer: asyncio.StreamWriter) -> None:
             raise errors.UnavailableError(content.decode(errors="replace")[:1000])
         if content:
             writer.write(content)
-            with suppress(OSError):
+            try:
                 await writer.drain()
+            except OSError:  # whoever connected has left
+                return
 
 
 @asynccontextmanager

@@ -1,9 +1,9 @@
 """A command beside a server, for somebody who is connected: pipes or a terminal, and nothing left of it afterwards.
 
 It has the server's directory, environment, user and control group, and may gain no privileges. Everything it starts
-carries the marker `SKERRY_SESSION`, by which it is found and killed: when the command ends, when the client leaves, and at
-the agent's next start. A keeper beside it does so when the agent is killed. Lives here: fork, terminals, signals. Must
-not live here: who may (the agent's settings), the client's protocol.
+carries the marker `SKERRY_SESSION`, by which it is found and killed: when the command ends, when the client leaves,
+and at the agent's next start. A keeper beside it does so when the agent is killed. Lives here: fork, terminals,
+signals. Must not live here: who may (the agent's settings), the client's protocol.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ END_ROUNDS = 20
 _TERMINAL = 'exec 0<>/proc/self/fd/0 1>&0 2>&0; exec "$@"'
 """Opened by the leader of a session, a terminal becomes the session's."""
 _PLAIN = 'exec "$@"'
-_KEEPER = 'trap "" HUP INT TERM; read _; kill -KILL -"$1"; pkill -KILL -s "$1"'
-"""Reads from a pipe whose other end the agent alone has."""
+_KEEPER = f"""trap "" HUP INT TERM; read _; kill -KILL -"$1"
+for round in 1 2 3; do for found in /proc/[0-9]*/environ; do
+grep -qs "{MARKER}=$2" "$found" || continue; found=${{found#/proc/}}; kill -KILL "${{found%/environ}}"
+done; done"""
+"""Reads from a pipe whose other end the agent alone has; at its end, kills the group, and what carries the marker."""
 
 
 class Session:
@@ -134,7 +137,7 @@ def _start(execution: Execution, runtime: str, group: Sequence[Path]) -> Session
         raise UnavailableError(f"cannot be started: {error}", element=execution.argv[0][:200]) from None
     for descriptor in set(theirs):
         os.close(descriptor)
-    session = Session(process, _keep(process.pid), marker)
+    session = Session(process, _keep(process.pid, marker), marker)
     session.terminal = execution.terminal
     for descriptor in set(ours):
         os.set_blocking(descriptor, False)
@@ -161,11 +164,11 @@ def _open_ends(execution: Execution, theirs: list[int], ours: list[int]) -> tupl
     return theirs[0], theirs[1], theirs[2]
 
 
-def _keep(pid: int) -> subprocess.Popen[bytes] | None:
+def _keep(pid: int, marker: str) -> subprocess.Popen[bytes] | None:
     """Start what ends the session when this process is killed."""
     try:
         return subprocess.Popen(
-            ["/bin/sh", "-c", _KEEPER, "sh", str(pid)],
+            ["/bin/sh", "-c", _KEEPER, "sh", str(pid), marker],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -196,13 +199,17 @@ async def _ended(pid: int) -> None:
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
-        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:  # noqa: ASYNC110 - no event here
+        while not _has_ended(pid):  # noqa: ASYNC110 - this kernel, or a sandbox, has no event to wait for
             await asyncio.sleep(POLL_SECONDS)
         return
     try:
         await readable(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 async def readable(descriptor: int) -> None:

@@ -195,7 +195,9 @@ def read_forward(call: Call, workload: str) -> RemoteSession:
     """Read PodPortForwardOptions. Raises BadRequestError."""
     del workload
     text = [part for value in call.request.query_params.getlist("ports") for part in value.split(",")]
-    ports = [int(part) for part in text if part.isascii() and part.isdigit() and len(part) < 6 and 0 < int(part) < 65536]
+    ports = [
+        int(part) for part in text if part.isascii() and part.isdigit() and len(part) < 6 and 0 < int(part) < 65536
+    ]
     if len(ports) != len(text) or len(ports) > messages.MAX_FORWARDED_PORTS:
         raise BadRequestError("are not ports from 1 to 65535", element="ports")
     upgrade = call.request.scope.get(UPGRADE)
@@ -209,13 +211,11 @@ def _streams(call: Call, workload: str, session: RemoteSession) -> RemoteSession
     container = call.text("container")
     if container not in ("", workload):
         raise BadRequestError(f'container "{container[:80]}" is not valid for this pod', element="container")
-    tty = call.flag("tty")
-    asked = {name: call.flag(name) for name in ("stdin", "stdout", "stderr")}
-    if tty:
-        asked["stderr"] = False  # a terminal has one way out
-    if not any(asked.values()):
+    tty, stdin, stdout = call.flag("tty"), call.flag("stdin"), call.flag("stdout")
+    stderr = call.flag("stderr") and not tty  # a terminal has one way out
+    if not (stdin or stdout or stderr):
         raise BadRequestError("one of stdin, stdout and stderr is required", element="stdin, stdout, stderr")
-    return RemoteSession(tunnel="", purpose=session.purpose, argv=session.argv, tty=tty, **asked)
+    return msgspec.structs.replace(session, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr)
 
 
 def _spdy() -> UnsupportedError:

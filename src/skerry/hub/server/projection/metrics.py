@@ -1,12 +1,13 @@
 """What devices and their workloads use, as `metrics.k8s.io/v1beta1`: what `kubectl top` asks for.
 
-It comes from the newest sample that a device sent, with that sample's time and length. Who sent none for a while is left
-out, as in Kubernetes. Lives here: the picture. Must not live here: the samples (`hub.gateway`), their making
+It comes from the newest sample that a device sent, with that sample's time and length. Who sent none for a while is
+left out, as in Kubernetes. Lives here: the picture. Must not live here: the samples (`hub.gateway`), their making
 (`agent.usage`). Source: Kubernetes `staging/src/k8s.io/metrics/pkg/apis/metrics/v1beta1/types.go`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -83,7 +84,9 @@ def pod_metrics(device: Device, sample: Sample) -> list[Shown]:
     return found
 
 
-def _project(sample: Any, picture: Any, device: Device) -> list[Shown]:
+def _project(
+    sample: Callable[[Device], Sample | None], picture: Callable[[Device, Sample], list[Shown]], device: Device
+) -> list[Shown]:
     found = sample(device)
     return [] if found is None else picture(device, found)
 
@@ -105,4 +108,5 @@ def _quantities(millis: int, memory_bytes: int) -> dict[str, str]:
 
 
 def _usage(item: Shown) -> Shown:
-    return item["usage"] if "usage" in item else item["containers"][0]["usage"]
+    found: Shown = item["usage"] if "usage" in item else item["containers"][0]["usage"]
+    return found

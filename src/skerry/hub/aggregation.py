@@ -22,7 +22,7 @@ from skerry.api.errors import InvalidError
 from skerry.core.access import Identity
 from skerry.core.ports import Clock
 from skerry.hub import cluster as clusters
-from skerry.hub import delegation
+from skerry.hub import delegation, pod
 from skerry.hub.authentication import front_proxy
 from skerry.hub.authentication.chain import Authentication
 from skerry.hub.authentication.delegated import TokenReviews
@@ -100,6 +100,8 @@ class Aggregation:
     """Whether the cluster says who its users are and what they may."""
     work: tuple[Work, ...] = ()
     """What has to run, for ever."""
+    pod: Callable[[Callable[[], bool]], Work] | None = None
+    """Makes what labels this hub's pod, of a function that says whether it leads."""
 
     def prepare(self, context: ssl.SSLContext) -> None:
         """Have a listener's context let the proxies in, where there are any."""
@@ -145,12 +147,22 @@ async def open_aggregation(settings: HubSettings, authority: Authority, clock: C
             proxies=proxies,
             delegated=True,
             work=tuple(work),
+            pod=_labelling(settings, cluster),
         )
+
+
+def _labelling(settings: HubSettings, cluster: clusters.Cluster) -> Callable[[Callable[[], bool]], Work] | None:
+    if not settings.leader_pod:
+        return None
+    namespace = pod.read_namespace(settings.cluster_credentials)
+    return lambda leads: pod.PodRole(cluster, namespace=namespace, name=settings.leader_pod, leads=leads).run
 
 
 def _check(settings: HubSettings) -> None:
     if (settings.tls_cert_file is None) != (settings.tls_key_file is None):
         raise InvalidError("--tls-cert-file and --tls-key-file go together", element="--tls-cert-file")
+    if settings.leader_pod and not settings.delegated:
+        raise InvalidError("is for a hub in a cluster", element="--leader-pod", hint="add --delegated")
     if settings.delegated and settings.oidc_issuer_url:
         raise InvalidError(
             "with --delegated the cluster says who its users are",

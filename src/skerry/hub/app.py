@@ -21,7 +21,7 @@ from typing import cast
 
 import msgspec
 
-from skerry.api.errors import InvalidError, SkerryError, UnavailableError
+from skerry.api.errors import IntegrityError, InvalidError, SkerryError, UnavailableError
 from skerry.api.meta import GROUP
 from skerry.core.audit_policy import Reads
 from skerry.core.ports import ArtifactStore, Clock
@@ -117,6 +117,7 @@ async def run_hub(
                 tasks += [
                     *(duties.share(group, shared) if shared else duties.start(group)),
                     *(group.create_task(work(), name="aggregation") for work in (*aggregation.work, *tls_work)),
+                    *_label_pod(group, aggregation, shared),
                 ]
                 app = identity.identify(
                     build_app(context),
@@ -238,6 +239,12 @@ def _open_authority(
         )
 
     if settings.keys_dir is None:
+        if not empty and stores.address_of(settings.store) and not (state.pki / "ca.key").exists():
+            raise IntegrityError(
+                "belongs to hubs whose keys are not here",
+                element="--store",
+                hint="name the directory that has them with --keys-dir",
+            )
         return opening(empty)
     return shared_keys.open_with(settings.keys_dir, state.pki, opening, may_create=empty)
 
@@ -266,6 +273,13 @@ def _server_tls(
     tls.sni_callback = shown.choose
     context.health.add("serving-certificate", shown.check)
     return tls, (shown.run,)
+
+
+def _label_pod(group: asyncio.TaskGroup, aggregation: Aggregation, shared: Shared | None) -> list[asyncio.Task[None]]:
+    if aggregation.pod is None:
+        return []
+    work = aggregation.pod(lambda: shared is None or shared.fence.term is not None)
+    return [group.create_task(work(), name="pod")]
 
 
 def _check_health(context: HubContext, broker: EmbeddedBroker, shared: Shared | None) -> None:

@@ -26,6 +26,7 @@ from skerry.api.errors import ForbiddenError, InvalidError, NotFoundError, Unava
 
 log = logging.getLogger(__name__)
 
+_JSON = "application/json"
 HINT = "look at the kube-apiserver, and at the network policies between it and the hub"
 
 
@@ -103,6 +104,10 @@ class Cluster:
         """Return the answer to a posted object. Raises as `get`."""
         return await self._ask("POST", path, content=msgspec.json.encode(body))
 
+    async def patch(self, path: str, change: Any) -> Any:
+        """Return an object after a merge patch (RFC 7386). Raises as `get`."""
+        return await self._ask("PATCH", path, content=msgspec.json.encode(change), kind="application/merge-patch+json")
+
     @contextlib.asynccontextmanager
     async def watch(self, path: str, params: Mapping[str, str], *, seconds: int) -> AsyncIterator[AsyncIterator[Any]]:
         """Give the events of a watch, one by one, until the server ends it. Raises as `get`."""
@@ -129,17 +134,17 @@ class Cluster:
                 if line.strip():
                     yield self._decode(line)
 
-    async def _ask(self, method: str, path: str, *, content: bytes | None = None) -> Any:
+    async def _ask(self, method: str, path: str, *, content: bytes | None = None, kind: str = _JSON) -> Any:
         try:
             async with asyncio.timeout(self._settings.answer_seconds):
                 try:
-                    code, raw = await self._send(method, path, content)
+                    code, raw = await self._send(method, path, content, kind)
                 except UnavailableError:
                     self._reread_at = 0.0
-                    code, raw = await self._send(method, path, content)  # e.g. a kept connection that had ended
+                    code, raw = await self._send(method, path, content, kind)  # e.g. a kept connection that had ended
                 if code == httpx.codes.UNAUTHORIZED:
                     self._reread_at = 0.0
-                    code, raw = await self._send(method, path, content)
+                    code, raw = await self._send(method, path, content, kind)
         except TimeoutError:
             raise UnavailableError("did not answer in time", element=self._element, hint=HINT) from None
         if not 200 <= code < 300:
@@ -147,9 +152,10 @@ class Cluster:
         self.answered_at = self._monotonic()
         return self._decode(raw)
 
-    async def _send(self, method: str, path: str, content: bytes | None) -> tuple[int, bytes]:
+    async def _send(self, method: str, path: str, content: bytes | None, kind: str) -> tuple[int, bytes]:
         with self._explained():
-            async with self._current().stream(method, path, content=content, headers=self._headers()) as answer:
+            client = self._current()
+            async with client.stream(method, path, content=content, headers=self._headers(kind)) as answer:
                 raw = b""
                 async for piece in answer.aiter_bytes():
                     raw += piece
@@ -166,8 +172,8 @@ class Cluster:
                 raise ForbiddenError(
                     f"the hub's service account was refused ({code})",
                     element=element,
-                    hint="bind it to the ClusterRole system:auth-delegator, and in kube-system to the Role"
-                    " extension-apiserver-authentication-reader",
+                    hint="bind it to the ClusterRole system:auth-delegator, in kube-system to the Role"
+                    " extension-apiserver-authentication-reader, and to the Role of deploy/ in its own namespace",
                 )
             case _:
                 raise UnavailableError(f"answered {code}", element=element, hint=HINT)
@@ -190,11 +196,11 @@ class Cluster:
             cause = str(error) or type(error).__name__
             raise UnavailableError(f"cannot be asked ({cause[:200]})", element=self._element, hint=HINT) from None
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, kind: str = _JSON) -> dict[str, str]:
         return {
             "authorization": f"Bearer {self._token}",
-            "content-type": "application/json",
-            "accept": "application/json",
+            "content-type": kind,
+            "accept": _JSON,
             "user-agent": "skerry-hub",
         }
 

@@ -238,6 +238,14 @@ class HubSettings:
             "token and ca.crt of the service account with which the cluster is asked", unit="directory", parse=Path
         ),
     )
+    leader_pod: str = field(
+        default="",
+        metadata=about(
+            "name of the pod this hub runs in, labelled for the cluster's Services while it leads",
+            unit="pod",
+            parse=_name,
+        ),
+    )
     requestheader_client_ca_file: Path | None = field(
         default=None,
         metadata=about(

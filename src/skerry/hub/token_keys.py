@@ -26,6 +26,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from skerry.api.errors import UnavailableError
 from skerry.core import claims
 from skerry.core.ports import Clock
 from skerry.kit import files
@@ -69,7 +70,7 @@ class TokenKeys:
     def signing(self) -> TokenKey:
         """Return the key to sign with, making one where there is none or the newest is due for rotation.
 
-        Raises StorageFullError.
+        Raises StorageFullError; UnavailableError when the directory cannot be written to.
         """
         self._load()
         now = self._clock.now().timestamp()
@@ -98,6 +99,9 @@ class TokenKeys:
             present = sorted(name for name in os.listdir(self._directory) if _NAME.fullmatch(name))[-_MAX_KEYS:]
         except FileNotFoundError:
             present = []
+        except OSError as error:
+            log.error("token_keys.unreadable file=%s cause=%s", self._directory, error.strerror)
+            return
         for name in self._files.keys() - set(present):
             self._keys.pop(self._files.pop(name), None)
         for name in present:
@@ -118,9 +122,16 @@ class TokenKeys:
         pem = private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        files.private_directory(self._directory)
         name = f"{now}-{secrets.token_hex(4)}.key"
-        files.write_atomic(self._directory / name, pem, mode=0o600)
+        try:
+            files.private_directory(self._directory)
+            files.write_atomic(self._directory / name, pem, mode=0o600)
+        except OSError as error:
+            raise UnavailableError(
+                f"no key to sign tokens with can be written there ({error.strerror})",
+                element=str(self._directory),
+                hint="the hub must be able to write to its keys' directory",
+            ) from None
         self._take(name)
         made = self._keys[self._files[name]]
         log.info("token_keys.made key=%s file=%s", made.key_id, name)

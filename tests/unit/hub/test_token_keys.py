@@ -10,7 +10,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from skerry.api.errors import UnauthorizedError
+from skerry.api.errors import UnauthorizedError, UnavailableError
 from skerry.hub import token_keys
 from skerry.hub.authentication import jws
 from skerry.hub.token_keys import TokenKeys
@@ -67,7 +67,12 @@ def test_another_hub_s_key_is_found_but_the_directory_is_not_read_for_every_ques
     made = other.signing()
     looks: list[object] = []
     listdir = os.listdir
-    monkeypatch.setattr(os, "listdir", lambda path: (looks.append(path), listdir(path))[1])
+
+    def look(path: Path) -> list[str]:
+        looks.append(path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", look)
     for _ in range(50):
         assert one.find(made.key_id) is None
     assert looks == []
@@ -90,6 +95,14 @@ def test_a_damaged_key_voids_its_own_tokens_alone(tmp_path: Path, content: bytes
     fresh = TokenKeys(tmp_path / "tokens", clock)
     assert fresh.find(lost.key_id) is None
     assert fresh.signing().key_id != lost.key_id
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokens").touch()
+    keys = TokenKeys(tmp_path / "tokens", Hands())
+    assert keys.find("x") is None
+    with pytest.raises(UnavailableError, match="tokens"):
+        keys.signing()
 
 
 def test_published_keys_verify_what_was_signed(tmp_path: Path) -> None:

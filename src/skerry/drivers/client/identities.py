@@ -44,10 +44,11 @@ def obtain_certificate(client: HubClient, name: str, groups: list[str], seconds:
     The key never leaves this process but to the caller. Raises InvalidError, ForbiddenError.
     """
     key = ec.generate_private_key(ec.SECP256R1())
+    called = f"skerry-{secrets.token_hex(8)}"
     request = {
         "apiVersion": "certificates.k8s.io/v1",
         "kind": "CertificateSigningRequest",
-        "metadata": {"name": f"skerry-{secrets.token_hex(8)}"},
+        "metadata": {"name": called},
         "spec": {
             "request": base64.b64encode(_csr(key, name, groups)).decode(),
             "signerName": SIGNER,
@@ -58,7 +59,7 @@ def obtain_certificate(client: HubClient, name: str, groups: list[str], seconds:
     made = client.call("POST", _REQUESTS, request)
     approval = {"type": "Approved", "status": "True", "reason": "SkerryKubeconfig", "message": "by skerry kubeconfig"}
     approved = {**made, "status": {"conditions": [approval]}}
-    signed = client.call("PUT", f"{_REQUESTS}/{request['metadata']['name']}/approval", approved)
+    signed = client.call("PUT", f"{_REQUESTS}/{called}/approval", approved)
     certificate = _certificate_of(signed, client.server)
     return Obtained(
         certificate=certificate,

@@ -135,7 +135,10 @@ def _read_request(raw: Mapping[str, Any]) -> TokenRequest:
     problems = [*found.problems, *(codec.unknown_field_problem(path, near) for path, near in found.unknown)]
     if problems:
         raise InvalidError.of(problems)
-    return codec.read(cleaned, TokenRequest)
+    try:
+        return msgspec.convert(cleaned, TokenRequest)
+    except msgspec.ValidationError as error:
+        raise InvalidError(str(error)[:300], element="the body") from None
 
 
 def _tokens(context: HubContext) -> ServiceAccountTokens:

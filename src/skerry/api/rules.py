@@ -12,6 +12,7 @@ from typing import Any
 
 from skerry.api import amount, cron, duration, quantity, selector, standard_rules, trust_rules
 from skerry.api.errors import InvalidError
+from skerry.api.kinds import reported_event
 from skerry.api.kinds.device import LinkPolicy
 from skerry.api.kinds.enrollment import JoinTokenSpec
 from skerry.api.kinds.event import Event
@@ -365,5 +366,6 @@ RULES: Mapping[type, Rule] = {
     ClusterRoleBinding: standard_rules.check_cluster_role_binding,
     Subject: standard_rules.check_subject,
     Event: standard_rules.check_event,
+    reported_event.Event: standard_rules.check_reported_event,
 }
 """The rule of each struct type that has one."""

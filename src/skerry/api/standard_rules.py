@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from skerry.api.errors import InvalidError
-from skerry.api.kinds import rbac
+from skerry.api.kinds import rbac, reported_event
 from skerry.api.kinds.event import Event
 from skerry.api.kinds.rbac import ClusterRoleBinding, PolicyRule, Role, RoleBinding, Subject
 from skerry.api.meta import LABEL_PATTERN, NAME_PATTERN, PATH_PATTERN
@@ -82,13 +82,19 @@ def check_subject(subject: Subject, path: str) -> Iterator[InvalidError]:
 
 def check_event(event: Event, _: str) -> Iterator[InvalidError]:
     """Yield an event in another namespace than its object."""
-    here, there = event.metadata.namespace, event.involved_object.namespace
-    if here and here != (there or _DEFAULT_NAMESPACE):
-        yield InvalidError(
-            f'"{there[:80]}" does not match the event\'s namespace "{here}"', element="involvedObject.namespace"
-        )
+    yield from _check_place(event.metadata.namespace, event.involved_object.namespace, "involvedObject.namespace")
     if event.event_time is not None and not event.reporting_component:
         yield InvalidError("is required with eventTime", element="reportingComponent", hint="say who tells of it")
+
+
+def check_reported_event(event: reported_event.Event, _: str) -> Iterator[InvalidError]:
+    """Yield an event in another namespace than its object."""
+    yield from _check_place(event.metadata.namespace, event.regarding.namespace, "regarding.namespace")
+
+
+def _check_place(here: str, there: str, element: str) -> Iterator[InvalidError]:
+    if here and here != (there or _DEFAULT_NAMESPACE):
+        yield InvalidError(f'"{there[:80]}" does not match the event\'s namespace "{here}"', element=element)
 
 
 def _check_role_name(binding: RoleBinding | ClusterRoleBinding) -> Iterator[InvalidError]:

@@ -30,7 +30,7 @@ ROUND_SECONDS = 5.0
 PAGE = 200
 _AFTER_SLASH = "0"  # the character that sorts right after "/", so that one key skips a whole namespace
 _REMAINING = "NamespaceContentRemaining"
-_WITHIN = tuple(info for info in KINDS if info.namespaced and info.stored)
+_WITHIN = tuple(info for info in KINDS if info.namespaced and info.stored and info.storage is None)
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,9 @@ def _root_of(info: KindInfo) -> str:
     return f"{info.plural}/" if info.group == GROUP else f"{info.plural}.{info.group or 'core'}/"
 
 
-_ROOTS: dict[type[Any], str] = {info.type: _root_of(info) for info in KINDS}
+_ROOTS: dict[type[Any], str] = {
+    info.type: _root_of(_INFOS[info.storage.type] if info.storage is not None else info) for info in KINDS
+}
 
 
 Written = Callable[[str, Resource | None, int], None]
@@ -295,12 +297,16 @@ def key_of(kind: type[Any], namespace: str, name: str) -> str:
 
 def encode(item: Resource) -> bytes:
     """Return the object as it is stored: JSON without its resourceVersion, which is the record's revision."""
-    return _ENCODER.encode(_with_meta(item, msgspec.structs.replace(item.metadata, resource_version="")))
+    storage = _INFOS[type(item)].storage
+    kept: Resource = item if storage is None else storage.write(item)
+    return _ENCODER.encode(_with_meta(kept, msgspec.structs.replace(kept.metadata, resource_version="")))
 
 
 def decode(kind: type[T], record: Record) -> T:
     """Return the stored object with its resourceVersion."""
-    item = msgspec.json.decode(record.value, type=kind)
+    storage = _INFOS[kind].storage
+    kept: Any = msgspec.json.decode(record.value, type=kind if storage is None else storage.type)
+    item: T = kept if storage is None else storage.read(kept)
     return _with_meta(item, msgspec.structs.replace(item.metadata, resource_version=str(record.revision)))
 
 

@@ -140,3 +140,47 @@ def test_a_watch_of_cluster_roles(kubectl: Run, hub: Hub, namespace: str) -> Non
         with client.http.stream("GET", f"/apis/{RBAC}/clusterroles?watch=1&resourceVersion={version}") as stream:
             event = json.loads(next(stream.iter_lines()))
         assert (event["type"], event["object"]["metadata"]["name"]) == ("ADDED", f"{namespace}-a")
+
+
+def test_an_event_in_both_its_groups_words(kubectl: Run, hub: Hub, namespace: str) -> None:
+    told = {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": "till-7.1"},
+        "eventTime": "2026-01-31T12:00:00.123456Z",
+        "reportingController": "example.com/door",
+        "reportingInstance": "door-1",
+        "action": "Opened",
+        "reason": "DoorOpened",
+        "regarding": {
+            "apiVersion": "skerry.dev/v1alpha1",
+            "kind": "Device",
+            "name": "till-7",
+            "namespace": namespace,
+        },
+        "note": "the door is open",
+        "type": "Warning",
+    }
+    kubectl("create", "-f", "-", text=codec.to_yaml(told))
+    kept = json.loads(kubectl("get", "events", "-o", "json").stdout)["items"][0]
+    assert (kept["apiVersion"], kept["involvedObject"]["name"], kept["message"]) == ("v1", "till-7", "the door is open")
+    assert kept["reportingComponent"] == "example.com/door"
+    shown = json.loads(kubectl("get", "events.events.k8s.io", "till-7.1", "-o", "json").stdout)
+    assert {key: shown[key] for key in told if key != "metadata"} == {k: v for k, v in told.items() if k != "metadata"}
+    for word in ("events", "events.events.k8s.io"):
+        header, row = kubectl("get", word).stdout.splitlines()
+        assert header.split() == ["LAST", "SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"]
+        assert row.split()[1:4] == ["Warning", "DoorOpened", "device/till-7"]
+        assert "the door is open" in row
+    assert "DoorOpened" in kubectl("events", "--for", "device/till-7").stdout
+    chosen = kubectl("get", "events.v1.events.k8s.io", "--field-selector", "regarding.name=till-7", "-o", "name").stdout
+    assert chosen == "event.events.k8s.io/till-7.1\n"
+    wrong = {**told, "regarding": {"kind": "Device", "name": "x", "namespace": "other"}}
+    assert "regarding.namespace" in kubectl("create", "-f", "-", text=codec.to_yaml(wrong), fails=True).stderr
+    with hub.client(namespace) as client:
+        path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
+        version = client.http.get(path).json()["metadata"]["resourceVersion"]
+        kubectl("delete", "event", "till-7.1")
+        with client.http.stream("GET", f"{path}?watch=1&resourceVersion={version}") as stream:
+            event = json.loads(next(stream.iter_lines()))
+    assert (event["type"], event["object"]["note"]) == ("DELETED", "the door is open")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from skerry.api import meta
-from skerry.api.kinds import authentication, authorization, printed, rbac
+from skerry.api.kinds import authentication, authorization, printed, rbac, reported_event
 from skerry.api.kinds import certificate_signing_request as csr
 from skerry.api.kinds.authentication import SelfSubjectReview, TokenReview
 from skerry.api.kinds.authorization import (
@@ -47,6 +47,7 @@ Resource: TypeAlias = (
     | Namespace
     | ServiceAccount
     | Event
+    | reported_event.Event
     | CertificateSigningRequest
     | SelfSubjectAccessReview
     | SelfSubjectRulesReview
@@ -76,6 +77,15 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How a kind that is another view of one is kept: as that one's type, there and back without loss."""
+
+    type: type[Resource]
+    write: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class KindInfo:
     """How one kind is named and treated by the API."""
 
@@ -97,6 +107,8 @@ class KindInfo:
     """What its names look like: DNS subdomains, DNS labels, or anything that can be one part of a path."""
     selectable: tuple[str, ...] = ()
     """Paths that field selectors may name besides those that every kind has."""
+    storage: Storage | None = None
+    """The kind it is a view of, if any."""
     name_column: bool = True
     """Whether tables begin with the name."""
     immutable_spec: bool = False
@@ -151,6 +163,12 @@ _BINDING = (
     Column(name="ServiceAccounts", path="subjects[kind=ServiceAccount].name", value=printed.accounts, wide=True),
 )
 _OURS = ("skerry",)
+
+
+def _as_kept(value: Callable[[Event], Any]) -> Callable[[reported_event.Event], Any]:
+    """Return what shows the same of an event in its other words."""
+    return lambda item: value(reported_event.to_core(item))
+
 
 KINDS: tuple[KindInfo, ...] = (
     KindInfo(
@@ -421,6 +439,41 @@ KINDS: tuple[KindInfo, ...] = (
             Column(name="Message", path="message"),
             Column(name="First Seen", path="firstTimestamp", kind="age", value=printed.first_seen, wide=True),
             Column(name="Count", path="count", value=printed.times_seen, wide=True),
+            Column(name="Name", path="metadata.name", wide=True),
+        ),
+    ),
+    KindInfo(
+        kind="Event",
+        type=reported_event.Event,
+        group=reported_event.GROUP,
+        version=reported_event.VERSION,
+        plural="events",
+        singular="event",
+        short_names=("ev",),
+        storage=Storage(type=Event, write=reported_event.to_core, read=reported_event.of_core),
+        name_column=False,
+        selectable=(
+            "regarding.kind",
+            "regarding.namespace",
+            "regarding.name",
+            "regarding.uid",
+            "regarding.apiVersion",
+            "regarding.resourceVersion",
+            "regarding.fieldPath",
+            "reason",
+            "reportingController",
+            "type",
+        ),
+        columns=(
+            Column(name="Last Seen", path="deprecatedLastTimestamp", kind="age", value=_as_kept(printed.last_seen)),
+            Column(name="Type", path="type"),
+            Column(name="Reason", path="reason"),
+            Column(name="Object", path="regarding", value=_as_kept(printed.involved)),
+            Column(name="Subobject", path="regarding.fieldPath", wide=True),
+            Column(name="Source", path="deprecatedSource", value=_as_kept(printed.source), wide=True),
+            Column(name="Message", path="note"),
+            Column(name="First Seen", path="eventTime", kind="age", value=_as_kept(printed.first_seen), wide=True),
+            Column(name="Count", path="deprecatedCount", value=_as_kept(printed.times_seen), wide=True),
             Column(name="Name", path="metadata.name", wide=True),
         ),
     ),

@@ -18,6 +18,8 @@ from skerry.cli import options, output
 app = typer.Typer(help="The control plane: start it, let devices in.", no_args_is_help=True)
 tokens = typer.Typer(help="Join tokens: short-lived secrets that let devices enrol.", no_args_is_help=True)
 app.add_typer(tokens, name="token")
+stored = typer.Typer(help="Where a hub keeps everything.", no_args_is_help=True)
+app.add_typer(stored, name="store")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -125,6 +127,31 @@ def list_tokens(namespace: options.Namespace = "", kubeconfig: options.Kubeconfi
     from skerry.cli.get import show  # noqa: PLC0415
 
     show("tokens", namespace=namespace, kubeconfig=kubeconfig)
+
+
+@stored.command("copy")
+def copy_store(
+    source: Annotated[str, typer.Argument(help="A hub's state directory, or postgresql://user@host/database.")],
+    target: Annotated[str, typer.Argument(help="The same, of a store that is empty.")],
+    source_password_file: Annotated[Path | None, typer.Option(help="File with the source's password.")] = None,
+    target_password_file: Annotated[Path | None, typer.Option(help="File with the target's password.")] = None,
+) -> None:
+    """Copy a store into another one, with every revision and uid. The hubs that use it must not run."""
+    try:
+        from skerry.hub import stores  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"this installation has no hub (no module {error.name})", hint="install it with: pip install 'skerry[hub]'"
+        ) from None
+    passwords = stores.Passwords(source=source_password_file, target=target_password_file)
+    rows = 0
+
+    def said(copied: int) -> None:
+        nonlocal rows
+        rows = copied
+
+    newest = stores.copy(source, target, passwords=passwords, said=said)
+    output.say(f"copied {rows} records and what is known of their past, up to revision {newest}")
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:

@@ -62,15 +62,28 @@ def _registry(text: str) -> str:
 
 
 def _store(text: str) -> str:
-    """Take what may stand on a command line, which everybody on the machine can read."""
+    try:
+        check_store(text)
+    except InvalidError as error:
+        raise argparse.ArgumentTypeError(error.sentence) from None
+    return text
+
+
+def check_store(text: str) -> None:
+    """Refuse what is no store, or may not stand on a command line, which everybody on the machine can read.
+
+    Raises InvalidError.
+    """
+    element = "--store"
     if text != "sqlite" and not text.startswith(SHARED_SCHEME):
-        raise argparse.ArgumentTypeError(f'"{text.partition(":")[0]}" is no store; write sqlite, or {SHARED_SCHEME}...')
+        raise InvalidError("is no store that is known", element=element, hint=f"write sqlite, or {SHARED_SCHEME}...")
     place, _, query = text.removeprefix(SHARED_SCHEME).partition("?")
     if ":" in place.partition("/")[0].rpartition("@")[0] or "password=" in query:
-        raise argparse.ArgumentTypeError(
-            "a password does not belong on the command line; use --store-password-file or $SKERRY_STORE_PASSWORD"
+        raise InvalidError(
+            "a password does not belong on the command line",
+            element=element,
+            hint="use --store-password-file or $SKERRY_STORE_PASSWORD",
         )
-    return text
 
 
 def read_registry(text: str) -> tuple[Reference, bool]:

@@ -7,26 +7,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from skerry.api.errors import AlreadyExistsError, IntegrityError, InvalidError, UnsupportedError
+from skerry.api.errors import AlreadyExistsError, IntegrityError, InvalidError, NotFoundError, UnsupportedError
 from skerry.api.meta import Struct
 from skerry.core.ports import Store
 from skerry.hub.leadership import PREFIX, Election, Fence
-from skerry.hub.settings import SHARED_SCHEME
+from skerry.hub.settings import SHARED_SCHEME, check_store
 
 if TYPE_CHECKING:
+    from skerry.drivers.store.database import LogDatabase
     from skerry.hub.pki import Authority
 
 PASSWORD = "SKERRY_STORE_PASSWORD"  # noqa: S105 - the variable's name
 ADDRESS = "SKERRY_STORE"
 KEY = f"{PREFIX}identity"
+FILE = "hub.db"
+"""In a state directory."""
 _MAX_PASSWORD = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passwords:
+    """Files with passwords, where they are needed; $SKERRY_STORE_PASSWORD is for both."""
+
+    source: Path | None = None
+    target: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +64,45 @@ def address_of(named: str) -> str:
     return "" if named == "sqlite" else named
 
 
+@contextlib.contextmanager
+def open_log(place: str, password_file: Path | None = None) -> Iterator[LogDatabase]:
+    """Open a store's log without a hub: a PostgreSQL URL, or a hub's state directory, whose hub must not run.
+
+    Raises UnavailableError, InvalidError, UnsupportedError, IntegrityError.
+    """
+    if place.startswith(SHARED_SCHEME):
+        address, postgresql = _driver()
+        with postgresql.open_database(address.read(place, password=_password(password_file))) as database:
+            yield database
+        return
+    from skerry.drivers.store import sqlite  # noqa: PLC0415 - SQLAlchemy is not for the command line's every verb
+
+    with sqlite.open_database(Path(place) / FILE) as database:
+        yield database
+
+
+def copy(source: str, target: str, *, passwords: Passwords, said: Callable[[int], None]) -> int:
+    """Copy a store into an empty one, with all revisions; return the newest. Raises ConflictError and as `open_log`."""
+    from skerry.drivers.store import copying  # noqa: PLC0415
+
+    for place in (source, target):
+        if place.startswith(SHARED_SCHEME):
+            check_store(place)
+    if not source.startswith(SHARED_SCHEME) and not (Path(source) / FILE).exists():
+        raise NotFoundError(f"has no store ({FILE})", element=source, hint="name a hub's state directory")
+    with open_log(source, passwords.source) as old, open_log(target, passwords.target) as new:
+        return copying.copy(old, new, said=said).newest
+
+
 @contextlib.asynccontextmanager
 async def open_shared(url: str, password_file: Path | None = None) -> AsyncIterator[Shared]:
     """Open a PostgreSQL store. Raises UnsupportedError where its driver is not installed, InvalidError for the URL,
     UnavailableError."""
     if not url.startswith(SHARED_SCHEME):
         raise InvalidError("is no store that is known", element="--store", hint="write sqlite, or postgresql://...")
-    try:
-        from skerry.drivers.store import address, election, postgresql, shared  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            f"this installation cannot use PostgreSQL (no module {error.name})",
-            hint="install it with: pip install 'skerry[postgresql]'",
-        ) from None
+    address, postgresql = _driver()
+    from skerry.drivers.store import election, shared  # noqa: PLC0415 - as its driver
+
     place = address.read(url, password=_password(password_file))
     async with postgresql.open_store(place) as store:
         fence = shared.Fence()
@@ -99,6 +136,17 @@ async def check_same_keys(store: Store, authority: Authority) -> None:
             element="--store",
             hint="give this hub their keys with --keys-dir, or a database of its own",
         )
+
+
+def _driver() -> tuple[Any, Any]:
+    try:
+        from skerry.drivers.store import address, postgresql  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"this installation cannot use PostgreSQL (no module {error.name})",
+            hint="install it with: pip install 'skerry[postgresql]'",
+        ) from None
+    return address, postgresql
 
 
 def _password(file: Path | None) -> str:

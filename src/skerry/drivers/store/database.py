@@ -71,7 +71,8 @@ class LogDatabase:
         self._writer = writer
         self._readers = readers
         self._translate = translate
-        self._name = name
+        self.name = name
+        """What people call it."""
 
     def initialise(self) -> Stand:
         """Create the tables if there are none, bring older ones up to date, and say where the log stands.
@@ -134,6 +135,19 @@ class LogDatabase:
 
         return self._read(work)
 
+    def rows(self, after: int, upto: int, limit: int) -> list[log.Row]:
+        """Return rows of the log after a revision and up to another, in order."""
+        values = {"after": after, "upto": upto, "limit": limit}
+        return self._read(lambda connection: [log.Row(*row) for row in connection.execute(statements.ROWS, values)])
+
+    def size(self) -> int:
+        """Return how many rows the log has."""
+        return self._read(lambda connection: int(connection.execute(statements.SIZE).scalar_one()))
+
+    def import_rows(self, work: Callable[[sa.Connection], int]) -> int:
+        """Do something with a log that nobody uses yet, in one transaction; `work` may be called again."""
+        return self._commit(work)
+
     def begin_term(self) -> int:
         """Begin the term of a new leader and return it; writes of earlier terms are refused from now on."""
         return self._commit(lambda connection: int(connection.execute(statements.BEGIN_TERM).scalar_one()))
@@ -192,7 +206,7 @@ class LogDatabase:
                 statements.ADD_FACT, [{"name": name, "number": number} for name, number in numbers.items()]
             )
         elif not wanted <= present:
-            raise UnsupportedError("holds other tables than this store's", element=self._name)
+            raise UnsupportedError("holds other tables than this store's", element=self.name)
         else:
             self._migrate(connection)
         return _stand(connection)
@@ -208,7 +222,7 @@ class LogDatabase:
         if version != statements.SCHEMA_VERSION:
             raise UnsupportedError(
                 f"has schema version {found}, this program knows {statements.SCHEMA_VERSION}",
-                element=self._name,
+                element=self.name,
                 hint="run the version of the program that wrote it",
             )
         if version != found:
@@ -245,7 +259,7 @@ class LogDatabase:
         if stand.newest < after:
             raise IntegrityError(
                 f"ends at revision {stand.newest}, and revision {after} was written",
-                element=self._name,
+                element=self.name,
                 hint="was a backup put in its place, or a replica that lagged behind? then restart the hubs",
             )
         if stand.compacted > after:

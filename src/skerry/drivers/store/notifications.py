@@ -43,8 +43,8 @@ async def follow(store: SharedLogStore, address: Address, settings: Settings, *,
     """Keep the store up to date with what others write, forever; notifications by the sender `own` are skipped."""
     if not settings.listen:
         while True:
-            await _look(store)
             await asyncio.sleep(settings.poll_seconds)
+            await _look(store)
     heard = True
     while True:
         try:

@@ -13,8 +13,8 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -72,7 +72,7 @@ async def open_store(address: Address, settings: PostgresqlSettings | None = Non
     try:
         async with asyncio.TaskGroup() as group:
             following = group.create_task(
-                notifications.follow(store, address, settings.notifications, own=database.name), name="store-follow"
+                notifications.follow(store, address, settings.notifications, own=database.sender), name="store-follow"
             )
             try:
                 yield store
@@ -87,6 +87,16 @@ async def open_store(address: Address, settings: PostgresqlSettings | None = Non
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return what the body raised: the task beside it fails only with it."""
     return group.exceptions[0] if len(group.exceptions) == 1 else group
+
+
+@contextmanager
+def open_database(address: Address) -> Iterator[LogDatabase]:
+    """Open the log itself, for a program that is no hub. Raises as `open_store`."""
+    database, _ = _open(address, PostgresqlSettings())
+    try:
+        yield database
+    finally:
+        database.dispose()
 
 
 def _open(address: Address, settings: PostgresqlSettings) -> tuple[PostgresqlDatabase, Stand]:
@@ -114,7 +124,7 @@ class PostgresqlDatabase(LogDatabase):
 
     def __init__(self, address: Address) -> None:
         super().__init__(_engine(address, 1), _engine(address, READERS), self._meaning, address.shown)
-        self.name = secrets.token_hex(8)
+        self.sender = secrets.token_hex(8)
         """By which this hub knows its own notifications."""
         self._patience = self._lookup = 0.0
         self._away_since: float | None = None
@@ -132,7 +142,7 @@ class PostgresqlDatabase(LogDatabase):
 
         if (found := self._read(version)) < OLDEST_SERVER:
             raise UnsupportedError(
-                f"is version {found // 10000} of PostgreSQL", element=self._name, hint="use 14 or later"
+                f"is version {found // 10000} of PostgreSQL", element=self.name, hint="use 14 or later"
             )
 
     def dispose(self) -> None:
@@ -142,7 +152,7 @@ class PostgresqlDatabase(LogDatabase):
 
     def _announce(self, connection: sa.Connection, revision: int) -> None:
         connection.exec_driver_sql(
-            "SELECT pg_notify(%s, %s)", (notifications.CHANNEL, notifications.payload(revision, self.name))
+            "SELECT pg_notify(%s, %s)", (notifications.CHANNEL, notifications.payload(revision, self.sender))
         )
 
     def _read(self, work: Callable[[sa.Connection], _T]) -> _T:
@@ -189,7 +199,7 @@ class PostgresqlDatabase(LogDatabase):
                 if not self._wait(self._lookup):
                     raise UnavailableError(
                         f"the connection broke at a write's end; whether it is stored is not known ({error.cause})",
-                        element=self._name,
+                        element=self.name,
                         hint="look before you try again",
                     ) from None
             except _UnknownTransactionError:
@@ -215,14 +225,14 @@ class PostgresqlDatabase(LogDatabase):
             if state == _FOLLOWER:  # this server was the first one until now
                 self._writer.dispose()
             hint = "check that the server runs and lets us in"
-            raise _LostError(UnavailableError(f"cannot be used: {detail}", element=self._name, hint=hint)) from error
+            raise _LostError(UnavailableError(f"cannot be used: {detail}", element=self.name, hint=hint)) from error
         if state.startswith("53"):
-            return StorageFullError(detail, element=self._name, hint="make room on its server; nothing was changed")
+            return StorageFullError(detail, element=self.name, hint="make room on its server; nothing was changed")
         if state.startswith("XX"):
             return IntegrityError(
-                f"the database is damaged: {detail}", element=self._name, hint="restore it from a backup"
+                f"the database is damaged: {detail}", element=self.name, hint="restore it from a backup"
             )
-        return UnavailableError(f"the database failed: {detail}", element=self._name)
+        return UnavailableError(f"the database failed: {detail}", element=self.name)
 
 
 class _UnknownTransactionError(Exception):

@@ -12,8 +12,8 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,20 @@ async def open_store(path: Path, settings: SqliteSettings | None = None) -> Asyn
             yield store
         finally:
             await store.close()
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def open_database(path: Path) -> Iterator[LogDatabase]:
+    """Open the log itself, for a program that is no hub. Raises as `open_store`."""
+    lock = _lock(path)
+    try:
+        database, _ = _open(path, SqliteSettings())
+        try:
+            yield database
+        finally:
+            database.dispose()
     finally:
         os.close(lock)
 

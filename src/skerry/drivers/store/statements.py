@@ -112,6 +112,15 @@ NEWS = (
 )
 """What was written after a revision, whoever wrote it."""
 
+ROWS = (
+    sa.select(log)
+    .where(log.c.revision > sa.bindparam("after"), log.c.revision <= sa.bindparam("upto"))
+    .order_by(log.c.revision)
+    .limit(sa.bindparam("limit"))
+)
+"""The log itself."""
+SIZE = sa.select(sa.func.count()).select_from(log)
+
 OBSOLETE = (
     sa.select(log.c.revision)
     .where(

@@ -39,9 +39,9 @@ async def run(
         rounds += 1
         try:
             revision = await _forget_history(context, revision)
-            await certificate_requests.forget_old(context)
             if rounds % DAILY_EVERY == 1:
                 await forget_orphans(context)  # soon after each start, too: it may follow a power cut
+            await certificate_requests.forget_old(context)
             if rounds % DAILY_EVERY == 0:
                 await join_tokens.forget_expired(context)
                 await registry_tokens.forget_expired(context)

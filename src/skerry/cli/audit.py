@@ -135,7 +135,9 @@ def _lines_of_hub(kubeconfig: Path | None) -> Iterator[tuple[bytes, bool]]:
 
 def _show(line: bytes, form: str) -> None:
     if form:
-        sys.stdout.write(line.decode() + "\n")
+        text = line.decode()
+        # A pipe gets the lines as they are; nobody's name may steer a terminal.
+        sys.stdout.write((output.plain(text) if sys.stdout.isatty() else text) + "\n")
         sys.stdout.flush()
         return
     event = _DECODER.decode(line)

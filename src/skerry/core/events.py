@@ -295,5 +295,6 @@ def _by_type(conditions: list[Condition]) -> dict[str, Condition]:
 
 
 def _bounded(text: str) -> str:
-    flat = " ".join(text.split())
+    flat = " ".join(text.split())  # devices say what they like, and kubectl prints it as it is
+    flat = flat if flat.isprintable() else "".join(c if c.isprintable() else "?" for c in flat)
     return flat if len(flat) <= MAX_MESSAGE else f"{flat[: MAX_MESSAGE - 3]}..."

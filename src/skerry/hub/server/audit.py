@@ -217,7 +217,7 @@ class Record:
         if not self._is_write:
             return
         self.audit.check()
-        if self._is_registry or self.identity.role == "anonymous" or self.attributes.subresource in _UNDONE:
+        if self._is_registry or self._is_joining or self.attributes.subresource in _UNDONE:
             return  # whether they may is found out later on; what comes of it is recorded before it is answered
         await self.audit.append(self._event("RequestReceived"))
         self._is_begun = True
@@ -243,7 +243,9 @@ class Record:
                 self.audit.note(self._event("Panic", code=self._code))
             raise
         if self._lasting:
-            await self._end()
+            await self._end("ResponseComplete")
+        elif self._is_begun and not self._is_answered and not self._given_up:
+            await self._end("Panic")  # whoever asked has gone before there was an answer
 
     def _read(self, chunk: bytes) -> None:
         self._digest.update(chunk)
@@ -279,7 +281,8 @@ class Record:
 
     async def _note(self, event: AuditEvent, send: Send, head: Message) -> None:
         """Record what is about to be answered and send its head; what cannot be recorded is answered otherwise."""
-        if self._code in (401, 403) and not self._is_begun and not self.refusals.take(*self._caller):
+        allowance = self._allowance(event)
+        if allowance is not None and not self._is_begun and not self.refusals.take(*allowance):
             await send(head)
             return
         try:
@@ -293,9 +296,22 @@ class Record:
         self._is_answered = True
         await send(head)
 
-    async def _end(self) -> None:
+    def _allowance(self, event: AuditEvent) -> tuple[str, str] | None:
+        """Return whose allowance an entry takes from; None: it is written in any case.
+
+        Nobody fills the log who may change nothing: by refusals, and by asking for a device's certificate again and
+        again, which gives the same one. Keys that are new cost uses of a token, and each has an allowance of its own.
+        """
+        if self._code in (401, 403) or (self.identity.role == "anonymous" and not self.token and self._code >= 400):
+            return self._caller
+        if self._is_joining:
+            made = event.object_ref.name if event.object_ref else ""
+            return self.identity.username, made
+        return None
+
+    async def _end(self, stage: Stage) -> None:
         try:
-            await self.audit.append(self._event("ResponseComplete", code=self._code))
+            await self.audit.append(self._event(stage, code=self._code))
         except SkerryError as error:
             log.error("audit.end_not_recorded audit_id=%s cause=%s", self.audit_id, error)
 
@@ -318,6 +334,11 @@ class Record:
     @property
     def _is_registry(self) -> bool:
         return self.attributes.path.startswith("/v2")
+
+    @property
+    def _is_joining(self) -> bool:
+        """Whether it can only be a device, or what wants to become one: nobody else gets here without a user."""
+        return not self.token and not self._is_registry and self.identity.role in ("anonymous", "device")
 
     @property
     def _keeps_body(self) -> bool:

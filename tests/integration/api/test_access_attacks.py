@@ -6,6 +6,7 @@ import itertools
 import socket
 import ssl
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -338,8 +339,15 @@ def test_who_may_pull_and_push_is_said_by_roles(people: People, namespace: str, 
     people.grant(mallory, namespace, rule(["update"], ["repositories"]), name="pushes")
     assert client.post(f"{own}/blobs/uploads/").status_code == 202
     assert client.post(f"{other}/blobs/uploads/").status_code == 403
-    mounted = client.post(f"{own}/blobs/uploads/?mount=sha256:{'a' * 64}&from=default/digits")
-    assert mounted.status_code == 202  # an ordinary upload: what he may not read is as if it were not there
+    blob, source = mallory.encode(), f"{namespace}-other/secret"
+    digest = f"sha256:{sha256(blob).hexdigest()}"
+    pushed = people.admin.post(f"/v2/{source}/blobs/uploads/?digest={digest}", content=blob)
+    assert pushed.status_code == 201, pushed.text
+    mount = f"{own}/blobs/uploads/?mount={digest}&from={source}"
+    assert client.post(mount).status_code == 202  # an ordinary upload: what he may not read is as if it were not there
+    assert client.get(f"{own}/blobs/{digest}").status_code == 404
+    people.grant(mallory, f"{namespace}-other", rule(["get"], ["repositories"], "secret"), name="reads-it")
+    assert client.post(mount).status_code == 201
     assert client.delete(f"{own}/manifests/v1").status_code == 403
 
 

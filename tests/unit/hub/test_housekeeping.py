@@ -93,7 +93,7 @@ UNREADABLE = b'{"spec": {"cordoned": "as a newer version says it"}}'
 
 async def test_while_a_device_cannot_be_told_nothing_that_may_be_its_own_is_removed(tmp_path: Path) -> None:
     async with open_store(tmp_path / "hub.db") as store:
-        context = cast("Any", SimpleNamespace(objects=Objects(store, SetClock())))
+        context = cast("Any", SimpleNamespace(objects=Objects(store, SetClock()), clock=SetClock()))
         odd = await store.create("devices/default/odd", UNREADABLE)
         for uid in ("uid-odd", "uid-gone"):
             await store.create(f"desired/{uid}", b"{}")
@@ -128,7 +128,7 @@ async def test_no_record_that_cannot_be_read_ends_it(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(housekeeping, "forget_orphans", stumble)
     async with open_store(tmp_path / "hub.db") as store:
-        context = cast("Any", SimpleNamespace(objects=Objects(store, SetClock())))
+        context = cast("Any", SimpleNamespace(objects=Objects(store, SetClock()), clock=SetClock()))
         task = asyncio.create_task(housekeeping.run(context, cast("Any", None), (), round_seconds=0.01))
         async with asyncio.timeout(TIMEOUT):
             await rounds.wait()

@@ -61,19 +61,22 @@ async def run(election: Election, fence: Fence, lead: Callable[[int], Awaitable[
 
     Work that fails with UnavailableError is left to another hub, or tried again; every other failure is the hub's.
     """
-    while True:
-        term = await election.campaign()
-        log.info("leadership.acquired term=%d", term)
-        fence.term = term
-        try:
-            await _until_lost(election, term, lead)
-        except* UnavailableError as group:
-            log.warning("leadership.given_up term=%d cause=%s", term, group.exceptions[0])
-        finally:
-            fence.term = None
-            await election.resign()
-        log.warning("leadership.ended term=%d", term)
-        await asyncio.sleep(PAUSE_SECONDS)
+    try:
+        while True:
+            term = await election.campaign()
+            log.info("leadership.acquired term=%d", term)
+            fence.term = term
+            try:
+                await _until_lost(election, term, lead)
+            except* UnavailableError as group:
+                log.warning("leadership.given_up term=%d cause=%s", term, group.exceptions[0])
+            finally:
+                fence.term = None
+                await election.resign()
+            log.warning("leadership.ended term=%d", term)
+            await asyncio.sleep(PAUSE_SECONDS)
+    finally:
+        await election.resign()
 
 
 async def _until_lost(election: Election, term: int, lead: Callable[[int], Awaitable[None]]) -> None:

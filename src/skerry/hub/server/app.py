@@ -41,6 +41,7 @@ from skerry.hub.server import (
     get,
     health,
     openapi,
+    openapi_v2,
     patch,
     registry,
     remote,
@@ -138,6 +139,7 @@ def _routes(context: HubContext) -> list[BaseRoute]:
         Route("/apis/{group}/{version}", partial(discovery.group_version, groups=groups)),
         *garbage.routes(context, f"/apis/{GROUP}/{VERSION}"),
         *audit_events.routes(context, f"/apis/{GROUP}/{VERSION}"),
+        Route("/openapi/v2", partial(openapi_v2.document, groups=groups)),
         Route("/openapi/v3", partial(openapi.index, groups=groups)),
         Route("/openapi/v3/{path:path}", partial(openapi.group_document, groups=groups)),
     ]

@@ -10,6 +10,7 @@ import json
 import ssl
 import threading
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ GRANTS = {
     "system:auth-delegator": {("POST", REVIEWS), ("POST", TOKENS)},
     "extension-apiserver-authentication-reader": {("GET", f"{CONFIG_MAPS}/{NAME}"), ("GET", CONFIG_MAPS)},
 }
-"""What Kubernetes' own roles allow, as far as it is served here."""
+"""What Kubernetes' own roles allow, as far as it is served here: methods and paths, whose ends may be open (`*`)."""
 WAIT = 20.0
 
 
@@ -39,7 +40,10 @@ class Cluster:
         self.credentials = directory / "serviceaccount"
         self.credentials.mkdir()
         self.account_token = "first"
-        self.roles = set(GRANTS)
+        self.grants: dict[str, set[tuple[str, str]]] = dict(GRANTS)
+        """By role, those that the hub's account is bound to."""
+        self.labels: dict[str, str] = {}
+        """Of pods, what their role's label says."""
         self.data = self.config(self.proxy_ca.pem)
         self.users: dict[str, dict[str, Any]] = {}
         """By token, what a TokenReview says."""
@@ -56,6 +60,7 @@ class Cluster:
         self._serving = self.ca.issue("kube-apiserver", "127.0.0.1", server=True)
         self.give_token("first")
         (self.credentials / "ca.crt").write_text(self.ca.pem)
+        (self.credentials / "namespace").write_text("skerry")
         self.port = 0
         self.start()
 
@@ -93,6 +98,11 @@ class Cluster:
     def wait_for_watchers(self) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: self.watchers > 0, WAIT)
+
+    def wait_for_leader(self, pod: str) -> None:
+        """Wait until a pod is labelled as the one that leads."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.labels.get(pod) == "leader", 3 * WAIT), self.labels
 
     def asked(self, path: str) -> list[Any]:
         """The specs of the reviews that were posted there."""
@@ -171,10 +181,22 @@ class _Handler(BaseHTTPRequestHandler):
             status = {"authenticated": True, "user": user} if user else {"error": "no such token"}
         self._answer(201, {**body, "status": status})
 
+    def do_PATCH(self) -> None:
+        """Change a pod's labels."""
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if not self._admit("PATCH", self.path, body):
+            return
+        assert self.headers["content-type"] == "application/merge-patch+json"
+        with self.cluster.changed:
+            self.cluster.labels[self.path.rpartition("/")[2]] = body["metadata"]["labels"]["skerry.dev/role"]
+            self.cluster.changed.notify_all()
+        self._answer(200, {"kind": "Pod", **body})
+
     def _admit(self, method: str, path: str, body: Any) -> bool:
         cluster = self.cluster
         cluster.requests.append((method, path, body))
-        granted = any((method, path) in GRANTS[role] for role in cluster.roles)
+        rules = [rule for rules in cluster.grants.values() for rule in rules]
+        granted = any(method == verb and fnmatchcase(path, pattern) for verb, pattern in rules)
         code = cluster.broken or (0 if granted else 403)
         if self.headers.get("authorization") != f"Bearer {cluster.account_token}":
             code = 401

@@ -224,7 +224,7 @@ def test_a_config_that_would_let_everybody_in_is_refused_and_the_one_before_kept
 def test_a_hub_that_cannot_know_the_proxy_does_not_start(
     start_hub: StartHub, cluster: Cluster, role: str, said: str
 ) -> None:
-    cluster.roles.discard(role)
+    cluster.grants.pop(role, None)
     if not role:
         cluster.data = {}
     assert said in start_hub().fail()

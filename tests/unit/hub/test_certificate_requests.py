@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,7 +110,11 @@ def test_a_certificate_of_another_hub_or_of_no_client_is_nobody_s(
     ca = x509.load_pem_x509_certificate(live_authority.ca_pem)
     server = live_authority.ca_file.with_name("server.crt")
     foreign = other.issue_user(base64.b64decode(asked("ada").spec.request), timedelta(hours=1))
-    for pem in (foreign, server.read_bytes(), live_authority.ca_pem):
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ada")])
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    server_s = live_authority._issue(public, name, life=timedelta(hours=1), usage=ExtendedKeyUsageOID.SERVER_AUTH)
+    pems = (foreign, server.read_bytes(), live_authority.ca_pem, server_s.public_bytes(serialization.Encoding.PEM))
+    for pem in pems:
         der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
         assert PeerCertificate(der).identity(datetime.now(UTC), ca).role == "anonymous"
     assert PeerCertificate(b"rubbish").identity(datetime.now(UTC), ca).role == "anonymous"

@@ -21,7 +21,7 @@ from tests.unit.hub.issuer import Issuer
 
 from skerry.api.errors import InvalidError, UnauthorizedError, UnavailableError
 from skerry.hub import pki
-from skerry.hub.authentication import oidc
+from skerry.hub.authentication import jws, oidc
 from skerry.hub.authentication.chain import Authentication
 from skerry.hub.authentication.oidc import OidcTokens
 from skerry.hub.settings import HubSettings
@@ -214,6 +214,40 @@ async def test_an_issuer_whose_certificate_is_not_trusted_lets_nobody_in(
     with pytest.raises(UnavailableError):
         await name_of(opened(issuer, other, clock), issuer.token())
     assert issuer.asked == []
+
+
+async def test_an_algorithm_that_is_not_accepted_costs_no_question(
+    issuer: Issuer, live_authority: pki.Authority, clock: Ahead
+) -> None:
+    tokens = opened(issuer, live_authority, clock)
+    for token in (issuer.token(algorithm="RS512"), forged(issuer, {"alg": "HS256"}, b"x")):
+        with pytest.raises(UnauthorizedError, match="algorithm"):
+            await name_of(tokens, token)
+    assert issuer.asked == []
+
+
+@pytest.mark.parametrize(
+    ("bits", "changes", "good"),
+    [
+        (2048, {}, True),
+        (8192, {}, True),
+        (1024, {}, False),
+        (8200, {}, False),
+        (2048, {"use": "enc"}, False),
+        (2048, {"alg": "RS512"}, False),
+        (2048, {"kty": "oct", "k": "c2VjcmV0"}, False),
+        (2048, {"n": 5}, False),
+    ],
+)
+def test_keys_that_cannot_be_used_are_left_out(bits: int, changes: dict[str, Any], *, good: bool) -> None:
+    number = ((1 << bits) - 1).to_bytes(bits // 8)
+    key = {"kty": "RSA", "kid": "k", "e": "AQAB", "n": base64.urlsafe_b64encode(number).decode().rstrip("="), **changes}
+    raw = json.dumps({"keys": [key, 5, {}]}).encode()
+    if good:
+        assert list(jws.read_keys(raw, ["RS256"], element="keys")) == [("k", "RS256")]
+    else:
+        with pytest.raises(InvalidError, match="no key for"):
+            jws.read_keys(raw, ["RS256"], element="keys")
 
 
 async def test_weak_keys_are_none(issuer: Issuer, live_authority: pki.Authority, clock: Ahead) -> None:

@@ -73,7 +73,8 @@ class Policy:
     """By name, with the rules that it aggregates."""
     bindings: Callable[[str], Iterable[RoleBinding]]
     """Of a namespace."""
-    cluster_bindings: Callable[[], Iterable[ClusterRoleBinding]]
+    cluster_bindings: Callable[[Identity], Iterable[ClusterRoleBinding]]
+    """Those that are about somebody; others among them do no harm."""
 
 
 def is_master(identity: Identity) -> bool:
@@ -127,6 +128,25 @@ def applies(subject: Subject, identity: Identity, *, namespace: str) -> bool:
         case "ServiceAccount":
             home = subject.namespace or namespace
             return bool(home) and identity.username == f"{_ACCOUNT}{home}:{subject.name}"
+
+
+def subject_keys(subjects: Iterable[Subject]) -> set[str]:
+    """Return what subjects of a binding without a namespace are found by: one of `identity_keys` of each of them."""
+    keys = set()
+    for subject in subjects:
+        match subject.kind:
+            case "User":
+                keys.add(f"user {subject.name}")
+            case "Group":
+                keys.add(f"group {subject.name}")
+            case "ServiceAccount":
+                keys.add(f"user {_ACCOUNT}{subject.namespace}:{subject.name}")
+    return keys
+
+
+def identity_keys(identity: Identity) -> list[str]:
+    """Return everything that a subject can know an identity by."""
+    return [f"user {identity.username}", *(f"group {group}" for group in identity.groups)]
 
 
 def rules_of_role(ref: RoleRef, namespace: str, policy: Policy) -> Sequence[PolicyRule] | None:
@@ -218,7 +238,7 @@ def describe(rule: PolicyRule) -> str:
 
 def _granted(identity: Identity, namespace: str, policy: Policy) -> Iterator[tuple[Sequence[PolicyRule], str]]:
     """Yield the rules of each binding that is about the identity, and the binding's name in words."""
-    for everywhere in policy.cluster_bindings():
+    for everywhere in policy.cluster_bindings(identity):
         if any(applies(subject, identity, namespace="") for subject in everywhere.subjects):
             # A Role is in a namespace, and this binding is in none.
             rules = rules_of_role(everywhere.role_ref, "", policy)

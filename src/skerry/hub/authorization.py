@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from skerry.api.errors import SkerryError, UnavailableError
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 10.0
 """How long a request waits for the roles to be read after the hub's start."""
-RETRY_SECONDS = 1.0
+RETRY_SECONDS = 5.0
 
 R = TypeVar("R", Role, ClusterRole, RoleBinding, ClusterRoleBinding)
 
@@ -63,14 +63,15 @@ class RoleAuthorizer:
         self._effective: dict[str, ClusterRole] = {}
         """ClusterRoles with the rules that they aggregate, as far as they have been asked for since the last change."""
         self._bindings: dict[str, dict[str, RoleBinding]] = {}
-        self._cluster_bindings: dict[str, ClusterRoleBinding] = {}
+        self._cluster_bindings: dict[str, dict[str, ClusterRoleBinding]] = {}
+        """By what their subjects are found by, then by name: there may be one for each of many users."""
         self._stale = asyncio.Event()
         """Set when a ClusterRole has changed, and others' stored rules may have to follow."""
         self._policy = rbac.Policy(
             role=lambda namespace, name: self._roles.get((namespace, name)),
             cluster_role=self._cluster_role,
             bindings=lambda namespace: self._bindings.get(namespace, {}).values(),
-            cluster_bindings=self._cluster_bindings.values,
+            cluster_bindings=self._cluster_bindings_of,
         )
         self._informers: list[informer.Informer[Any]] = [
             self._follow(Role, self._role_changed),
@@ -140,7 +141,19 @@ class RoleAuthorizer:
             self._bindings.pop(old.metadata.namespace, None)
 
     def _cluster_binding_changed(self, old: ClusterRoleBinding | None, new: ClusterRoleBinding | None) -> None:
-        _swap(self._cluster_bindings, _name, old, new)
+        if old is not None:
+            for key in rbac.subject_keys(old.subjects):
+                found = self._cluster_bindings.get(key, {})
+                found.pop(_name(old), None)
+                if not found:
+                    self._cluster_bindings.pop(key, None)
+        if new is not None:
+            for key in rbac.subject_keys(new.subjects):
+                self._cluster_bindings.setdefault(key, {})[_name(new)] = new
+
+    def _cluster_bindings_of(self, identity: Identity) -> Iterator[ClusterRoleBinding]:
+        for key in rbac.identity_keys(identity):
+            yield from self._cluster_bindings.get(key, {}).values()
 
     async def _write_aggregated(self) -> None:
         """Write into aggregating roles what they aggregate: people look there. Decisions do not read it."""
@@ -148,6 +161,7 @@ class RoleAuthorizer:
         while True:
             await self._stale.wait()
             self._stale.clear()
+            failed = False
             for name, role in sorted(self._cluster_roles.items()):
                 shown = self._cluster_role(name)
                 if shown is None or shown.rules == role.rules:
@@ -156,9 +170,10 @@ class RoleAuthorizer:
                     await self._objects.replace(shown)
                 except SkerryError as error:
                     log.info("roles.aggregation_retried role=%s cause=%s", name, error)
-                    self._stale.set()
-            if self._stale.is_set():
+                    failed = True
+            if failed:
                 await asyncio.sleep(RETRY_SECONDS)
+                self._stale.set()
 
 
 def _swap(kept: dict[Any, Any], key: Any, old: Resource | None, new: Resource | None) -> None:

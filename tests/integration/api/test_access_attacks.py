@@ -235,6 +235,8 @@ def test_nobody_writes_a_role_with_more_than_he_has(editor: httpx.Client, namesp
         put = editor.put(f"{at}/reader{query}", json=document("Role", "reader", rules=rules))
         assert put.status_code == 403, put.text
         assert editor.patch(f"{at}/reader{query}", json={"rules": rules}, headers=MERGE).status_code == 403
+        strategic = {"content-type": "application/strategic-merge-patch+json"}
+        assert editor.patch(f"{at}/reader{query}", json={"rules": rules}, headers=strategic).status_code == 403
         json_patch = [{"op": "replace", "path": "/rules", "value": rules}]
         headers = {"content-type": "application/json-patch+json"}
         assert editor.patch(f"{at}/reader{query}", json=json_patch, headers=headers).status_code == 403

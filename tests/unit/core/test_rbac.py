@@ -64,7 +64,7 @@ def policy(*objects: Role | ClusterRole | RoleBinding | ClusterRoleBinding) -> P
         bindings=lambda namespace: [
             one for one in objects if isinstance(one, RoleBinding) and one.metadata.namespace == namespace
         ],
-        cluster_bindings=lambda: [one for one in objects if isinstance(one, ClusterRoleBinding)],
+        cluster_bindings=lambda _: [one for one in objects if isinstance(one, ClusterRoleBinding)],
     )
 
 
@@ -202,6 +202,8 @@ def test_a_binding_to_nothing_takes_nothing_away_from_others() -> None:
 )
 def test_a_subject(subject: Subject, identity: Identity, namespace: str, applies: bool) -> None:
     assert rbac.applies(subject, identity, namespace=namespace) is applies
+    if applies and not namespace:  # found by its keys, too
+        assert rbac.subject_keys([subject]) & set(rbac.identity_keys(identity))
 
 
 def test_masters_may_do_everything_without_any_role() -> None:

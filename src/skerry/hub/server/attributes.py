@@ -24,8 +24,6 @@ _OF_NAMESPACES = ("status", "finalize")
 """What follows a namespace's name and is a part of it, not a resource in it."""
 _CONVERSATIONS = {("", "pods", name) for name in ("exec", "attach", "portforward")}
 """They do something, also where WebSocket makes a GET of them: who may only read may not begin one."""
-_CONVERSATIONS = ("exec", "attach", "portforward")
-"""Of pods. Begun by GET where they go over WebSocket; whoever may only read must not begin one."""
 _SEGMENT = re.compile(r"[^/\x00-\x1f\x7f]+")
 _NODES = {("", "nodes"), ("metrics.k8s.io", "nodes")}
 _CLUSTER_SCOPED = {(info.group, info.plural) for info in KINDS if not info.namespaced} | _NODES
@@ -47,8 +45,6 @@ def of(scope: Scope) -> Attributes:
         found = replace(found, verb="create")
     if found.namespace and found.resource != "namespaces" and (group, found.resource) in _CLUSTER_SCOPED:
         raise NotFoundError("the server could not find the requested resource", element=f"{method} {path[:200]}")
-    if group == "" and found.resource == "pods" and found.subresource in _CONVERSATIONS:
-        return replace(found, verb="create")
     return found if found.name else _of_collection(found, QueryParams(scope.get("query_string", b"")))
 
 

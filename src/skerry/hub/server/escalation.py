@@ -117,7 +117,9 @@ async def _policy(call: Call) -> Policy:
     authorizer = call.context.authorizer
     if isinstance(authorizer, RoleAuthorizer):
         return await authorizer.policy()
-    return Policy(role=lambda *_: None, cluster_role=lambda _: None, bindings=lambda _: (), cluster_bindings=lambda: ())
+    return Policy(
+        role=lambda *_: None, cluster_role=lambda _: None, bindings=lambda _: (), cluster_bindings=lambda _: ()
+    )
 
 
 def _repositories(call: Call, token: RegistryToken) -> Iterator[Attributes]:

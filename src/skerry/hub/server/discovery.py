@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Sequence
+from hashlib import sha256
 from typing import Any
 
 from starlette.requests import Request
@@ -43,7 +44,7 @@ async def version(_: Request) -> Response:
 async def api(request: Request) -> Response:
     """Return the core group's versions."""
     if (form := _aggregated(request)) is not None:
-        return _group_list(form, [_aggregated_group("")])
+        return _group_list(request, form, [_aggregated_group("")])
     return status.respond({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
 
 
@@ -51,7 +52,7 @@ async def apis(request: Request, *, groups: Collection[str] = resources.GROUPS) 
     """Return those of the groups that are served here."""
     names = [name for name in resources.GROUPS if name and name in groups]
     if (form := _aggregated(request)) is not None:
-        return _group_list(form, [_aggregated_group(name) for name in names])
+        return _group_list(request, form, [_aggregated_group(name) for name in names])
     listed = [_group(name) for name in names]
     return status.respond({"kind": "APIGroupList", "apiVersion": "v1", "groups": listed})
 
@@ -155,12 +156,15 @@ def _aggregated(request: Request) -> str | None:
     return None
 
 
-def _group_list(form: str, groups: list[dict[str, Any]]) -> Response:
+def _group_list(request: Request, form: str, groups: list[dict[str, Any]]) -> Response:
     response = status.respond(
         {"kind": "APIGroupDiscoveryList", "apiVersion": f"apidiscovery.k8s.io/{form}", "metadata": {}, "items": groups}
     )
     response.headers["content-type"] = f"application/json;g=apidiscovery.k8s.io;v={form};as=APIGroupDiscoveryList"
     response.headers["vary"] = "accept"
+    response.headers["etag"] = tag = f'"{sha256(response.body).hexdigest()}"'
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers={"etag": tag, "vary": "accept"})
     return response
 
 

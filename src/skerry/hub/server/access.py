@@ -18,7 +18,7 @@ from skerry.core.access import ANONYMOUS, Identity, account_of
 from skerry.hub import roles
 from skerry.hub.authorization import Attributes, Authorizer
 from skerry.hub.identity import IDENTITY
-from skerry.hub.server import attributes, impersonation
+from skerry.hub.server import attributes, audit, impersonation
 
 OPEN_PATHS = frozenset(
     {"/healthz", "/livez", "/readyz", "/version", "/cacerts", "/.well-known/openid-configuration", "/openid/v1/jwks"}
@@ -109,6 +109,7 @@ def authorized(app: ASGIApp, *, authorizer: Authorizer) -> ASGIApp:
             headers = Headers(scope=scope)
             identity = await impersonation.impersonated(authorizer, scope.get(IDENTITY, ANONYMOUS), headers)
             if identity is not scope.get(IDENTITY):
+                audit.act_as(scope, identity)
                 scope = {**scope, IDENTITY: identity, impersonation.BEHIND: scope.get(IDENTITY, ANONYMOUS)}
             if identity.role != "user":
                 token = join_token(headers.get("authorization", ""))

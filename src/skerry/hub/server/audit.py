@@ -157,6 +157,13 @@ def known(app: ASGIApp) -> ASGIApp:
     return note
 
 
+def act_as(scope: Scope, identity: Identity) -> None:
+    """Note as whom the caller acts, who may: whatever comes of the request."""
+    record = scope.get(RECORD)
+    if isinstance(record, Record):
+        record.acts_as = identity
+
+
 def call_by_token(scope: Scope, subject: str) -> None:
     """Note whose registry token a request shows, where it shows one: the registry has logins of its own."""
     record = scope.get(RECORD)
@@ -170,7 +177,7 @@ def begun(app: ASGIApp) -> ASGIApp:
     async def begin(scope: Scope, receive: Receive, send: Send) -> None:
         record = scope.get(RECORD)
         if isinstance(record, Record):
-            await record.begin(scope)
+            await record.begin()
         await app(scope, receive, send)
 
     return begin
@@ -191,7 +198,8 @@ class Record:
     token: str = field(default="", init=False)
     """The registry token that was shown; empty for everybody who is known otherwise."""
     received: datetime = field(init=False)
-    _acted_as: Identity | None = field(default=None, init=False)
+    acts_as: Identity | None = field(default=None, init=False)
+    """Whom the caller was let act as, if anybody."""
     _digest: Any = field(default_factory=sha256, init=False)
     _body: bytearray = field(default_factory=bytearray, init=False)
     _held: Message | None = field(default=None, init=False)
@@ -210,10 +218,8 @@ class Record:
 
     # --- on the way in ----------------------------------------------------------------------------------------------
 
-    async def begin(self, scope: Scope) -> None:
+    async def begin(self) -> None:
         """Write down what is about to be changed, and by whom. Raises StorageFullError, UnavailableError."""
-        acts_as = scope.get(IDENTITY, ANONYMOUS)
-        self._acted_as = acts_as if acts_as != self.identity else None
         if not self._is_write:
             return
         self.audit.check()
@@ -375,7 +381,7 @@ class Record:
         shown: Any = None
         headers = Headers(scope=self.scope)
         claimed = headers.get("impersonate-user", "")
-        if claimed and self._acted_as is None:  # it was refused, so it is no more than what was asked for
+        if claimed and self.acts_as is None:  # it was refused, so it is no more than what was asked for
             annotations[CLAIMED] = policy.agent(claimed)
         if self._keeps_body and self._body:
             raw = bytes(self._body)
@@ -395,7 +401,7 @@ class Record:
             request_uri=policy.uri(self.scope["path"], query),
             verb=self.attributes.verb,
             user=User(username=username, groups=[TOKENS]) if self.token else _user(self.identity),
-            impersonated_user=None if self._acted_as is None else _user(self._acted_as),
+            impersonated_user=None if self.acts_as is None else _user(self.acts_as),
             source_ips=[address] if address else [],
             user_agent=policy.agent(headers.get("user-agent", "")),
             object_ref=self._object(said),

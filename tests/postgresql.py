@@ -25,8 +25,9 @@ _USERS = ("postgres", "nobody")
 class Server:
     """One server; each test gets a schema of its own in its one database."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, fsync: bool = False) -> None:
         self.directory = directory
+        self._fsync = "on" if fsync else "off"
         self._user: dict[str, Any] = {}
         if os.getuid() == 0:
             name = next(user for user in _USERS if _exists(user))
@@ -38,7 +39,6 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until it lets one in."""
-        # No fsync: the tests end processes, not the machine.
         command = [
             _binary("postgres"),
             "-D",
@@ -46,7 +46,7 @@ class Server:
             "-k",
             str(self.directory),
             "-c",
-            "fsync=off",
+            f"fsync={self._fsync}",
         ]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -101,14 +101,17 @@ class Server:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    """Run a server for a while; skip the test where there is none to run."""
+def running(*, fsync: bool = False) -> Iterator[Server]:
+    """Run a server for a while; skip the test where there is none to run.
+
+    Without fsync unless asked: the tests end processes, not the machine.
+    """
     if not (_find("initdb") and _find("postgres")):
         pytest.skip("needs PostgreSQL's server: install postgresql")
     directory = Path(tempfile.mkdtemp(prefix="skerry-pg-"))
     directory.chmod(0o755)
     try:
-        server = Server(directory)
+        server = Server(directory, fsync=fsync)
         try:
             server.start()
             yield server

@@ -9,8 +9,10 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg as psycopg_dialect
 from tests.postgresql import Server, running
 
 from skerry.api.errors import (
@@ -23,7 +25,7 @@ from skerry.api.errors import (
     UnsupportedError,
 )
 from skerry.core.ports import Change
-from skerry.drivers.store import address, notifications
+from skerry.drivers.store import address, notifications, statements
 from skerry.drivers.store.database import HISTORY_PAGE
 from skerry.drivers.store.feed import FeedSettings
 from skerry.drivers.store.logstore import LogSettings
@@ -386,6 +388,32 @@ async def test_a_server_that_is_not_there_is_one_sentence_without_the_password(t
             raise AssertionError("opened")
     assert "secret" not in str(caught.value)
     assert str(tmp_path) in caught.value.element
+
+
+async def test_a_page_of_a_long_list_costs_its_own_length(server: Server) -> None:
+    """Also once the server knows how long the list is; a plan that goes through all of it is none."""
+    schema, many = server.new_schema(), 20_000
+    async with opened(server.url(schema)) as store:
+        await store.create("devices/first", b"")
+        server.execute(
+            f"INSERT INTO log SELECT n, 'devices/' || lpad(n::text, 8, '0'), n, 0, false, '' "
+            f"FROM generate_series(2, {many}) n",
+            schema=schema,
+        )
+        server.execute("ANALYZE log", schema=schema)
+        statement = str(statements.LIST_PAGE.compile(dialect=psycopg_dialect()))
+        values = {"start": "devices/00010000", "end": "devices0", "revision": many, "limit": 500}
+        with address.read(server.url(schema)).connect() as connection:
+            plan = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values).fetchone()  # type: ignore
+        assert plan is not None
+        assert touched(plan[0][0]["Plan"]) <= 2 * 500 + 10
+
+
+def touched(plan: dict[str, Any]) -> int:
+    """Return how many rows the plan's scans went through."""
+    below = plan.get("Plans", [])
+    own = 0 if below else (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)) * plan["Actual Loops"]
+    return int(own) + sum(touched(one) for one in below)
 
 
 async def test_an_exception_in_the_body_passes_as_it_is(server: Server) -> None:

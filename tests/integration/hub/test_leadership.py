@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from tests.postgresql import Server, running
@@ -51,8 +52,8 @@ async def hub(url: str, settings: ElectionSettings = EAGER) -> AsyncIterator[Hub
 
 
 @asynccontextmanager
-async def task(coroutine: object) -> AsyncIterator[asyncio.Task[None]]:
-    running = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
+async def task(coroutine: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[Any]]:
+    running = asyncio.create_task(coroutine)
     try:
         yield running
     finally:

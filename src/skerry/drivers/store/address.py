@@ -25,6 +25,12 @@ _SESSION = {
     "lock_timeout": "15s",
     # A hub that stops in the middle of a transaction holds the log; the server ends it, and the others go on.
     "idle_in_transaction_session_timeout": "10s",
+    # Each statement finds its rows by an index, one after the other. Without this the planner, once it knows how many
+    # there are, goes through all of a list for one page of it.
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
 }
 _KEEPALIVE = {
     "keepalives": 1,

@@ -78,8 +78,9 @@ async def open_store(address: Address, settings: PostgresqlSettings | None = Non
                 yield store
             finally:
                 following.cancel()
-    except BaseExceptionGroup as group_error:
-        raise _only(group_error) from None
+    except BaseExceptionGroup as group:
+        error = _only(group)
+        raise error from error.__cause__
     finally:
         await store.close()
 

@@ -294,6 +294,33 @@ def test_a_certificate_is_signed_in_the_moment_of_its_approval(hub: Hub, namespa
     assert people.admin.put(f"{REQUESTS}/{namespace}-a/approval", json=taken_back).status_code == 422
 
 
+def test_decisions_may_be_patched(namespace: str, people: People) -> None:
+    name = f"{namespace}-p"
+    path = f"{REQUESTS}/{name}/approval"
+    assert people.admin.post(REQUESTS, json=request_for(name, csr("pia"))).status_code == 201
+    change = {"status": {"conditions": [{"type": "Approved", "status": "True"}]}, "spec": {"username": "root"}}
+
+    def patch(http: httpx.Client, kind: str, content: Any) -> httpx.Response:
+        return http.patch(path, json=content, headers={"Content-Type": f"application/{kind}"})
+
+    applied = {**request_for(name, csr("pia")), **change}
+    assert patch(people.admin, "apply-patch+yaml", applied).status_code == 415
+    user = f"pat-{namespace}"
+    resources = ["certificatesigningrequests/approval"]
+    people.grant(user, "", rule(["*"], resources, group="certificates.k8s.io"), name=f"patch-{namespace}")
+    assert patch(people.user(user), "merge-patch+json", change).status_code == 403
+    assert patch(people.admin, "merge-patch+json", {"status": {"conditions": [{"type": "Signed"}]}}).status_code == 422
+    assert "certificate" not in people.admin.get(path).json()["status"]
+    done = patch(people.admin, "merge-patch+json", change)
+    assert done.status_code == 200, done.text
+    assert done.json()["status"]["certificate"]
+    assert done.json()["spec"]["username"] == "admin"
+    back = [{"op": "replace", "path": "/status/conditions", "value": []}]
+    assert patch(people.admin, "json-patch+json", back).status_code == 422
+    forged = [{"op": "replace", "path": "/status/certificate", "value": "eA=="}]
+    assert patch(people.admin, "json-patch+json", forged).json()["status"] == done.json()["status"]
+
+
 def test_a_denied_request_is_never_signed(namespace: str, people: People) -> None:
     made = people.admin.post(REQUESTS, json=request_for(f"{namespace}-d", csr("dan"))).json()
     denied = decide(people.admin, made, "Denied")

@@ -89,7 +89,11 @@ _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
     ("serviceaccounts", "token"): {"POST": authentication.create_token},
     # Decisions go by their own path, and only the hub signs.
     ("certificatesigningrequests", "status"): {"GET": get.get},
-    ("certificatesigningrequests", "approval"): {"GET": get.get, "PUT": certificates.approve},
+    ("certificatesigningrequests", "approval"): {
+        "GET": get.get,
+        "PUT": certificates.approve,
+        "PATCH": certificates.patch_approval,
+    },
 }
 
 

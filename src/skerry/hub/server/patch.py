@@ -26,9 +26,17 @@ _APPLIED: Mapping[str, Callable[[Any, Any], Any]] = {
 
 async def patch(call: Call) -> Response:
     """Change parts of an object. Raises NotFoundError, BadRequestError, InvalidError, ConflictError."""
-    kind = call.content_type
-    if kind == apply.MEDIA_TYPE:
+    if call.content_type == apply.MEDIA_TYPE:
         return await apply.apply(call)
+    return await change_parts(call, lambda _, wanted: wanted, status=call.subresource == "status")
+
+
+async def change_parts(call: Call, then: Callable[[Resource, Resource], Resource], *, status: bool) -> Response:
+    """Change parts of an object, or of its status, by any patch but apply; `then` makes of it what is written.
+
+    It is given what there is and what the patch makes of it. Raises as `patch`.
+    """
+    kind = call.content_type
     applied = _APPLIED.get(kind)
     if applied is None:
         raise UnsupportedError(
@@ -40,11 +48,10 @@ async def patch(call: Call) -> Response:
     merging = kind != JSON_PATCH
     if merging and not isinstance(change, dict):
         raise BadRequestError("is not a JSON object", element="the patch")
-    status = call.subresource == "status"
 
     def make(current: Resource) -> Resource:
         base = codec.present(current)
-        return _typed(call, base, applied(base, change), status=status)
+        return then(current, _typed(call, base, applied(base, change), status=status))
 
     sent = change if merging else {}
     written = await update.rewrite(

@@ -55,7 +55,7 @@ _SUBRESOURCES: Mapping[str, tuple[Subresource, ...]] = {
         Subresource(name="token", kind="TokenRequest", verbs=("create",), group="authentication.k8s.io", version="v1"),
     ),
     "certificatesigningrequests": (
-        Subresource(name="approval", kind="CertificateSigningRequest", verbs=("get", "update")),
+        Subresource(name="approval", kind="CertificateSigningRequest", verbs=("get", "patch", "update")),
     ),
     "pods": (
         Subresource(name="log", kind="Pod", verbs=("get",)),

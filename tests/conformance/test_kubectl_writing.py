@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conformance.objects import deployment, device, text_of
+from tests.conformance.objects import deployment, device, list_of, text_of
 from tests.conformance.program import GROUP, KUBECTL, NO_KUBECTL, HubProgram, Kubectl
 
 pytestmark = pytest.mark.skipif(KUBECTL is None, reason=NO_KUBECTL)
@@ -34,6 +34,14 @@ def test_create(kubectl: Kubectl) -> None:
     assert "AlreadyExists" in kubectl("create", "-f", "-", text=text, fails=True).stderr
     generated = {**deployment(""), "metadata": {"generateName": "made-"}}
     assert "modeldeployment.skerry.dev/made-" in kubectl("create", "-f", "-", text=text_of(generated)).stdout
+
+
+def test_a_list_is_created_and_deleted_as_it_was_printed(kubectl: Kubectl) -> None:
+    text = list_of(deployment("a"), device("b"))
+    assert kubectl("create", "-f", "-", text=text).stdout.count("created") == 2
+    printed = kubectl("get", "md/a", "dev/b", "-o", "json").stdout
+    assert kubectl("apply", "--force-conflicts", "--server-side", "-f", "-", text=list_of(device("b"))).stdout
+    assert kubectl("delete", "-f", "-", text=printed).stdout.count("deleted") == 2
 
 
 def test_apply_and_what_it_prunes(kubectl: Kubectl) -> None:

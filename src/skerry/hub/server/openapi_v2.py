@@ -1,7 +1,8 @@
 """OpenAPI v2 in one document, for clients from before v3: the v3 documents (`openapi`) in its older words.
 
-Source: OpenAPI Specification 2.0; Kubernetes' `/openapi/v2`. It is served as JSON. Clients that take nothing but its
-protocol buffers are told so (406), and ask for v3 instead.
+Source: OpenAPI Specification 2.0; Kubernetes' `/openapi/v2`. It is served as JSON. kubectl takes nothing but protocol
+buffers, in which it looks for what v3 cannot tell it: how to check a file that is a list. It is given a document that
+describes nothing, so that it leaves checking to the hub, which is strict.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ import skerry
 from skerry.hub.server import openapi, status
 
 _JSON = "application/json"
+_PROTOBUF = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
 _TAKEN = frozenset({"", _JSON, "application/*", "*/*"})
 _V3, _V2 = "#/components/schemas/", "#/definitions/"
 
 
 async def document(request: Request, *, groups: Collection[str] = openapi.GROUPS) -> Response:
-    """Return the document of the served groups; 406 for clients that do not take JSON."""
+    """Return the document of the served groups; 406 for clients that take neither JSON nor protocol buffers."""
     accepted = {part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")}
+    if not accepted & _TAKEN and _PROTOBUF in accepted:
+        headers = {"content-type": _PROTOBUF.replace("@", "."), "Vary": "Accept"}  # no @ may stand in a media type
+        return Response(_nothing(), headers=headers)
     if not accepted & _TAKEN:
         text = f"only {_JSON} is served here; ask /openapi/v3 for more"
         return status.respond_status(status.plain(406, "NotAcceptable", text))
@@ -34,6 +39,15 @@ async def document(request: Request, *, groups: Collection[str] = openapi.GROUPS
     if request.headers.get("if-none-match") == f'"{digest}"':
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=_JSON, headers=headers)
+
+
+def _nothing() -> bytes:
+    """Return `swagger` and `info` alone, as gnostic's `openapi.v2.Document` has them: fields 1 and 2, with 1 and 2."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    return field(1, b"2.0") + field(2, field(1, b"Skerry") + field(2, skerry.__version__.encode()[:64]))
 
 
 @functools.cache

@@ -21,6 +21,8 @@ MASTERS = "system:masters"
 """The group that may do everything, whatever roles there are; the admin's certificate is in it."""
 MAX_ATOMS = 5000
 """Combinations of verb, group, resource and name that one check of escalation looks at."""
+MAX_STEPS = 500_000
+"""Comparisons of one such combination with one rule; a second or so, during which nobody else is answered."""
 _ACCOUNT = "system:serviceaccount:"
 
 
@@ -187,9 +189,10 @@ def uncovered(owned: Sequence[PolicyRule], wanted: Sequence[PolicyRule]) -> list
     Each combination of verb, group, resource and name must be covered by one owned rule as a whole, `*` only by `*`.
     Raises InvalidError for rules of more than `MAX_ATOMS` combinations that no single owned rule covers.
     """
-    missing, left = [], MAX_ATOMS
+    held = [_span(own) for own in compact(owned)]
+    missing, left = [], min(MAX_ATOMS, MAX_STEPS // max(1, len(held)))
     for rule in wanted:
-        if any(_covers(own, rule) for own in owned):
+        if _is_covered(held, rule):
             continue
         left -= _count(rule)
         if left < 0:
@@ -198,7 +201,7 @@ def uncovered(owned: Sequence[PolicyRule], wanted: Sequence[PolicyRule]) -> list
                 element="rules",
                 hint="write them as several roles",
             )
-        missing += [atom for atom in _atoms(rule) if not any(_covers(own, atom) for own in owned)]
+        missing += [atom for atom in _atoms(rule) if not _is_covered(held, atom)]
     return missing
 
 
@@ -279,23 +282,44 @@ def _selected(role: ClusterRole, others: Iterable[ClusterRole]) -> set[str]:
     return names
 
 
-def _covers(own: PolicyRule, wanted: PolicyRule) -> bool:
-    """Return whether a single rule allows all that another does."""
-    names = wanted.resource_names
-    return (
-        _all_in(own.verbs, wanted.verbs)
-        and _all_in(own.api_groups, wanted.api_groups)
-        and (ALL in own.resources or all(_resource_in(own.resources, named) for named in wanted.resources))
-        and (not own.resource_names or (bool(names) and set(names) <= set(own.resource_names)))
-        and all(any(_path_matches(held, path) for held in own.non_resource_urls) for path in wanted.non_resource_urls)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Span:
+    """A rule's words as sets: rules are compared by the thousand, and may be long."""
+
+    verbs: frozenset[str]
+    groups: frozenset[str]
+    resources: frozenset[str]
+    names: frozenset[str]
+    paths: frozenset[str]
+
+
+def _span(rule: PolicyRule) -> _Span:
+    return _Span(
+        verbs=frozenset(rule.verbs),
+        groups=frozenset(rule.api_groups),
+        resources=frozenset(rule.resources),
+        names=frozenset(rule.resource_names),
+        paths=frozenset(rule.non_resource_urls),
     )
 
 
-def _all_in(own: Sequence[str], wanted: Sequence[str]) -> bool:
-    return ALL in own or set(wanted) <= set(own)
+def _is_covered(held: Sequence[_Span], rule: PolicyRule) -> bool:
+    """Return whether a single one of the rules held allows all that this one does."""
+    wanted = _span(rule)
+    return any(_covers(own, wanted) for own in held)
 
 
-def _resource_in(own: Sequence[str], wanted: str) -> bool:
+def _covers(own: _Span, wanted: _Span) -> bool:
+    return (
+        (ALL in own.verbs or wanted.verbs <= own.verbs)
+        and (ALL in own.groups or wanted.groups <= own.groups)
+        and (ALL in own.resources or all(_resource_in(own.resources, named) for named in wanted.resources))
+        and (not own.names or (bool(wanted.names) and wanted.names <= own.names))
+        and all(any(_path_matches(held, path) for held in own.paths) for path in wanted.paths)
+    )
+
+
+def _resource_in(own: frozenset[str], wanted: str) -> bool:
     _, slash, subresource = wanted.partition("/")
     return wanted in own or (bool(slash) and f"*/{subresource}" in own)
 

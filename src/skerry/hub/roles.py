@@ -39,7 +39,8 @@ _READ, _WRITE = ("get", "list", "watch"), ("create", "update", "patch", "delete"
 _CHANGE = ("update", "patch", "delete", "deletecollection")
 _CORE, _EVENTS, _METRICS = "", "events.k8s.io", "metrics.k8s.io"
 _REVIEWS, _TOKENS = "authorization.k8s.io", "authentication.k8s.io"
-_OPEN = ("/healthz", "/healthz/*", "/livez", "/livez/*", "/readyz", "/readyz/*", "/version", "/version/")
+_OPEN = ("/healthz", "/livez", "/readyz", "/version", "/version/")
+_MONITORED = ("/healthz", "/healthz/*", "/livez", "/livez/*", "/metrics", "/readyz", "/readyz/*")
 _DISCOVERY = ("/api", "/api/*", "/apis", "/apis/*", "/openapi", "/openapi/*")
 _SHOWN = ("devices", "deviceclasses", "enrollments", "modelversions", "modeldeployments", "rollouts", "trustpolicies")
 """Kinds that everybody may read who may read anything: nothing in them opens a door."""
@@ -117,6 +118,7 @@ CLUSTER_ROLES = (
     _role("cluster-admin", *rbac.EVERYTHING),
     _role("system:discovery", _paths(*_OPEN, *_DISCOVERY)),
     _role("system:public-info-viewer", _paths(*_OPEN)),
+    _role("system:monitoring", _paths(*_MONITORED)),
     _role(
         "system:basic-user",
         _rule(_REVIEWS, ("selfsubjectaccessreviews", "selfsubjectrulesreviews"), ("create",)),
@@ -135,6 +137,7 @@ CLUSTER_ROLE_BINDINGS = (
     _bound("system:discovery", AUTHENTICATED),
     _bound("system:public-info-viewer", AUTHENTICATED, UNAUTHENTICATED),
     _bound("system:basic-user", AUTHENTICATED),
+    _bound("system:monitoring", "system:monitoring"),
 )
 
 

@@ -107,10 +107,11 @@ def authorized(app: ASGIApp, *, authorizer: Authorizer) -> ASGIApp:
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
-            identity = await impersonation.impersonated(authorizer, scope.get(IDENTITY, ANONYMOUS), headers)
-            if identity is not scope.get(IDENTITY):
+            caller = scope.get(IDENTITY, ANONYMOUS)
+            identity = await impersonation.impersonated(authorizer, caller, headers)
+            if identity is not caller:
                 audit.act_as(scope, identity)
-                scope = {**scope, IDENTITY: identity, impersonation.BEHIND: scope.get(IDENTITY, ANONYMOUS)}
+                scope = {**scope, IDENTITY: identity}
             if identity.role != "user":
                 token = join_token(headers.get("authorization", ""))
                 authorize(identity, method=scope["method"], path=scope["path"], join_token=token)

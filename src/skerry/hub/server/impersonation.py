@@ -17,8 +17,6 @@ from skerry.core.access import Identity
 from skerry.core.rbac import Attributes
 from skerry.hub.authorization import Authorizer
 
-BEHIND = "skerry.impersonator"
-"""Scope key: the `Identity` that really asks, where it acts as somebody else."""
 _USER, _GROUP, _UID, _EXTRA = "impersonate-user", "impersonate-group", "impersonate-uid", "impersonate-extra-"
 _TOKENS = "authentication.k8s.io"
 

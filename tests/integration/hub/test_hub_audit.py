@@ -72,6 +72,33 @@ def test_writes_and_refusals_are_recorded_with_who_what_and_what_came_of_it(star
     assert b"skj1." not in raw
 
 
+def test_callers_are_named_however_they_log_in_and_no_credential_is_recorded(start_hub: START) -> None:
+    hub = start_hub("--audit-level", "request").wait_ready()
+    accounts = "/api/v1/namespaces/default/serviceaccounts"
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}}
+    assert hub.call(hub.admin, "POST", accounts, account)[0] == 201
+    wanted = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    status, made = hub.call(hub.admin, "POST", f"{accounts}/robot/token", wanted)
+    assert status == 201, made
+    token = made["status"]["token"]
+    bearer = {"Authorization": f"Bearer {token}"}
+    assert hub.call(hub.context(), "GET", f"{API}/devices", **bearer)[0] == 403
+    acting = {"Impersonate-User": "alice", "Impersonate-Group": "ops"}
+    assert hub.call(hub.admin, "DELETE", f"{API}/devices/x", **acting)[0] == 403
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
+    assert hub.call(hub.admin, "POST", "/apis/authentication.k8s.io/v1/tokenreviews", review)[0] == 201
+    asked = entries(hub, "&resource=serviceaccounts/token")
+    assert [item["objectRef"]["subresource"] for item in asked] == ["token"]
+    robot, alice = entries(hub, "&outcome=denied")
+    assert robot["user"]["username"] == "system:serviceaccount:default:robot"
+    assert (alice["user"]["username"], alice["impersonatedUser"]["username"]) == ("admin", "alice")
+    assert "ops" in alice["impersonatedUser"]["groups"]
+    assert entries(hub, "&resource=tokenreviews")
+    raw = b"".join(path.read_bytes() for path in (hub.state_dir / "audit").iterdir())
+    assert token.encode() not in raw
+    assert token.rsplit(".", 1)[1].encode() not in raw
+
+
 def test_every_answer_names_its_request(start_hub: START) -> None:
     hub = start_hub().wait_ready()
     for path, code in ((f"{API}/devices", 200), (f"{API}/devices/none", 404), ("/nowhere", 404)):

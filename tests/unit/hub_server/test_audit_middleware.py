@@ -145,6 +145,9 @@ async def test_who_acts_as_whom_is_recorded_and_who_may_not_too(hub: Hub) -> Non
     assert (await hub.create("two", headers={"Impersonate-User": "eve"}, who=ALICE)).status_code == 403
     asked, refused = hub.entries()
     assert asked.user.username == "root"
+    assert asked.impersonated_user is not None
+    assert asked.impersonated_user.username == "bob"
+    assert "audit.skerry.dev/impersonation-refused" not in asked.annotations
     assert refused.user.username == "alice"
     assert set(refused.user.groups) >= {"ops", "system:authenticated"}
     assert refused.impersonated_user is None

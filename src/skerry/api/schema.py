@@ -18,9 +18,20 @@ import msgspec
 
 from skerry.api import meta, validation
 from skerry.api.kinds import KINDS, KindInfo
+from skerry.api.kinds.pictures import PICTURES, Picture
 
 PREFIX = "dev.skerry.v1alpha1."
 """Put before the name of every schema of our own group in the components of an OpenAPI document."""
+
+
+DOCUMENTED: tuple[KindInfo | Picture, ...] = (*KINDS, *PICTURES)
+"""Every kind that has a schema."""
+
+
+_OF_ALL = {
+    "api_version": "The API group and version that the object is written in.",
+    "kind": "What the object is.",
+}
 
 
 def unknown_fields(kind: type, raw: Any) -> list[tuple[str, str]]:
@@ -35,7 +46,7 @@ def prefix_of(group: str, version: str) -> str:
     return f"io.k8s.api.{group.partition('.')[0] or 'core'}.{version}."
 
 
-def group_version_kind(info: KindInfo, suffix: str = "") -> dict[str, str]:
+def group_version_kind(info: KindInfo | Picture, suffix: str = "") -> dict[str, str]:
     """Return the value of `x-kubernetes-group-version-kind` for one kind, or with a suffix for its list."""
     return {"group": info.group, "version": info.version, "kind": f"{info.kind}{suffix}"}
 
@@ -43,7 +54,7 @@ def group_version_kind(info: KindInfo, suffix: str = "") -> dict[str, str]:
 @functools.cache
 def components(group: str = meta.GROUP, version: str = meta.VERSION) -> Mapping[str, dict[str, Any]]:
     """Return OpenAPI v3 schemas by component name, for a group's kinds, their lists and everything in them."""
-    infos = [info for info in KINDS if (info.group, info.version) == (group, version)]
+    infos = [info for info in DOCUMENTED if (info.group, info.version) == (group, version)]
     prefix = prefix_of(group, version)
     types = [info.type for info in infos]
     _, found = msgspec.json.schema_components(types, ref_template=f"#/components/schemas/{prefix}{{name}}")
@@ -57,7 +68,7 @@ def components(group: str = meta.GROUP, version: str = meta.VERSION) -> Mapping[
     return schemas
 
 
-def _list_schema(info: KindInfo, name: str) -> dict[str, Any]:
+def _list_schema(info: KindInfo | Picture, name: str) -> dict[str, Any]:
     return {
         "type": "object",
         "description": f"A list of {info.plural}.",
@@ -74,6 +85,8 @@ def _list_schema(info: KindInfo, name: str) -> dict[str, Any]:
 
 def _described(schema: dict[str, Any], cls: type[msgspec.Struct] | None, found: Mapping[str, Any]) -> dict[str, Any]:
     texts = field_descriptions(cls) if cls is not None else {}
+    if "metadata" in schema.get("properties", {}):
+        texts = _OF_ALL | texts
     names = dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True)) if cls is not None else {}
     properties = {
         shown: _property(inner, texts.get(names.get(shown, ""), ""), found)

@@ -17,13 +17,16 @@ from starlette.responses import Response
 import skerry
 from skerry.api import schema
 from skerry.api.errors import NotFoundError
-from skerry.api.kinds import KINDS, KindInfo
+from skerry.api.kinds import KindInfo
+from skerry.api.kinds.pictures import Picture
 from skerry.api.meta import GROUP, VERSION
 from skerry.hub.server import status
 
 _JSON = "application/json"
 _PATCHES = ("application/merge-patch+json", "application/json-patch+json", "application/apply-patch+yaml")
-PATHS: Mapping[str, tuple[str, str]] = {info.path.removeprefix("/"): (info.group, info.version) for info in KINDS}
+PATHS: Mapping[str, tuple[str, str]] = {
+    info.path.removeprefix("/"): (info.group, info.version) for info in schema.DOCUMENTED
+}
 """Group and version by the path that the index has for them."""
 GROUPS = frozenset(group for group, _ in PATHS.values())
 
@@ -52,7 +55,7 @@ async def group_document(request: Request, *, groups: Collection[str] = GROUPS) 
 @functools.cache
 def document(group: str = GROUP, version: str = VERSION) -> tuple[bytes, str]:
     """Return a group's document as JSON, and its digest."""
-    infos = [info for info in KINDS if (info.group, info.version) == (group, version)]
+    infos = [info for info in schema.DOCUMENTED if (info.group, info.version) == (group, version)]
     content = msgspec.json.encode(
         {
             "openapi": "3.0.0",
@@ -100,7 +103,7 @@ _TYPES = {
 """Query parameters that are no text."""
 
 
-def _paths(info: KindInfo) -> list[tuple[str, dict[str, Any]]]:
+def _paths(info: KindInfo | Picture) -> list[tuple[str, dict[str, Any]]]:
     one = f"{schema.prefix_of(info.group, info.version)}{info.type.__name__}"
     within = f"{info.path}/namespaces/{{namespace}}" if info.namespaced else info.path
     scope = ("namespace",) if info.namespaced else ()
@@ -150,7 +153,7 @@ def _in_path(*names: str) -> list[dict[str, Any]]:
 
 
 def _operation(
-    info: KindInfo,
+    info: KindInfo | Picture,
     action: str,
     answer: str,
     parameters: tuple[str, ...],

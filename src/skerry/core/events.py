@@ -279,7 +279,8 @@ def _failed(wave: WaveStatus) -> Iterator[Happening]:
     for gate in failed:
         said = gate.message or _measured(gate)
         worst = f"; worst on {gate.worst}" if gate.worst and gate.worst not in said else ""
-        text = _bounded(f"wave {wave.name}: {gate.gate}: {said}{worst}")
+        named = said if said.startswith(gate.gate) else f"{gate.gate}: {said}"
+        text = _bounded(f"wave {wave.name}: {named}{worst}")
         yield Happening(type="Warning", reason="GateFailed", message=text)
     if not failed:
         yield Happening(type="Warning", reason="WaveFailed", message=f"wave {wave.name} failed")

@@ -131,7 +131,7 @@ def test_gates_that_fail_say_which_where_and_how_far() -> None:
     after = rollout("RollingBack", failed, message="wave canary: accuracy is too low")
     found = [(one.type, one.reason, one.message) for one in events.of_rollout(rollout("Progressing", running), after)]
     assert found == [
-        ("Warning", "GateFailed", "wave canary: accuracy: accuracy 0.71 (asked 0.95); worst on till-9"),
+        ("Warning", "GateFailed", "wave canary: accuracy 0.71 (asked 0.95); worst on till-9"),
         ("Warning", "RollingBack", "wave canary: accuracy is too low"),
     ]
     for phase, reason in (("Succeeded", "Completed"), ("RolledBack", "RolledBack"), ("Paused", "Paused")):

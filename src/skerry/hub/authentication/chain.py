@@ -65,16 +65,13 @@ class Authentication:
     requests: Sequence[RequestAuthenticator] = ()
     tokens: Sequence[TokenAuthenticator] = ()
 
-    async def identify(self, scope: Scope, audience: str) -> Identity:
-        """Return who calls; nobody when nothing is presented. Raises UnauthorizedError, UnavailableError."""
+    async def identify(self, scope: Scope) -> Identity | None:
+        """Return who calls by anything but a token, or None. Raises UnauthorizedError."""
         for authenticator in self.requests:
             found = await authenticator.identify(scope)
             if found is not None:
                 return found
-        token = bearer(Headers(scope=scope))
-        if token is None:
-            return ANONYMOUS
-        return (await self.review(token, (audience,))).identity
+        return None
 
     async def review(self, token: str, audiences: Sequence[str]) -> Authenticated:
         """Return whom a token names. Raises UnauthorizedError, UnavailableError; never says what the token was."""
@@ -107,14 +104,21 @@ def bearer(headers: Headers) -> str | None:
 
 
 async def _identify(scope: Scope, authentication: Authentication, audience: str) -> None:
+    """Put who calls into the scope, if anything says so. Raises UnauthorizedError, UnavailableError."""
+    found = await authentication.identify(scope)
+    if found is not None:
+        scope[IDENTITY] = found
+        return
+    token = bearer(Headers(scope=scope))
+    if token is None:
+        return
     try:
-        identity = await authentication.identify(scope, audience)
+        reviewed = await authentication.review(token, (audience,))
     except UnauthorizedError:
         if not _is_registry(scope["path"]):
             raise
         return  # the registry has bearers of its own, and refuses in its own words what is none of them either
-    scope[IDENTITY] = identity
-    scope[BY_TOKEN] = identity.role != "anonymous" and bearer(Headers(scope=scope)) is not None
+    scope[IDENTITY], scope[BY_TOKEN] = reviewed.identity, True
 
 
 def _is_registry(path: str) -> bool:

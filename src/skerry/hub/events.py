@@ -21,6 +21,7 @@ import msgspec
 from skerry.api.errors import NotFoundError, SkerryError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.event import Event, EventSeries, EventSource
+from skerry.api.kinds.namespace import Namespace
 from skerry.api.kinds.references import ObjectReference
 from skerry.api.meta import ObjectMeta
 from skerry.core.allowance import Bucket, Buckets, Rate
@@ -31,6 +32,8 @@ from skerry.hub.objects import Objects
 log = logging.getLogger(__name__)
 
 COMPONENT = "skerry-hub"
+DEFAULT = "default"
+"""The namespace of events about what is in none."""
 _COMBINED = "(combined from similar events)"
 _MAX_NAME = 220
 
@@ -148,7 +151,7 @@ class Recorder:
         found = about if isinstance(about, ObjectReference) else reference_to(about)
         found = msgspec.structs.replace(found, field_path=part) if part else found
         object_id, now = found.uid or f"{found.kind}/{found.namespace}/{found.name}", self._clock.now()
-        key = _Key(found.namespace or "default", object_id, part, kind, reason[:128], message[:MAX_MESSAGE])
+        key = _Key(found.namespace or DEFAULT, object_id, part, kind, reason[:128], message[:MAX_MESSAGE])
         if key not in self._pending and self._of_object.get(object_id, 0) >= self._limits.per_object:
             key = key._replace(message=_COMBINED)
         known = self._pending.get(key)
@@ -209,12 +212,21 @@ class Recorder:
         try:
             known = self._known.get(key)
             if known is None or not await self._repeat(known, item):
+                if not await self._has_place(key.namespace):
+                    return
                 event = await self._objects.create(self._event(key, item))
                 self._remember(key, _Known(name=event.metadata.name, namespace=event.metadata.namespace))
             else:
                 self._known.move_to_end(key)
         except SkerryError as error:  # what it is about has happened nevertheless
             log.warning("events.not_written reason=%s about=%s cause=%s", key.reason, key.about, error)
+
+    async def _has_place(self, namespace: str) -> bool:
+        """Return whether the namespace is there to stay: news of what was in it must not bring it back."""
+        if namespace == DEFAULT:
+            return True
+        found = await self._objects.find(Namespace, "", namespace)
+        return found is not None and found.metadata.deletion_timestamp is None
 
     async def _repeat(self, known: _Known, item: _Pending) -> bool:
         """Raise the count of an event; False when it is gone."""

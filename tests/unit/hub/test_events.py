@@ -12,6 +12,7 @@ import pytest
 
 from skerry.api.kinds.device import Device, DeviceSpec, DeviceStatus, WorkloadStatus
 from skerry.api.kinds.event import Event
+from skerry.api.kinds.namespace import Namespace
 from skerry.api.kinds.references import ObjectReference
 from skerry.api.meta import ObjectMeta
 from skerry.core.allowance import Rate
@@ -41,7 +42,9 @@ class SetClock(SystemClock):
 @pytest.fixture
 async def objects(tmp_path: Path) -> AsyncIterator[Objects]:
     async with open_store(tmp_path / "hub.db") as store:
-        yield Objects(store, SetClock())
+        objects = Objects(store, SetClock())
+        await objects.create(Namespace(metadata=ObjectMeta(name="shop")))
+        yield objects
 
 
 @asynccontextmanager
@@ -141,7 +144,7 @@ async def test_what_happens_to_thousands_is_told_in_a_few_writes(objects: Object
     async with running(recorder.run()):
         found = await settled(objects, recorder, 51)
     assert len(found) == 51
-    assert await objects.store.revision() <= 52
+    assert await objects.store.revision() <= 53
     (summary,) = [one for one in found if one.involved_object.kind == "Namespace"]
     assert (summary.reason, summary.type, summary.count) == ("Offline", "Warning", 4950)
     assert summary.message.startswith("4950 more of kind Device, for example till-50: its link broke")
@@ -170,6 +173,17 @@ async def test_a_store_that_does_not_take_them_harms_nobody(objects: Objects) ->
         found = await settled(objects, recorder, 3)
     assert {one.metadata.namespace for one in found} == {"shop", "default"}
     assert all(len(one.metadata.name) <= 253 for one in found)
+
+
+async def test_late_news_do_not_bring_a_namespace_back(objects: Objects) -> None:
+    recorder = Recorder(objects, SetClock(), limits=EventLimits(each=OFTEN))
+    recorder.warning(about(), "Offline", "its link broke")
+    recorder.normal(ObjectReference(kind="Device", namespace="default", name="a"), "Online", "is connected")
+    await objects.delete(Namespace, "", "shop")
+    async with running(recorder.run()):
+        (left,) = await settled(objects, recorder, 1)
+        assert left.metadata.namespace == "default"
+    assert await objects.find(Namespace, "", "shop") is None
 
 
 async def test_changes_in_the_store_become_events(objects: Objects) -> None:

@@ -246,7 +246,7 @@ def _open_authority(
                 hint="name the directory that has them with --keys-dir",
             )
         return opening(empty)
-    return shared_keys.open_with(settings.keys_dir, state.pki, opening, may_create=empty)
+    return shared_keys.open_with(settings.keys_dir, state.pki, opening, clock=clock, may_create=empty)
 
 
 def _authentication(settings: HubSettings, clock: Clock, hub_url: str, aggregation: Aggregation) -> Authentication:

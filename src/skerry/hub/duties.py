@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import secrets
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from skerry.drivers.link.broker import EmbeddedBroker
@@ -38,6 +38,8 @@ class Duties:
     state: StateDirectory
     names: tuple[str, ...]
     event_ttl: timedelta
+    holder: str = field(default_factory=lambda: secrets.token_hex(8))
+    """By which this hub knows itself among those that share its store."""
 
     def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Start all but the gateway."""
@@ -61,29 +63,29 @@ class Duties:
 
         async def lead(term: int) -> None:
             async with self.broker:
-                await leadership.announce(shared.led, Leader(url=context.hub_url, term=term))
+                leader = Leader(holder=self.holder, host=socket.gethostname()[:253], url=context.hub_url, term=term)
+                await leadership.announce(shared.led, leader)
                 async with asyncio.TaskGroup() as leading:
                     leading.create_task(context.gateway.serve(LocalHubLink(self.broker)), name="gateway")
                     led.start(leading)
 
         return [
             group.create_task(leadership.run(shared.election, shared.fence, lead), name="leadership"),
-            group.create_task(leadership.follow(shared.store, _pointing(context)), name="leader"),
+            group.create_task(leadership.follow(shared.store, self._point), name="leader"),
             group.create_task(housekeeping.keep_certificates(context, self.state, self.names), name="certificates"),
         ]
+
+    def _point(self, leader: Leader | None) -> None:
+        """Tell the gateway where devices are, when they are not here."""
+        gateway = self.context.gateway
+        if leader is None or leader.holder == self.holder:
+            gateway.elsewhere = ""
+        else:
+            gateway.elsewhere = leader.url if leader.url != self.context.hub_url else leader.host
 
 
 def _led_objects(context: HubContext, shared: Shared) -> Objects:
     return Objects(shared.led, context.clock)
-
-
-def _pointing(context: HubContext) -> Callable[[Leader | None], None]:
-    """Return what tells the gateway where devices are, when they are not here."""
-
-    def told(leader: Leader | None) -> None:
-        context.gateway.elsewhere = "" if leader is None or leader.url == context.hub_url else leader.url
-
-    return told
 
 
 def _tell_events(group: asyncio.TaskGroup, context: HubContext, ttl: timedelta) -> list[asyncio.Task[None]]:

@@ -52,6 +52,9 @@ class Fence(Protocol):
 class Leader(Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Who leads, as the others may know it."""
 
+    holder: str
+    """Made up by the process that leads; several hubs may be reached under one URL."""
+    host: str
     url: str
     term: int
 

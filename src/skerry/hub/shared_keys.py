@@ -9,29 +9,37 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from skerry.api.errors import IntegrityError, SkerryError, StorageFullError, UnavailableError
+from skerry.core.ports import Clock
 from skerry.hub.pki import Authority
+from skerry.hub.token_keys import TokenKeys
 from skerry.kit import files
+
+log = logging.getLogger(__name__)
 
 NAMES = ("ca.key", "desired.key", "ca.crt")
 """In this order: once the last one is there, all are."""
 _LAST = NAMES[-1]
 
 
-def open_with(keys: Path, own: Path, opening: Callable[[bool], Authority], *, may_create: bool) -> Authority:
+def open_with(
+    keys: Path, own: Path, opening: Callable[[bool], Authority], *, clock: Clock, may_create: bool
+) -> Authority:
     """Open the authority in the directory `own` with the keys of the directory `keys`.
 
-    `opening(may_create)` opens it there. Only where the store is empty keys are made, and left in `keys`. Raises
-    IntegrityError when this hub has others already, UnavailableError for a directory that cannot be used.
+    `opening(may_create)` opens it there; service accounts' tokens are signed by keys in `keys` too. Only where the
+    store is empty keys are made, and left in `keys`. Raises IntegrityError when this hub has others already,
+    UnavailableError for a directory that cannot be used.
     """
     with _explained(keys):
         if (keys / _LAST).exists():
             _take(keys, own)
-            return opening(False)
+            return _sharing_tokens(keys, opening(False), clock)
         files.private_directory(keys)
     with _lock(keys):
         with _explained(keys):
@@ -43,7 +51,16 @@ def open_with(keys: Path, own: Path, opening: Callable[[bool], Authority], *, ma
             if not (keys / _LAST).exists():
                 for name in NAMES:
                     files.write_atomic(keys / name, (own / name).read_bytes(), mode=0o600)
-        return authority
+        return _sharing_tokens(keys, authority, clock)
+
+
+def _sharing_tokens(keys: Path, authority: Authority, clock: Clock) -> Authority:
+    """Have all hubs sign and verify tokens by the same keys, where there is a place for new ones."""
+    if os.access(keys, os.W_OK):
+        authority.token_keys = TokenKeys(keys / "tokens", clock)
+    else:
+        log.warning("keys.tokens_not_shared directory=%s hint=%r", keys, "it cannot be written to")
+    return authority
 
 
 def _take(keys: Path, own: Path) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from tests.integration.controllers.bench import STRATEGY, Bench, phase
 from tests.integration.hub.conftest import API, START_SECONDS, HubProcess
 from tests.postgresql import Server
 from tests.postgresql import running as running_server
 
+from skerry.api.kinds.device import Device, WorkloadStatus
 from skerry.api.kinds.model_version import ModelVersion
 from skerry.api.kinds.rollout import Rollout
 from skerry.core.ports import Store
@@ -75,6 +77,11 @@ def make(hub: HubProcess, name: str) -> tuple[int, Any]:
     return hub.call(hub.admin, "POST", f"{API}/devices", device)
 
 
+def with_a_workload(device: Device) -> Device:
+    workload = WorkloadStatus(name="digits", rollout="digits-1", revision=1, variant="onnx-fp32", phase="Running")
+    return msgspec.structs.replace(device, status=msgspec.structs.replace(device.status, workloads=[workload]))
+
+
 async def test_two_hubs_answer_alike_whoever_is_asked(
     start_hub: Callable[..., HubProcess], tmp_path: Path, place: tuple[str, ...]
 ) -> None:
@@ -86,6 +93,13 @@ async def test_two_hubs_answer_alike_whoever_is_asked(
         for hub in hubs:
             status, seen = hub.call(hub.admin, "GET", f"{API}/devices/till-{number}")
             assert (status, seen["metadata"]["resourceVersion"]) == (200, made["metadata"]["resourceVersion"])
+    # What a device is asked goes through the hub that leads, and the other one says so.
+    async with open_named_store(place[1]) as store:
+        leading, other = split(hubs, await leader_of(store))
+        await bench_on(store, tmp_path).objects.update_status(Device, "default", "till-1", with_a_workload)
+    said = [hub.call(hub.admin, "GET", f"{API}/devices/till-1/log?workload=digits") for hub in (other, leading)]
+    assert [status for status, _ in said] == [503, 503], said
+    assert [leading.record["url"] in json.dumps(answer) for _, answer in said] == [True, False]
     # One hub's administrator is the other one's: their certificates are of one authority.
     status, _ = hubs[1].call(hubs[0].admin, "GET", f"{API}/devices")
     assert status == 200

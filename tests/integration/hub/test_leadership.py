@@ -191,6 +191,6 @@ async def test_who_leads_is_written_down_for_the_others(server: Server) -> None:
         async with task(leadership.follow(other.store, told.put_nowait)):
             for term, url in ((1, "https://one"), (2, "https://two")):
                 one.fence.term = await one.store.begin_term()
-                leader = leadership.Leader(url=url, term=term)
+                leader = leadership.Leader(holder=url, host="here", url=url, term=term)
                 await leadership.announce(one.led, leader)
                 assert await told.get() == leader

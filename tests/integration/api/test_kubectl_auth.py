@@ -163,16 +163,16 @@ spec:
 def test_asking_about_others(kubectl: Run, as_bob: As, namespace: str, bob: str) -> None:
     for kind in ("SubjectAccessReview", "LocalSubjectAccessReview"):
         text = REVIEW.format(kind=kind, user=bob, namespace=namespace)
-        arguments = ("create", "--validate=ignore", "-f", "-", "-o", "jsonpath={.status.allowed}")
+        arguments = ("create", "-f", "-", "-o", "jsonpath={.status.allowed}")
         assert kubectl(*arguments, text=text).stdout == "false"
         kubectl("create", "rolebinding", f"for-{kind.lower()}", "--clusterrole=view", "--group=dev")
         assert kubectl(*arguments, text=text).stdout == "true"
-        reason = kubectl("create", "--validate=ignore", "-f", "-", "-o", "jsonpath={.status.reason}", text=text).stdout
+        reason = kubectl("create", "-f", "-", "-o", "jsonpath={.status.reason}", text=text).stdout
         assert f'RoleBinding "for-{kind.lower()}/{namespace}" of ClusterRole "view"' in reason
         assert "forbidden" in as_bob(*arguments, text=text, fails=True).stderr
         kubectl("delete", "rolebinding", f"for-{kind.lower()}")
     elsewhere = REVIEW.format(kind="LocalSubjectAccessReview", user=bob, namespace="default")
-    wrong = kubectl("create", "--validate=ignore", "-f", "-", text=elsewhere, fails=True)
+    wrong = kubectl("create", "-f", "-", text=elsewhere, fails=True)
     assert "as in the path" in wrong.stderr
 
 

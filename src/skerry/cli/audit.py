@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
@@ -17,11 +17,11 @@ from skerry.api.errors import IntegrityError, InvalidError, SkerryError
 from skerry.cli import options, output
 from skerry.core import audit as chains
 from skerry.core.audit import Check
+from skerry.core.audit_query import COLUMNS, cells_of
 from skerry.drivers import audit_files
 
 app = typer.Typer(help="Who asked what of the hub, and what came of it.", invoke_without_command=True)
 
-_COLUMNS = ("TIME", "USER", "VERB", "OBJECT", "NAMESPACE", "CODE", "FROM")
 _WIDTHS = (24, 20, 8, 40, 12, 5)
 _MAX_PROBLEMS = 20
 _PAGE = "1000"
@@ -60,7 +60,7 @@ def audit(
         "until": _time(until, "--until"),
     }
     if not form:
-        _print(_COLUMNS)
+        _print(tuple(column.upper() for column in COLUMNS))
     with options.connect(kubeconfig) as client:
         place = ""
         for page in client.audit_pages(asked):
@@ -140,28 +140,10 @@ def _show(line: bytes, form: str) -> None:
         sys.stdout.write((output.plain(text) if sys.stdout.isatty() else text) + "\n")
         sys.stdout.flush()
         return
-    event = _DECODER.decode(line)
-    ref, code = event.object_ref, event.response_status.code if event.response_status else 0
-    user = event.user.username
-    if event.impersonated_user is not None:
-        user = f"{user} as {event.impersonated_user.username}"
-    what = event.request_uri.partition("?")[0]
-    if ref is not None:
-        what = f"{ref.resource}/{ref.name}" if ref.name else ref.resource
-        what += f" ({ref.subresource})" if ref.subresource else ""
-    row = (
-        event.stage_timestamp.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
-        user,
-        event.verb,
-        what,
-        ref.namespace if ref else "",
-        str(code) if code else "?",
-        ",".join(event.source_ips),
-    )
-    _print(row)
+    _print(cells_of(_DECODER.decode(line)))
 
 
-def _print(row: tuple[Any, ...]) -> None:
+def _print(row: tuple[str, ...]) -> None:
     """One line at a time, for a log has no end; columns are as wide as what is usual in them."""
     cells = [output.cell(value) for value in row]
     output.say("   ".join([*(c.ljust(w) for c, w in zip(cells, _WIDTHS, strict=False)), *cells[len(_WIDTHS) :]]))

@@ -17,6 +17,7 @@ from skerry.api.audit import AuditEvent
 from skerry.api.errors import BadRequestError
 
 Outcome = Literal["", "allowed", "denied", "failed"]
+COLUMNS = ("Time", "User", "Verb", "Object", "Namespace", "Code", "From")
 MAX_LENGTH = 253
 ANSWERED = frozenset({"ResponseStarted", "ResponseComplete", "Panic"})
 PARAMETERS = ("user", "verb", "resource", "namespace", "name", "since", "until", "outcome", "auditID", "stage")
@@ -75,6 +76,21 @@ class Question:
             and (not dot or group == ref.api_group)
             and (not slash or subresource == ref.subresource)
         )
+
+
+def cells_of(event: AuditEvent) -> tuple[str, ...]:
+    """Return what a list shows of an entry, in the order of COLUMNS; the code is `?` while nothing came of it."""
+    ref, code = event.object_ref, event.response_status.code if event.response_status else 0
+    user = event.user.username
+    if event.impersonated_user is not None:
+        user = f"{user} as {event.impersonated_user.username}"
+    what = event.request_uri.partition("?")[0]
+    if ref is not None:
+        what = f"{ref.resource}/{ref.name}" if ref.name else ref.resource
+        what += f" ({ref.subresource})" if ref.subresource else ""
+    when = event.stage_timestamp.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    namespace = ref.namespace if ref else ""
+    return when, user, event.verb, what, namespace, str(code) if code else "?", ",".join(event.source_ips)
 
 
 def outcome_of(event: AuditEvent) -> Outcome:

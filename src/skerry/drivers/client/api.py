@@ -178,14 +178,14 @@ class HubClient:
         """Yield what is added to the audit log from a place on, for ever; connections that break are made again."""
         patience = _Patience()
         while True:
-            given = {**question, "continue": place, "watch": "true"}
+            given = {**question, "resourceVersion": place, "watch": "true", "allowWatchBookmarks": "true"}
             try:
                 for event, shown in self._stream(_AUDIT, given, accept="application/json", seconds=READ_SECONDS):
                     patience.renew()
                     if event == "ADDED":
                         yield shown
                     elif event == "BOOKMARK":
-                        place = shown["metadata"]["continue"]
+                        place = shown["metadata"]["resourceVersion"]
             except errors.TimedOutError:
                 continue
             except errors.UnavailableError as error:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from skerry.api.audit import API_VERSION, AuditEventList
+from skerry.api.audit import API_VERSION, AuditEvent, AuditEventList
 from skerry.api.errors import BadRequestError, NotFoundError
-from skerry.core.audit_query import Question, read_question
+from skerry.core.audit_query import COLUMNS, PARAMETERS, Question, cells_of, read_question
 from skerry.hub.audit import reading
 from skerry.hub.audit.log import AuditLog
 from skerry.hub.audit.reading import Page, Place
@@ -29,6 +32,7 @@ KIND = "AuditEvent"
 QUIET_SECONDS = 30.0
 """A reader hears that it is still connected this often, at the latest."""
 _DEFAULT_LIMIT = 500
+_TABLE = re.compile(r";\s*as=Table\b")
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -39,20 +43,54 @@ def routes(context: HubContext, group: str) -> list[BaseRoute]:
         log = context.audit
         if log is None:
             raise NotFoundError("nothing is recorded by this hub", element=PLURAL)
-        given = request.query_params
-        question, place = read_question(given), reading.parse_place(given.get("continue", ""))
-        if given.get("watch", "").lower() in ("1", "true"):
-            seconds = duration(_number(given.get("timeoutSeconds", ""), default=0))
-            return EventStream(events=lambda: _follow(log, question, place), seconds=seconds, kind=KIND, plural=PLURAL)
-        limit = _number(given.get("limit", ""), default=_DEFAULT_LIMIT)
-        page = await _read(log, question, place, limit)
+        asked = _read_request(request)
+        if asked.watch:
+            seconds = duration(_number(request, "timeoutSeconds", default=0))
+            return EventStream(events=lambda: _follow(log, asked), seconds=seconds, kind=KIND, plural=PLURAL)
+        page = await _read(log, asked.question, asked.place, _number(request, "limit", default=_DEFAULT_LIMIT))
         metadata = {} if page.at_end else {"continue": page.next.text}
         # Following from here on begins there, also when there is nothing more for now.
         metadata["resourceVersion"] = page.next.text
-        body = _ENCODER.encode(AuditEventList(metadata=metadata, items=[msgspec.Raw(item) for item in page.items]))
+        if asked.table:
+            body = _ENCODER.encode(_table(page.items, metadata))
+        else:
+            body = _ENCODER.encode(AuditEventList(metadata=metadata, items=[msgspec.Raw(item) for item in page.items]))
         return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     return [Route(f"{group}/{PLURAL}", listed, methods=["GET"])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a request asks for."""
+
+    question: Question
+    place: Place
+    watch: bool
+    bookmarks: bool
+    table: bool
+
+
+def _read_request(request: Request) -> _Asked:
+    """Raises BadRequestError."""
+    given = request.query_params
+    for name in ("labelSelector", "fieldSelector"):
+        if given.get(name):
+            hint = f"ask by {', '.join(PARAMETERS)}"
+            raise BadRequestError("is not for the audit log", element=name, hint=hint)
+    watch, version = _flag(given.get("watch", "")), given.get("resourceVersion", "")
+    begins = version if watch and version != "0" else ""
+    return _Asked(
+        question=read_question(given),
+        place=reading.parse_place(given.get("continue", "") or begins),
+        watch=watch,
+        bookmarks=_flag(given.get("allowWatchBookmarks", "")),
+        table=_TABLE.search(request.headers.get("accept", "")) is not None,
+    )
+
+
+def _flag(text: str) -> bool:
+    return text.lower() in ("1", "true")
 
 
 async def _read(log: AuditLog, question: Question, place: Place, limit: int) -> Page:
@@ -60,32 +98,58 @@ async def _read(log: AuditLog, question: Question, place: Place, limit: int) -> 
     return await asyncio.to_thread(reading.read_page, log.directory, question, place, limit=wanted)
 
 
-async def _follow(log: AuditLog, question: Question, place: Place) -> AsyncGenerator[bytes]:
-    """Yield entries as ADDED, for ever, each with the place after it now and then as a bookmark."""
+async def _follow(log: AuditLog, asked: _Asked) -> AsyncGenerator[bytes]:
+    """Yield entries as ADDED, for ever; with bookmarks also the place after them."""
+    place, header = asked.place, True
     while True:
         grown = log.grown
-        page = await _read(log, question, place, reading.MAX_ITEMS)
+        page = await _read(log, asked.question, place, reading.MAX_ITEMS)
         for item in page.items:
-            yield b'{"type":"ADDED","object":' + item + b"}\n"
+            shown = _ENCODER.encode(_table([item], {}, header=header)) if asked.table else item
+            yield b'{"type":"ADDED","object":' + shown + b"}\n"
+            header = False
         if page.next != place:
             place = page.next
-            yield _bookmark(place)
+            if asked.bookmarks:
+                yield _bookmark(place)
         if page.at_end:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUIET_SECONDS):
                     await grown.wait()
                     continue
-            yield _bookmark(place)
+            if asked.bookmarks:
+                yield _bookmark(place)
 
 
 def _bookmark(place: Place) -> bytes:
-    shown = {"kind": "Event", "apiVersion": API_VERSION, "metadata": {"continue": place.text}}
+    shown = {"kind": "Event", "apiVersion": API_VERSION, "metadata": {"resourceVersion": place.text}}
     return _ENCODER.encode({"type": "BOOKMARK", "object": shown}) + b"\n"
 
 
-def _number(text: str, *, default: int) -> int:
+def _table(items: Sequence[bytes], metadata: dict[str, str], *, header: bool = True) -> dict[str, Any]:
+    """Return a `meta.k8s.io/v1` Table of entries, for kubectl."""
+    columns = [
+        {"name": name, "type": "string", "format": "", "description": name, "priority": int(name == "From")}
+        for name in COLUMNS
+    ]
+    return {
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": metadata,
+        "columnDefinitions": columns if header else [],
+        "rows": [_row(msgspec.json.decode(item, type=AuditEvent)) for item in items],
+    }
+
+
+def _row(event: AuditEvent) -> dict[str, Any]:
+    named = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {"name": event.audit_id}}
+    return {"cells": list(cells_of(event)), "object": named}
+
+
+def _number(request: Request, name: str, *, default: int) -> int:
+    text = request.query_params.get(name, "")
     if not text:
         return default
     if not (text.isascii() and text.isdigit()) or len(text) > 9:
-        raise BadRequestError(f'"{text[:40]}" is not a whole number', element="limit")
+        raise BadRequestError(f'"{text[:40]}" is not a whole number', element=name)
     return int(text)

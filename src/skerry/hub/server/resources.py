@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from skerry.api import meta
 from skerry.api.kinds import KINDS, KindInfo
 from skerry.hub.server.projection import metrics
 from skerry.hub.server.projection.serve import VIEWS
@@ -99,6 +100,15 @@ def _of_view(view: View) -> Served:
 
 
 _OTHERS: tuple[Served, ...] = (
+    Served(
+        group=meta.GROUP,
+        version=meta.VERSION,
+        plural="auditevents",
+        singular="auditevent",
+        kind="AuditEvent",
+        namespaced=False,
+        verbs=("list", "watch"),
+    ),
     *(
         Served(
             group=metrics.GROUP,

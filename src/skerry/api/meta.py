@@ -20,7 +20,7 @@ DeviceUid = NewType("DeviceUid", str)
 # `$` alone would also accept a trailing newline.
 END = r"$(?!\n)"
 NAME_PATTERN = rf"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*{END}"
-PATH_PATTERN = rf"^(?!\.\.?{END})[^/%\x00-\x1f\x7f-\x9f\ud800-\udfff]+{END}"
+PATH_PATTERN = rf"^(?!\.\.?{END})[!-$&-.0-~]+{END}"
 LABEL_PATTERN = rf"^[a-z0-9]([-a-z0-9]*[a-z0-9])?{END}"
 
 Digest = Annotated[str, msgspec.Meta(pattern=rf"^sha256:[0-9a-f]{{64}}{END}", description="sha256:<64 hex digits>")]

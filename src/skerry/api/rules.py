@@ -49,7 +49,7 @@ Rule = Callable[[Any, str], Iterator[InvalidError]]
 _FORMS = {
     "subdomain": (NAME_PATTERN, _NAME_HINT),
     "label": (LABEL_PATTERN, _LABEL_HINT),
-    "path": (PATH_PATTERN, "use no '/', no '%' and nothing that cannot be printed"),
+    "path": (PATH_PATTERN, "use printable ASCII without spaces, '/' and '%'"),
 }
 _SHORT_NAMED = ("Device", "ModelDeployment")
 """A deployment's name is part of its rollouts' names, and of file names on the device."""

@@ -102,5 +102,5 @@ def _check_role_name(binding: RoleBinding | ClusterRoleBinding) -> Iterator[Inva
         yield InvalidError(
             f'"{binding.role_ref.name[:80]}" is not a role\'s name',
             element="roleRef.name",
-            hint="use no '/' and no '%'",
+            hint="use no spaces, '/' and '%'",
         )

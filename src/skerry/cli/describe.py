@@ -20,6 +20,7 @@ from skerry.drivers.client.api import HubClient
 
 _HIDDEN = {"managedFields", "resourceVersion", "generation", "kubectl.kubernetes.io/last-applied-configuration"}
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
+_PARTS = {"kind", "apiVersion", "metadata", "spec", "status"}
 _VERBATIM = {"labels", "annotations", "matchLabels", "variants"}
 """Fields whose keys are the user's own."""
 
@@ -46,6 +47,7 @@ def _describe_object(item: Resource) -> None:
     raw = msgspec.to_builtins(item)
     _print_fields({key: raw["metadata"].get(key) for key in ("name", "namespace", "uid", "labels", "annotations")}, 0)
     _print_fields({"kind": raw["kind"], "created": raw["metadata"].get("creationTimestamp")}, 0)
+    _print_fields({key: value for key, value in raw.items() if key not in _PARTS}, 0)
     for part in ("spec", "status"):
         if raw.get(part):
             output.say(f"{_title(part)}:")

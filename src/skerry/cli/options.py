@@ -70,7 +70,7 @@ def kind_of(word: str) -> KindInfo:
     """Return the kind that a word means. Raises InvalidError listing the kinds there are."""
     info = find_kind(word)
     if info is None:
-        known = ", ".join(sorted(i.aliases[0] if i.aliases else i.plural for i in KINDS))
+        known = ", ".join(sorted({i.aliases[0] if i.aliases else i.plural for i in KINDS if i.stored}))
         raise InvalidError(f'"{word}" is not a kind of resource', hint=f"one of: {known}")
     return info
 

@@ -9,6 +9,8 @@ import pytest
 from tests.integration.api.kubectl import KUBECTL, Run
 
 from skerry.api import codec
+from skerry.api.errors import InvalidError
+from skerry.api.kinds.rbac import ClusterRole, Role
 
 if TYPE_CHECKING:
     from tests.integration.api.conftest import Hub
@@ -125,6 +127,22 @@ def test_two_scopes_do_not_meet_in_the_store(hub: Hub, namespace: str, kubectl: 
         assert [i["kind"] for i in client.http.get(f"/apis/{RBAC}/namespaces/{namespace}/roles").json()["items"]] == [
             "Role"
         ]
+
+
+def test_our_own_client(hub: Hub, namespace: str) -> None:
+    name = f"{namespace}:#a?b&c"
+    with hub.client(namespace) as client:
+        assert client.apply(cluster_role(name, "get")) == "created"
+        assert client.apply(cluster_role(name, "get")) == "unchanged"
+        assert client.apply(cluster_role(name, "list")) == "configured"
+        assert client.get(ClusterRole, name).rules[0].verbs == ["list"]
+        assert client.table(ClusterRole, name=name)["rows"][0]["cells"][0] == name
+        assert client.apply(role("reader", "get")) == "created"
+        assert [item.metadata.name for item in client.list(Role)] == ["reader"]
+        client.delete(ClusterRole, name)
+        for wrong in ("a/b", "..", "a%2fb", "a b", ""):
+            with pytest.raises(InvalidError):
+                client.get(ClusterRole, wrong)
 
 
 def test_kubectl_explains_and_validates(kubectl: Run) -> None:

@@ -88,7 +88,10 @@ def test_events(raw: dict[str, Any], element: str) -> None:
     assert set(problems("Event", raw, version="v1")) == ({element} if element else set())
 
 
-@pytest.mark.parametrize(("name", "good"), [("a:b", True), ("A b", True), ("a/b", False), ("%", False), (".", False)])
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [("a:b", True), ("A_b~!$&", True), ("a/b", False), ("%", False), (".", False), ("a b", False), ("ä", False)],
+)
 def test_names_of_roles_are_parts_of_paths(name: str, good: bool) -> None:
     told = problems("ClusterRole", {"metadata": {"name": name}})
     assert set(told) == (set() if good else {"metadata.name"})

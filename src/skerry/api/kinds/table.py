@@ -100,7 +100,10 @@ class KindInfo:
     namespaced: bool = True
     short_names: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
-    """Words that mean several kinds at once, as in `kubectl get skerry`."""
+    """Words that mean several kinds at once, as in `kubectl get skerry`.
+
+    Of ours, only what a deployment makes is in `all`: `kubectl delete all --all` must not cost anybody a device.
+    """
     verbs: tuple[str, ...] = ALL_VERBS
     """What can be done with it; a kind that can only be created is answered and never stored."""
     names: Literal["subdomain", "label", "path"] = "subdomain"
@@ -291,7 +294,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="modeldeployments",
         singular="modeldeployment",
         short_names=("md",),
-        categories=_OURS,
+        categories=(*_OURS, "all"),
         aliases=("deployments", "deployment", "deploy"),
         columns=(
             Column(name="MODEL", path="spec.modelVersion"),
@@ -310,7 +313,7 @@ KINDS: tuple[KindInfo, ...] = (
         plural="rollouts",
         singular="rollout",
         short_names=("ro",),
-        categories=_OURS,
+        categories=(*_OURS, "all"),
         immutable_spec=True,
         made_by_hub="create or change a ModelDeployment instead",
         columns=(

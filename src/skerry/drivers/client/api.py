@@ -548,7 +548,7 @@ def _segment(text: str, what: str) -> str:
 def _quoted(name: str) -> str:
     """Names of roles may hold nearly anything, which a path then says in its own way."""
     if not rules.is_path_segment(name):
-        raise errors.InvalidError(f'"{name[:80]}" cannot be a name', hint="use no '/' and no '%'")
+        raise errors.InvalidError(f'"{name[:80]}" cannot be a name', hint="use no spaces, '/' and '%'")
     return quote(name, safe="")
 
 

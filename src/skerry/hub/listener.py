@@ -230,7 +230,13 @@ class HubProtocol(HttpToolsProtocol):
         """Hand the connection over; its time is the session's from here on."""
         self._disarm()
         self._taken()
-        super().handle_websocket_upgrade()
+        self.connections.discard(self)
+        protocol = upgrade.UpgradingProtocol(
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        protocol.ask(self.scope["method"], self.url, self.headers)
 
     def on_message_complete(self) -> None:
         """Stop the clock: the next request's starts with its first byte, and idle connections have their own."""

@@ -38,6 +38,7 @@ WATCH_SECONDS = 15.0
 """How often it is asked whether the device still exists, and whether anything moves."""
 IDLE_SECONDS = 4 * 3600.0
 """Without a byte either way, as Kubernetes' kubelet has it; a device may be stricter."""
+CLOSE_SECONDS = 5.0
 GOING = 1001
 FAILED = 1011
 
@@ -56,11 +57,14 @@ class Tunnel:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> Upgrade:
-        """Have the device begin, and return its connection. Raises UnavailableError."""
+        """Have the device begin, and return its connection. Raises UnavailableError when it has left meanwhile."""
         if not self.begin.done():
             self.begin.set_result(True)
-        async with asyncio.timeout(OPEN_SECONDS):
-            return await self.ready
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                return await self.ready
+        except TimeoutError:
+            raise UnavailableError("has left again", element="device", hint="try again") from None
 
 
 class Tunnels:
@@ -135,12 +139,19 @@ class Tunnels:
             raise TimedOutError(
                 f"did not connect within {OPEN_SECONDS:g} s",
                 element=element,
-                hint="it must reach the hub over HTTPS, as it does for models",
+                hint="it must reach the hub over HTTPS, as it does for models, and its agent must not be too old",
             ) from None
         finally:
             for one in (arriving, asking):
                 one.cancel()
             await asyncio.gather(arriving, asking, return_exceptions=True)
+
+
+async def tell(client: Upgrade, failure: str) -> None:
+    """Say on a command's last channel that it failed, to a client that still listens."""
+    with contextlib.suppress(Gone, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await client.send(channels.failed(failure))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -209,6 +220,5 @@ class Splice:
     async def _end_client(self) -> None:
         if self.status_channel and not self._told:
             said = self.why if self.why != "ended" else "the connection to the device broke"
-            with contextlib.suppress(Gone):
-                await self.client.send(channels.failed(said))
+            await tell(self.client, said)
         await self.client.close(1000 if self.why == "ended" else FAILED, self.why)

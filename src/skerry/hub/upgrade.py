@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -33,9 +35,16 @@ MAX_ANSWER_BYTES = 1024 * 1024
 """Of an answer that is no switch: what would last, as a watch does, is not for WebSocket."""
 
 
+FAILED = 1011
 MAX_PROTOCOLS = 16
 MAX_PROTOCOL_CHARACTERS = 1000
-_PROTOCOL = "Sec-WebSocket-Protocol"
+LINGER_SECONDS = 10.0
+"""For the peer to take the last of what it was sent."""
+_NEEDED = (b"host", b"upgrade", b"connection", b"sec-websocket-key", b"sec-websocket-version")
+_NO_HANDSHAKE = (
+    b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: 40\r\n\r\nThis is no opening handshake (RFC 6455)."
+)
 
 
 class Gone(Exception):  # noqa: N818 - an end, not an error
@@ -72,12 +81,15 @@ class Upgrade:
             raise Gone from error
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """End it; an end that is there already is fine."""
+        """End it; an end that is there already is fine, and a peer that takes nothing is not waited for."""
         reason = reason.encode()[:123].decode(errors="ignore")
         try:
-            await self._protocol.send({"type": "websocket.close", "code": code, "reason": reason})
+            async with asyncio.timeout(LINGER_SECONDS):
+                await self._protocol.send({"type": "websocket.close", "code": code, "reason": reason})
         except (ClientDisconnected, RuntimeError):
             return
+        except TimeoutError:
+            self._protocol.transport.abort()
 
 
 class Switching(Response):
@@ -93,10 +105,12 @@ class Switching(Response):
         headers = [(b"sec-websocket-protocol", self._protocol.encode("ascii"))] if self._protocol else []
         await send({"type": "http.response.start", "status": 101, "headers": headers})
         upgrade = upgrade_of(scope)
+        code = FAILED  # a client takes a connection that ends well for a conversation that did
         try:
             await self._talk(upgrade)
+            code = 1000
         finally:
-            await upgrade.close()
+            await upgrade.close(code)
 
 
 def upgrade_of(request: Request | Scope) -> Upgrade:
@@ -124,11 +138,28 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
         super().__init__(*arguments, **named)
         self.logger = log
         self.offered: tuple[str, ...] = ()
+        self._target = b"/"
+        self._headers: list[tuple[bytes, bytes]] = []
         self._peer: PeerCertificate | None = None
         self._lost = asyncio.Event()
         self._asked = False
         self._switched = False
         self._sent = 0
+
+    def ask(self, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Begin with a request that was read already: it is not read a second time, by another parser's rules.
+
+        The library is shown what it needs for its handshake alone.
+        """
+        self._target, self._headers = target, list(headers)
+        needed = [b"%b: %b\r\n" % (name, value) for name, value in headers if name in _NEEDED]
+        if method == "GET":
+            self.data_received(b"GET / HTTP/1.1\r\n" + b"".join(needed) + b"\r\n")
+        if not self.handshake_initiated and not self.transport.is_closing():
+            self.transport.write(_NO_HANDSHAKE)
+            self.transport.close()
+        if self.transport.is_closing():
+            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note who the peer is."""
@@ -137,12 +168,16 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Any) -> None:
         """Begin; the subprotocols are read here, for Kubernetes' names have characters that RFC 6455 does not allow."""
-        listed = event.headers.get_all(_PROTOCOL)
-        if listed:
-            words = (word.strip() for value in listed for word in value[:MAX_PROTOCOL_CHARACTERS].split(","))
-            self.offered = tuple(word for word in words if word)[:MAX_PROTOCOLS]
-            del event.headers[_PROTOCOL]
         super().handle_connect(event)
+        if self.transport.is_closing():
+            return  # no handshake, and answered so
+        url = httptools.parse_url(self._target)
+        self.scope["raw_path"], self.scope["query_string"] = url.path, url.query or b""
+        self.scope["path"] = unquote(url.path.decode("ascii"))
+        self.scope["headers"] = self._headers
+        listed = [value.decode("latin-1") for name, value in self._headers if name == b"sec-websocket-protocol"]
+        words = (word.strip() for value in listed for word in value[:MAX_PROTOCOL_CHARACTERS].split(","))
+        self.offered = tuple(word for word in words if word)[:MAX_PROTOCOLS]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits."""
@@ -170,6 +205,7 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
             self.send_500_response()
         if self.close_timer is None:
             self.transport.close()
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     async def _http_receive(self) -> Message:
         if not self._asked:

@@ -299,7 +299,7 @@ class SimulatedDevice:
             text = f"simulated: {known.phase} {known.state.message or known.state.failure}".rstrip()
             return CommandResult(uid=self.uid, id=command.id, text=f"{text}\n")
         return CommandResult(
-            uid=self.uid, id=command.id, error="a simulated device has no model to ask", reason="Unsupported"
+            uid=self.uid, id=command.id, error="a simulated device has nothing to talk to", reason="Unsupported"
         )
 
 

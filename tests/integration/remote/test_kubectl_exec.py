@@ -204,3 +204,23 @@ def test_more_than_a_device_bears_is_refused(lab: Lab) -> None:
     assert b"as many as this device has at a time" in said
     running[0].kill()
     until(lambda: lab.kubectl("exec", POD, "--", "true").returncode == 0, "one has left")
+
+
+def test_who_may_only_read_may_not_begin_one(lab: Lab) -> None:
+    """WebSocket makes a GET of it, which must not make it a thing for readers."""
+    bound = lab.kubectl("create", "clusterrolebinding", "reader", "--clusterrole=skerry-viewer", "--user=joe")
+    assert bound.returncode == 0, bound
+    until(lambda: lab.kubectl("get", "pods", "--as=joe").returncode == 0, "the role counts")
+    assert b"serve." in lab.kubectl("logs", POD, "--as=joe").stdout
+    for words in (("exec", POD, "--", "true"), ("attach", POD), ("port-forward", f"pod/{POD}", ":80")):
+        done = lab.kubectl("--as=joe", *words)
+        assert done.returncode != 0
+        assert b'User "joe" cannot create resource "pods/' in done.stderr
+    assert lab.kubectl("auth", "can-i", "create", "pods/exec", "--as=joe").stdout == b"no\n"
+    assert lab.kubectl("auth", "can-i", "get", "pods", "--subresource=log", "--as=joe").stdout == b"yes\n"
+
+
+def test_long_commands_pass(lab: Lab) -> None:
+    words = "x" * 20_000
+    assert lab.kubectl("exec", POD, "--", "echo", words).stdout == words.encode() + b"\n"
+    assert b"more than" in lab.kubectl("exec", POD, "--", "echo", "x" * 40_000).stderr

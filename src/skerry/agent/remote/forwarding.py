@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 32 * 1024
 CONNECT_SECONDS = 5.0
-MAX_STREAMS = 256
+MAX_STREAMS = 128
 """Two for each connection."""
 MAX_EARLY = 8
 """Frames kept for a connection that is being made; the rest waits, and with it the others, as kubectl does itself."""
@@ -52,7 +52,7 @@ async def connect(asked: Conversation, port: int) -> tuple[asyncio.StreamReader,
 
 
 async def _copy(reader: asyncio.StreamReader, send: Send) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, SkerryError):
         while data := await reader.read(CHUNK):
             await send(data)
 

@@ -56,7 +56,8 @@ class Session:
 
     async def wait(self) -> int:
         """Return the exit code of the command once it has ended, 128 and the signal's number where one ended it."""
-        await _ended(self._process.pid)
+        if self._process.returncode is None:
+            await _ended(self._process.pid)
         code = self._process.poll()
         if code is None:
             code = await asyncio.to_thread(self._process.wait)

@@ -30,9 +30,12 @@ COMMAND_SECONDS = 30.0
 _MAX_SINCE = 10 * 366 * 24 * 3600
 
 
-async def answer(call: Call, device: Device, workload: str, *, default_tail: int) -> Response:
-    """Return a workload's log as it was asked for. Raises BadRequestError, and what the device answers."""
-    query, tail = _query(call), call.number("tailLines", default=default_tail, most=2**31)
+async def answer(call: Call, device: Device, workload: str, *, default_tail: int, most_tail: int) -> Response:
+    """Return a workload's log as it was asked for; a device sends `MAX_TAIL_LINES` at most.
+
+    Raises BadRequestError, and what the device answers.
+    """
+    query, tail = _query(call), call.number("tailLines", default=default_tail, most=most_tail)
     tail = min(tail, MAX_TAIL_LINES)
     container = call.text("container")
     if container not in ("", workload):

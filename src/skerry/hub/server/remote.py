@@ -27,7 +27,7 @@ from skerry.hub.context import HubContext
 from skerry.hub.server import status
 from skerry.hub.server.call import Call
 from skerry.hub.server.projection.serve import find_pod
-from skerry.hub.tunnels import Splice
+from skerry.hub.tunnels import Splice, tell
 from skerry.hub.upgrade import UPGRADE, Switching, Upgrade, upgrade_of
 
 log = logging.getLogger(__name__)
@@ -110,9 +110,14 @@ class _Conversation(Response):
                 raise _spdy()
 
             async def talk(client: Upgrade) -> None:
+                try:
+                    begun = await tunnel.start()
+                except SkerryError as error:
+                    await tell(client, error.sentence)
+                    raise
                 splice = Splice(
                     client=client,
-                    device=await tunnel.start(),
+                    device=begun,
                     known=lambda: gateway.known(device.metadata.uid),
                     status_channel=session.purpose != "forward",
                 )

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from skerry.api import codec
 from skerry.api.errors import BadRequestError, NotFoundError
 from skerry.api.kinds.device import Device
+from skerry.core.messages import MAX_TAIL_LINES
 from skerry.hub import explain as explaining
 from skerry.hub import reconciliation
 from skerry.hub.server import logs, status
@@ -17,7 +18,7 @@ from skerry.hub.server.call import Call
 async def log(call: Call) -> Response:
     """GET devices/x/log?workload=&tailLines=&follow=: the end of a workload's log as text, or as it grows."""
     device = await call.context.objects.get(Device, call.namespace, call.name)
-    return await logs.answer(call, device, _workload(call, device), default_tail=200)
+    return await logs.answer(call, device, _workload(call, device), default_tail=200, most_tail=MAX_TAIL_LINES)
 
 
 async def infer(call: Call) -> Response:

@@ -136,7 +136,7 @@ async def _get_pod(call: Call, view: View) -> Response:
 async def _log(call: Call, view: View) -> Response:  # noqa: ARG001 - as all verbs
     """A workload's log; all that a device keeps of it, unless less is asked for."""
     device, workload = await find_pod(call)
-    return await logs.answer(call, device, workload, default_tail=MAX_TAIL_LINES)
+    return await logs.answer(call, device, workload, default_tail=MAX_TAIL_LINES, most_tail=2**31)
 
 
 async def find_pod(call: Call) -> tuple[Device, str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from tests.integration.api.kubectl import KUBECTL
 from tests.integration.hub.conftest import API, HubProcess
 
 START = Callable[..., HubProcess]
@@ -159,6 +162,42 @@ def test_the_command_line_shows_and_verifies_it(start_hub: START) -> None:
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
     failed = skerry(hub, "verify", "--directory", str(directory), "--newest", newest, fails=True)
     assert "is missing" in failed.stderr
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl")
+def test_kubectl_lists_and_follows_it(start_hub: START, tmp_path: Path) -> None:
+    hub = start_hub().wait_ready()
+    for _ in range(3):
+        hub.create_token()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "KUBECONFIG": str(hub.state_dir / "kubeconfig"),
+    }
+    assert KUBECTL is not None
+
+    def run(*arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
+        command = [str(KUBECTL), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode != 0) == fails, done
+        return done
+
+    shown = run("get", "auditevents", "--chunk-size=1").stdout.splitlines()
+    assert shown[0].split() == ["TIME", "USER", "VERB", "OBJECT", "NAMESPACE", "CODE"]
+    assert len([line for line in shown if "jointokens/t-" in line]) == 3
+    listed = json.loads(run("get", "--raw", AUDIT).stdout)
+    assert {item["verb"] for item in listed["items"]} == {"create"}
+    assert run("auth", "can-i", "watch", "auditevents").stdout.strip() == "yes"
+    assert "is not for the audit log" in run("get", "auditevents", "-l", "a=b", fails=True).stderr
+    begins = hub.call(hub.admin, "GET", f"{AUDIT}?limit=1000")[1]["metadata"]["resourceVersion"]
+    hub.create_token()
+    watch = hub.connect(hub.admin)
+    accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+    watch.request("GET", f"{AUDIT}?watch=true&resourceVersion={begins}", headers=accept)
+    line = json.loads(watch.getresponse().readline())
+    watch.close()
+    assert (line["type"], line["object"]["kind"]) == ("ADDED", "Table")
+    assert line["object"]["rows"][0]["cells"][2] == "create"
 
 
 def test_nothing_that_was_answered_is_lost_when_the_hub_is_killed(start_hub: START) -> None:

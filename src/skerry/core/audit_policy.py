@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any, Literal
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import msgspec
 
@@ -59,11 +59,16 @@ def is_recorded(*, method: str, path: str, resource: str, subresource: str, code
     """Return whether a request with this answer goes into the log."""
     if code in (401, 403) or subresource in REACHING:
         return True
-    if path.startswith("/v2"):
+    if is_registry(path):
         return _is_registry_write(method, path) or (reads != "none" and method in _READ_METHODS)
     if is_write(method, resource):
         return True
     return reads != "none" and path not in OPEN_PATHS
+
+
+def is_registry(path: str) -> bool:
+    """Return whether a path is the artifact registry's."""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def shows_body(resource: str, subresource: str) -> bool:
@@ -73,7 +78,7 @@ def shows_body(resource: str, subresource: str) -> bool:
 
 def uri(path: str, query: str) -> str:
     """Return a request's path and query, bounded, without the values of parameters that may be secret."""
-    text = quote(unquote(path), safe="/:@!$&'()*+,;=~-._")
+    text = quote(path, safe="/:@!$&'()*+,;=~-._", errors="replace")
     if query:
         text += "?" + _SECRET_PARAMETERS.sub(rf"\1={REDACTED}", query)
     return _bounded(text, MAX_URI)

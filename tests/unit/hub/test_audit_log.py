@@ -230,6 +230,35 @@ async def test_files_are_begun_anew_and_the_oldest_go_which_is_told(tmp_path: Pa
     assert "no entry says" in problems(tmp_path)[0]
 
 
+async def test_a_file_that_is_taken_away_takes_nothing_new_with_it(tmp_path: Path) -> None:
+    async with open_log(tmp_path / "audit", SETTINGS, CLOCK) as log:
+        await log.append(event(0))
+        audit_files.segments(tmp_path / "audit")[0].path.unlink()
+        await log.append(event(1))
+        assert [item.audit_id for item in read_all(tmp_path / "audit")] == ["id-1"]
+        assert "no entry says" in problems(tmp_path / "audit")[0]
+        (tmp_path / "audit").rename(tmp_path / "away")
+        with pytest.raises(UnavailableError):
+            log.check()
+
+
+async def test_what_cannot_be_removed_is_kept_and_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "no", str(self), missing_ok)
+
+    async with open_log(tmp_path, AuditSettings(file_bytes=1, total_bytes=1), CLOCK) as log:
+        await log.append(event(0))
+        monkeypatch.setattr(Path, "unlink", refuse)
+        await log.append(event(1))
+        await log.append(event(2))
+        monkeypatch.undo()
+        await log.append(event(3))
+    assert [item.audit_id for item in read_all(tmp_path) if item.user.username == "admin"] == ["id-3"]
+    assert problems(tmp_path) == []
+
+
 async def test_old_files_go_by_their_age_but_not_the_newest(tmp_path: Path) -> None:
     async with open_log(tmp_path, AuditSettings(file_bytes=1), CLOCK) as log:
         for number in range(3):

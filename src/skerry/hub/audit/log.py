@@ -117,7 +117,10 @@ class AuditLog:
             raise UnavailableError(self._broken, element="audit log", hint="restart the hub when its disk is well")
         now = self._clock.monotonic()
         if now - self._looked_at >= _LOOK_SECONDS:
-            found = os.statvfs(self.directory)
+            try:
+                found = os.statvfs(self.directory)
+            except OSError as error:
+                raise _translated(error, "audit log") from None
             self._looked_at, self._free = now, found.f_bavail * found.f_frsize
         if self._free < RESERVE_BYTES:
             raise _full()
@@ -205,6 +208,9 @@ class AuditLog:
         if self._broken:
             raise UnavailableError(self._broken, element="audit log")
         try:
+            if self._file >= 0 and not os.fstat(self._file).st_nlink:
+                log.error("audit.file_removed after=%d", self._link.sequence)  # what follows must not go with it
+                self._begin_file()
             if self._file < 0 or self._size >= self.settings.file_bytes:
                 self._begin_file()
                 self._write_out(events)
@@ -247,6 +253,14 @@ class AuditLog:
         self._file, self._size = begun, 0
 
     def _expire(self) -> None:
+        """Remove what is too much or too old; what cannot be removed now is no reason to record nothing."""
+        try:
+            self._remove_oldest()
+        except OSError as error:
+            self._retract()
+            log.error("audit.not_expired cause=%s", error)
+
+    def _remove_oldest(self) -> None:
         """Remove the oldest files that are too much or too old, once it is written down which."""
         everything = audit_files.segments(self.directory)
         sizes = {segment.first: segment.path.stat().st_size for segment in everything}

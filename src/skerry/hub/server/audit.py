@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skerry.api.audit import (
@@ -98,10 +99,10 @@ class Refusals:
         self._all = Bucket(ALL, clock.monotonic())
         self._unrecorded = 0
 
-    def take(self, caller: str, address: str) -> bool:
-        """Return whether one more is written; it is counted if not."""
+    def take(self, caller: str, about: str, *, shared: bool) -> bool:
+        """Return whether one more is written, of all callers' share too where it is `shared`; it is counted if not."""
         now = self._clock.monotonic()
-        if self._each.take((caller, address), now) and self._all.take(now):
+        if self._each.take((caller, about), now) and (not shared or self._all.take(now)):
             return True
         self._unrecorded += 1
         return False
@@ -246,11 +247,13 @@ class Record:
                 await self._send({"type": "http.response.body", "body": b""}, send)
         except BaseException:
             if self._lasting or (self._is_begun and not self._is_answered):
-                self.audit.note(self._event("Panic", code=self._code))
+                self.audit.note(self._event("ResponseComplete" if self._lasting else "Panic", code=self._code))
             raise
+        if self._given_up:
+            return
         if self._lasting:
             await self._end("ResponseComplete")
-        elif self._is_begun and not self._is_answered and not self._given_up:
+        elif self._is_begun and not self._is_answered:
             await self._end("Panic")  # whoever asked has gone before there was an answer
 
     def _read(self, chunk: bytes) -> None:
@@ -288,7 +291,8 @@ class Record:
     async def _note(self, event: AuditEvent, send: Send, head: Message) -> None:
         """Record what is about to be answered and send its head; what cannot be recorded is answered otherwise."""
         allowance = self._allowance(event)
-        if allowance is not None and not self._is_begun and not self.refusals.take(*allowance):
+        shared = self._code >= 400  # many devices may join at the same time, and each is written down
+        if allowance is not None and not self._is_begun and not self.refusals.take(*allowance, shared=shared):
             await send(head)
             return
         try:
@@ -298,6 +302,8 @@ class Record:
             answer = status.respond_status(status.status_of(error))
             await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
             await send({"type": "http.response.body", "body": answer.body})
+            if self._lasting:
+                raise ClientDisconnect from None  # to whoever is about to talk: there is nobody to talk to
             return
         self._is_answered = True
         await send(head)
@@ -339,7 +345,7 @@ class Record:
 
     @property
     def _is_registry(self) -> bool:
-        return self.attributes.path.startswith("/v2")
+        return policy.is_registry(self.attributes.path)
 
     @property
     def _is_joining(self) -> bool:

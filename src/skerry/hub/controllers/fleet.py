@@ -28,7 +28,7 @@ from skerry.core.messages import TrustDesired
 from skerry.core.placement import Cost
 from skerry.core.ports import Store
 from skerry.core.steps import Hold
-from skerry.hub.controllers import informer
+from skerry.hub.controllers import informer, sharing
 from skerry.hub.controllers.trust import handed
 from skerry.hub.device_status import AWAITING_RECONCILIATION
 
@@ -67,7 +67,9 @@ class Fleet:
         self.deployments = informer.of_kind(store, ModelDeployment, self._deployment_changed)
         self.rollouts = informer.of_kind(store, Rollout, self._rollout_changed)
         self.models = informer.of_kind(store, ModelVersion, self._model_changed)
-        self.devices = informer.of_kind(store, Device, self._device_changed, self._device_doubted)
+        self.devices = informer.of_kind(
+            store, Device, self._device_changed, self._device_doubted, read=sharing.Sharing().read
+        )
         self.records = informer.of_desired(store, self._record_changed, self._record_doubted)
         self.classes = informer.of_kind(store, DeviceClass, self._class_changed)
         self.policies = informer.of_kind(store, TrustPolicy, self._policy_changed, self._policy_doubted)

@@ -204,9 +204,12 @@ def of_kind(
     kind: type[R],
     changed: Callable[[R | None, R | None], None],
     doubted: Callable[[str], None] = lambda _: None,
+    *,
+    read: Callable[[Record], R] | None = None,
 ) -> Informer[R]:
-    """Return an informer of one kind; keys are `<namespace>/<name>`."""
-    return Informer(store, objects.prefix_of(kind), lambda record: objects.decode(kind, record), changed, doubted)
+    """Return an informer of one kind; keys are `<namespace>/<name>`. `read` decodes otherwise than `objects` does."""
+    decode = read or (lambda record: objects.decode(kind, record))
+    return Informer(store, objects.prefix_of(kind), decode, changed, doubted)
 
 
 def of_desired(

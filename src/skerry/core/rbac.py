@@ -21,6 +21,8 @@ MASTERS = "system:masters"
 """The group that may do everything, whatever roles there are; the admin's certificate is in it."""
 MAX_ATOMS = 5000
 """Combinations of verb, group, resource and name that one check of escalation looks at."""
+MAX_NAMESPACES = 50
+"""In which somebody's rules are compared with another's."""
 MAX_STEPS = 500_000
 """Comparisons of one such combination with one rule; a second or so, during which nobody else is answered."""
 _ACCOUNT = "system:serviceaccount:"
@@ -77,6 +79,8 @@ class Policy:
     """Of a namespace."""
     cluster_bindings: Callable[[Identity], Iterable[ClusterRoleBinding]]
     """Those that are about somebody; others among them do no harm."""
+    namespaces: Callable[[], Iterable[str]]
+    """All that have bindings."""
 
 
 def is_master(identity: Identity) -> bool:
@@ -202,6 +206,20 @@ def uncovered(owned: Sequence[PolicyRule], wanted: Sequence[PolicyRule]) -> list
                 hint="write them as several roles",
             )
         missing += [atom for atom in _atoms(rule) if not _is_covered(held, atom)]
+    return missing
+
+
+def beyond(identity: Identity, other: Identity, policy: Policy) -> list[PolicyRule]:
+    """Return what somebody may do, anywhere, that the other may not do there. Raises InvalidError as `uncovered`."""
+    held, wanted = (rules_of(one, "", policy) for one in (other, identity))
+    missing, left = uncovered(held, wanted), MAX_NAMESPACES
+    for namespace in policy.namespaces():
+        bindings = policy.bindings(namespace)
+        if any(applies(subject, identity, namespace=namespace) for one in bindings for subject in one.subjects):
+            left -= 1
+            if left < 0:
+                raise InvalidError(f"are of more than {MAX_NAMESPACES} namespaces", element="rules")
+            missing += uncovered(rules_of(other, namespace, policy), rules_of(identity, namespace, policy))
     return missing
 
 

@@ -72,6 +72,7 @@ class RoleAuthorizer:
             cluster_role=self._cluster_role,
             bindings=lambda namespace: self._bindings.get(namespace, {}).values(),
             cluster_bindings=self._cluster_bindings_of,
+            namespaces=lambda: list(self._bindings),
         )
         self._informers: list[informer.Informer[Any]] = [
             self._follow(Role, self._role_changed),

@@ -328,6 +328,36 @@ def test_a_registry_token_gives_no_more_than_its_maker_has(editor: httpx.Client,
     assert made.status_code == 201, made.text
 
 
+def test_a_service_account_is_no_way_up(people: People, namespace: str, mallory: str) -> None:
+    accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+    for name in ("weak", "strong", "wide"):
+        made = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
+        assert people.admin.post(accounts, json=made).status_code == 201
+    people.grant(mallory, namespace, rule(["create", "get"], ["serviceaccounts"], group=""), name="accounts")
+    client = people.user(mallory)
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+
+    def ask(name: str) -> httpx.Response:
+        return client.post(f"{accounts}/{name}/token", json=asked)
+
+    assert ask("weak").status_code == 403  # whoever may make accounts may not make their tokens
+    people.grant(mallory, namespace, rule(["create"], ["serviceaccounts/token"], group=""), name="tokens")
+    assert ask("weak").status_code == 201
+    for name, where, kind in (("strong", namespace, "RoleBinding"), ("wide", "", "ClusterRoleBinding")):
+        subjects = [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]
+        view = {"kind": "ClusterRole", "name": "view", "apiGroup": RBAC}
+        people.make(kind, f"{mallory}-{name}", where, roleRef=view, subjects=subjects)
+        refused = ask(name)
+        assert refused.status_code == 403, refused.text
+        assert "the account may do what you may not" in refused.json()["message"]
+        assert "eyJ" not in refused.text
+    people.bind(mallory, namespace, "ClusterRole", "view", called="views")
+    assert ask("strong").status_code == 201
+    assert ask("wide").status_code == 403
+    people.grant(mallory, namespace, rule(["impersonate"], ["serviceaccounts"], "wide", group=""), name="is-wide")
+    assert ask("wide").status_code == 201
+
+
 def test_who_may_pull_and_push_is_said_by_roles(people: People, namespace: str, mallory: str) -> None:
     client = people.user(mallory)
     own, other = f"/v2/{namespace}/digits", "/v2/default/digits"

@@ -65,6 +65,7 @@ def policy(*objects: Role | ClusterRole | RoleBinding | ClusterRoleBinding) -> P
             one for one in objects if isinstance(one, RoleBinding) and one.metadata.namespace == namespace
         ],
         cluster_bindings=lambda _: [one for one in objects if isinstance(one, ClusterRoleBinding)],
+        namespaces=lambda: sorted({one.metadata.namespace for one in objects if isinstance(one, RoleBinding)}),
     )
 
 
@@ -211,6 +212,22 @@ def test_masters_may_do_everything_without_any_role() -> None:
     assert may(Identity(role="admin", name="ada"), odd)
     assert may(Identity(role="user", name="root", groups=("system:masters",)), odd)
     assert not may(Identity(role="user", name="system:masters"), odd)
+
+
+def test_what_somebody_may_do_beyond_another_is_told_wherever_it_is() -> None:
+    reader = ClusterRole(metadata=meta("reader"), rules=[READ])
+    robot = Subject(kind="ServiceAccount", name="robot", namespace="ci")
+    here, there = (bound("RoleBinding", "reader", USER, namespace=namespace) for namespace in ("shop", "other"))
+    theirs = bound("RoleBinding", "reader", robot, namespace="shop")
+    everywhere = bound("ClusterRoleBinding", "reader", USER)
+    single = [rule(verb, "skerry.dev", "devices") for verb in ("get", "list")]
+    assert rbac.beyond(ROBOT, ALICE, policy(reader)) == []
+    assert rbac.beyond(ROBOT, ALICE, policy(reader, theirs)) == single
+    assert rbac.beyond(ROBOT, ALICE, policy(reader, theirs, there)) == single
+    assert rbac.beyond(ROBOT, ALICE, policy(reader, theirs, here)) == []
+    assert rbac.beyond(ROBOT, ALICE, policy(reader, theirs, everywhere)) == []
+    assert rbac.beyond(ALICE, ROBOT, policy(reader, theirs, everywhere)) == single
+    assert rbac.beyond(ALICE, ROBOT, policy(reader, here, theirs)) == []
 
 
 def test_the_reason_names_binding_and_role() -> None:

@@ -29,7 +29,7 @@ from skerry.core.access import Identity
 from skerry.hub.authentication.chain import Authentication
 from skerry.hub.authentication.service_accounts import ServiceAccountTokens
 from skerry.hub.context import HubContext
-from skerry.hub.server import status
+from skerry.hub.server import escalation, status
 from skerry.hub.server.call import Call
 
 CONFIGURATION_PATH = "/.well-known/openid-configuration"
@@ -72,7 +72,7 @@ async def review(call: Call, item: TokenReview | SelfSubjectReview) -> TokenRevi
 
 
 async def create_token(call: Call) -> Response:
-    """POST serviceaccounts/x/token: a new token. Raises NotFoundError, InvalidError, ConflictError.
+    """POST serviceaccounts/x/token: a new token. Raises NotFoundError, InvalidError, ConflictError, DeniedError.
 
     A dry run checks everything, and answers without a token.
     """
@@ -83,6 +83,7 @@ async def create_token(call: Call) -> Response:
             element="spec.boundObjectRef",
             hint="a token is bound to its service account; leave it out",
         )
+    await escalation.check_token(call)
     issued = await _tokens(call.context).issue(
         call.namespace,
         call.name,

@@ -18,6 +18,7 @@ from skerry.api.kinds.rbac import GROUP, ClusterRole, ClusterRoleBinding, Policy
 from skerry.api.kinds.registry_token import RegistryToken
 from skerry.api.meta import GROUP as SKERRY
 from skerry.core import rbac
+from skerry.core.access import service_account
 from skerry.core.rbac import Attributes, Policy
 from skerry.hub.authorization import RoleAuthorizer
 from skerry.hub.server import access
@@ -61,6 +62,27 @@ async def check_creation(call: Call) -> None:
     await access.check(call.context.authorizer, call.identity, wanted)
 
 
+async def check_token(call: Call) -> None:
+    """Return when the caller may have a token of this service account: it may do no more than he, or he may be it.
+
+    Raises DeniedError. Here the hub is stricter than Kubernetes, whose tokens are a way up.
+    """
+    if rbac.is_master(call.identity):
+        return
+    be = Attributes(verb="impersonate", resource="serviceaccounts", name=call.name, namespace=call.namespace)
+    if (await call.context.authorizer.authorize(call.identity, be)).allowed:
+        return
+    account = service_account(call.namespace, call.name, "")
+    try:
+        missing = rbac.compact(rbac.beyond(account, call.identity, await _policy(call)))
+        cause = f"the account may do what you may not: {_listed(missing)}"
+    except InvalidError as error:
+        missing, cause = list(rbac.EVERYTHING), f"cannot be compared with what you may do: the rules {error.cause}"
+    if missing:
+        hint = "ask somebody who has these rights, or for the verb impersonate on the service account"
+        raise DeniedError(cause, resource="serviceaccounts", name=call.name, hint=hint)
+
+
 def repository_attributes(action: str, repository: str) -> Attributes:
     """Return what an action of the registry is to rules: `models/x` in namespace `a` is repository `a/models/x`."""
     namespace, _, name = repository.partition("/")
@@ -101,11 +123,15 @@ def _check_covered(call: Call, item: Resource, held: Sequence[PolicyRule], wante
     if not missing:
         return
     groups = ", ".join(f'"{group}"' for group in call.identity.groups)
-    lines = [rbac.describe(rule)[:500] for rule in missing[:_SHOWN]]
-    more = [f"and {len(missing) - _SHOWN} more"] if len(missing) > _SHOWN else []
-    text = "\n".join([*lines, *more])
     who = f'user "{call.identity.username}" (groups=[{groups}])'
-    raise _denied(call, item, f"{who} is attempting to grant RBAC permissions not currently held:\n{text}", verb)
+    raise _denied(
+        call, item, f"{who} is attempting to grant RBAC permissions not currently held:\n{_listed(missing)}", verb
+    )
+
+
+def _listed(rules: Sequence[PolicyRule]) -> str:
+    more = [f"and {len(rules) - _SHOWN} more"] if len(rules) > _SHOWN else []
+    return "\n".join([*(rbac.describe(rule)[:500] for rule in rules[:_SHOWN]), *more])
 
 
 async def _may(call: Call, verb: str, plural: str, name: str) -> bool:
@@ -118,7 +144,11 @@ async def _policy(call: Call) -> Policy:
     if isinstance(authorizer, RoleAuthorizer):
         return await authorizer.policy()
     return Policy(
-        role=lambda *_: None, cluster_role=lambda _: None, bindings=lambda _: (), cluster_bindings=lambda _: ()
+        role=lambda *_: None,
+        cluster_role=lambda _: None,
+        bindings=lambda _: (),
+        cluster_bindings=lambda _: (),
+        namespaces=lambda: (),
     )
 
 

@@ -101,7 +101,7 @@ def test_addresses_show_no_secrets_and_are_bounded() -> None:
     assert policy.uri("/api/v1/pods", "watch=1&labelSelector=a%3Db") == "/api/v1/pods?watch=1&labelSelector=a%3Db"
     assert SECRET not in policy.uri("/v2/token", f"service=x&token={SECRET}&access_token={SECRET}")
     assert policy.uri("/a b\n", "") == "/a%20b%0A"
-    assert policy.uri("/a%2Fb\ud800", "") == "/a%252Fb?"  # as it was: the path is decoded once
+    assert policy.uri("/a%2Fb\ud800", "") == "/a%252Fb%3F"  # as it was: the path is decoded once
     assert len(policy.uri("/" + "a" * 9000, "b" * 9000)) == policy.MAX_URI
     assert len(policy.agent("x" * 900)) == policy.MAX_AGENT
 

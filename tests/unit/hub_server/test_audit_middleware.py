@@ -229,6 +229,16 @@ async def test_a_watch_is_recorded_when_it_begins_and_when_it_ends(tmp_path: Pat
         assert len({entry.audit_id for entry in entries}) == 1
 
 
+async def test_nothing_lasting_begins_that_cannot_be_recorded(tmp_path: Path) -> None:
+    async with hub_in(tmp_path, reads="metadata") as hub:
+        assert (await hub.create("one")).status_code == 201
+        with log_full(hub):
+            async with asyncio.timeout(20):  # it ends by itself, though nobody hangs up
+                refused = await hub.ask(ADMIN, "GET", DEVICES, params={"watch": "true"})
+        assert refused.status_code == 507
+        assert hub.entries("ResponseStarted") == []
+
+
 async def test_a_request_that_is_cancelled_is_recorded_when_the_log_is_closed(tmp_path: Path) -> None:
     async with hub_in(tmp_path) as hub:
         never = asyncio.Event()

@@ -56,10 +56,11 @@ class HubProcess:
         assert self.process.wait(START_SECONDS) == 1
         return self.log
 
-    def wait_for(self, said: str) -> None:
-        """Wait until it has said this in its log."""
+    def wait_for(self, said: str, times: int = 1) -> None:
+        """Wait until it has said this in its log, so many times."""
         deadline = time.monotonic() + START_SECONDS
-        while said not in self.log:
+        while self.log.count(said) < times:
+            assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, self.log
             time.sleep(0.01)
 

@@ -36,10 +36,14 @@ log = logging.getLogger(__name__)
 
 
 async def adopt(objects: Objects) -> None:
-    """Make the objects of the default namespace and of all that hold something: those of older hubs have none."""
-    for name in sorted({DEFAULT, *await find(objects)}):
-        with suppress(AlreadyExistsError):
-            await objects.create(Namespace(metadata=ObjectMeta(name=name)))
+    """Make the objects of all namespaces that hold something (those of older hubs have none) and of the default one.
+
+    The default one is made last: where it is there, this has been done.
+    """
+    if await objects.find(Namespace, "", DEFAULT) is not None:
+        return
+    for name in (*sorted(await find(objects) - {DEFAULT}), DEFAULT):
+        await _make(objects, name)
 
 
 async def find(objects: Objects) -> set[str]:
@@ -68,9 +72,13 @@ async def delete(objects: Objects, clock: Clock, name: str) -> Namespace:
         return msgspec.structs.replace(going, status=msgspec.structs.replace(going.status, phase="Terminating"))
 
     going = await objects.update_status(Namespace, "", name, mark)
-    with suppress(TimeoutError):
+    try:
         async with asyncio.timeout(SWEEP_SECONDS):
             await sweep(objects, clock, name)
+    except TimeoutError:
+        log.info("namespace.goes_on name=%s", name)
+    except UNREADABLE as error:
+        log.warning("namespace.sweep_failed name=%s cause=%s", name, error)
     return await objects.find(Namespace, "", name) or going
 
 
@@ -92,14 +100,13 @@ async def sweep(objects: Objects, clock: Clock, name: str) -> bool:
             await objects.delete(Namespace, "", name, resource_version=current.metadata.resource_version)
         except (ConflictError, NotFoundError):
             return False
-    if name in await find(objects):  # made in between, when nothing was marked yet: it is named, so it is there
-        with suppress(AlreadyExistsError):
-            await objects.create(Namespace(metadata=ObjectMeta(name=name)))
+    if await _holds(objects, name):  # made in between, by who had looked before the mark: it is named, so it is there
+        await _make(objects, name)
     log.info("namespace.deleted name=%s", name)
     return True
 
 
-async def run(objects: Objects, clock: Clock) -> None:
+async def run(objects: Objects, clock: Clock, *, round_seconds: float = ROUND_SECONDS) -> None:
     """Finish, forever, what calls had no time for and what waited for finalizers, also of a hub before this one."""
     while True:
         try:
@@ -108,7 +115,19 @@ async def run(objects: Objects, clock: Clock) -> None:
                     await sweep(objects, clock, item.metadata.name)
         except (SkerryError, OSError, *UNREADABLE) as error:
             log.warning("namespace.sweep_failed cause=%s", error)
-        await asyncio.sleep(ROUND_SECONDS)
+        await asyncio.sleep(round_seconds)
+
+
+async def _make(objects: Objects, name: str) -> None:
+    with suppress(AlreadyExistsError):
+        await objects.create(Namespace(metadata=ObjectMeta(name=name)))
+
+
+async def _holds(objects: Objects, namespace: str) -> bool:
+    for info in _WITHIN:
+        if (await objects.store.list(prefix_of(info.type, namespace), limit=1)).records:
+            return True
+    return False
 
 
 async def _empty(objects: Objects, clock: Clock, info: KindInfo, namespace: str) -> int:

@@ -22,7 +22,7 @@ from skerry.api import codec
 from skerry.api import selector as selectors
 from skerry.api.errors import AlreadyExistsError, ConflictError, ForbiddenError, IntegrityError, NotFoundError
 from skerry.api.kinds import KINDS, KindInfo, Resource
-from skerry.api.kinds.namespace import Namespace, labelled
+from skerry.api.kinds.namespace import NAME_LABEL, Namespace
 from skerry.api.meta import GROUP, LabelSelectorRequirement, ObjectMeta
 from skerry.core.desired import DesiredRecord
 from skerry.core.ports import Clock, Record, Store
@@ -106,7 +106,7 @@ class Objects:
     async def create(self, item: T) -> T:
         """Store a new object; sets uid (kept if given), creationTimestamp, generation. Raises AlreadyExistsError."""
         kind, meta = type(item), item.metadata
-        if _INFOS[kind].namespaced:
+        if _INFOS[kind].namespaced and meta.namespace:
             await self._place(meta.namespace)
         name = meta.name or f"{meta.generate_name}{secrets.token_hex(4)}"
         meta = msgspec.structs.replace(
@@ -118,8 +118,7 @@ class Objects:
             resource_version="",
         )
         try:
-            whole = labelled(_with_meta(item, meta)) if isinstance(item, Namespace) else _with_meta(item, meta)
-            record = await self.store.create(key_of(kind, meta.namespace, name), encode(whole))
+            record = await self.store.create(key_of(kind, meta.namespace, name), encode(_with_meta(item, meta)))
         except AlreadyExistsError:
             raise AlreadyExistsError(element=f'{_INFOS[kind].plural} "{name}"') from None
         return self._tell(decode(kind, record), record)
@@ -318,6 +317,8 @@ def _decode_desired(record: Record) -> DesiredRecord:
         raise IntegrityError(f"cannot be read: {error}"[:300], element=element) from None
 
 
-def _with_meta(item: T, meta: Any) -> T:
+def _with_meta(item: T, meta: ObjectMeta) -> T:
+    if isinstance(item, Namespace) and meta.labels.get(NAME_LABEL) != meta.name:
+        meta = msgspec.structs.replace(meta, labels={**meta.labels, NAME_LABEL: meta.name})
     changes: dict[str, Any] = {"metadata": meta}
     return msgspec.structs.replace(item, **changes)

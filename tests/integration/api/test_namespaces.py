@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +18,7 @@ from skerry.api.kinds.namespace import Namespace
 from skerry.api.meta import ObjectMeta
 from skerry.core.desired import DesiredRecord
 from skerry.drivers.client.api import HubClient
-from skerry.hub import namespaces
+from skerry.hub import namespaces, removal
 from skerry.hub.objects import key_of
 
 if TYPE_CHECKING:
@@ -41,10 +44,11 @@ def test_a_namespace_is_there_as_soon_as_it_is_named(hub: Hub, admin: HubClient)
 
 def test_namespaces_of_older_hubs_get_their_objects(hub: Hub, admin: HubClient) -> None:
     hub.add_device(admin.namespace, "till-7")
-    hub.call(hub.objects.store.delete(key_of(Namespace, "", admin.namespace)))
-    assert admin.namespace not in names(admin)
+    for name in (admin.namespace, "default"):
+        hub.call(hub.objects.store.delete(key_of(Namespace, "", name)))
+    assert not {admin.namespace, "default"} & names(admin)
     hub.call(namespaces.adopt(hub.objects))
-    assert admin.namespace in names(admin)
+    assert {admin.namespace, "default"} <= names(admin)
 
 
 def test_deleting_takes_everything_along(hub: Hub, admin: HubClient) -> None:
@@ -120,6 +124,39 @@ def test_the_status_is_written_apart(admin: HubClient, hub: Hub) -> None:
     path, merge = f"{PATH}/{admin.namespace}", {"Content-Type": "application/merge-patch+json"}
     admin.http.patch(path, json=change, headers=merge)
     assert admin.get(Namespace, admin.namespace).status.phase == "Active"
+
+
+def test_what_was_interrupted_is_finished_in_the_background(hub: Hub, admin: HubClient) -> None:
+    """A hub that dies right after the mark leaves just this behind."""
+    hub.add_device(admin.namespace, "till-7")
+    now = hub.context.clock.now()
+    hub.call(hub.objects.update_status(Namespace, "", admin.namespace, lambda item: removal.marked(item, now)))
+    version = admin.get(Namespace, admin.namespace).metadata.resource_version
+    going_on = asyncio.run_coroutine_threadsafe(namespaces.run(hub.objects, hub.context.clock), hub.loop)
+    try:
+        told = admin.events(Namespace, name=admin.namespace, resource_version=version, deadline=time.monotonic() + 30)
+        assert [kind for kind, _ in itertools.islice(told, 1)] == ["DELETED"]
+    finally:
+        going_on.cancel()
+    assert admin.list(Device) == []
+
+
+def test_a_damaged_object_does_not_hide_that_a_namespace_goes(hub: Hub, admin: HubClient) -> None:
+    hub.add_device(admin.namespace, "till-7")
+    key = key_of(Device, admin.namespace, "broken")
+    hub.call(hub.objects.store.create(key, b"{"))
+    try:
+        admin.delete(Namespace, admin.namespace)
+        assert admin.get(Namespace, admin.namespace).status.phase == "Terminating"
+    finally:
+        hub.call(hub.objects.store.delete(key))
+    assert hub.call(namespaces.sweep(hub.objects, hub.context.clock, admin.namespace))
+
+
+def test_the_name_stays_among_the_labels(hub: Hub, admin: HubClient) -> None:
+    hub.add_device(admin.namespace, "till-7")
+    changed = admin.patch(Namespace, admin.namespace, {"metadata": {"labels": None}})
+    assert changed.metadata.labels == {"kubernetes.io/metadata.name": admin.namespace}
 
 
 @needs_kubectl

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-import msgspec
-
 from skerry.api.meta import ObjectMeta, Struct
 
 NAME_LABEL = "kubernetes.io/metadata.name"
@@ -45,9 +43,3 @@ class Namespace(Struct, frozen=True, kw_only=True, omit_defaults=False):
     status: NamespaceStatus = NamespaceStatus()
     api_version: str = "v1"
     kind: Literal["Namespace"] = "Namespace"
-
-
-def labelled(item: Namespace) -> Namespace:
-    """Return the namespace with its name among its labels."""
-    labels = {**item.metadata.labels, NAME_LABEL: item.metadata.name}
-    return msgspec.structs.replace(item, metadata=msgspec.structs.replace(item.metadata, labels=labels))

@@ -226,8 +226,12 @@ class Record:
         self.audit.check()
         if self._is_registry or self._is_joining or self.attributes.subresource in _UNDONE:
             return  # whether they may is found out later on; what comes of it is recorded before it is answered
-        await self.audit.append(self._event("RequestReceived"))
-        self._is_begun = True
+        self._is_begun = True  # also for whoever is cancelled meanwhile: it is written nevertheless
+        try:
+            await self.audit.append(self._event("RequestReceived"))
+        except SkerryError:
+            self._is_begun = False
+            raise
 
     async def run(self, app: ASGIApp, receive: Receive, send: Send) -> None:
         """Have the request answered, and record that."""

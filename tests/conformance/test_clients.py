@@ -127,7 +127,7 @@ def test_a_watch_of_the_official_client_begins_again_after_410(hub: HubProgram, 
 def test_nodes_pods_and_namespaces_by_the_typed_client(dynamic: Any, namespace: str) -> None:
     devices = dynamic.resources.get(api_version=API_VERSION, kind="Device")
     devices.create(namespace=namespace, body=device("till"))
-    core = kubernetes.client.CoreV1Api(dynamic.client)
+    core: Any = kubernetes.client.CoreV1Api(dynamic.client)
     assert f"till.{namespace}" in [node.metadata.name for node in core.list_node().items]
     assert core.list_namespaced_pod(namespace).items == []
     assert namespace in [item.metadata.name for item in core.list_namespace().items]
@@ -227,7 +227,8 @@ def test_a_set_is_applied_owned_and_pruned_as_gitops_does(light: Any, kinds: tup
     assert (left.metadata.name, left.spec["modelVersion"]) == ("a", "digits-1")
     with pytest.raises(ApiError) as caught:
         light.apply(deployment_kind.from_dict(deployment("a", modelVersion="mine")), field_manager="somebody")
-    assert caught.value.status.details.causes[0].field == ".spec.modelVersion"
+    told: Any = caught.value.status.details
+    assert told.causes[0].field == ".spec.modelVersion"
 
 
 def test_a_release_is_upgraded_and_rolled_back_as_helm_does(light: Any, kinds: tuple[Any, Any]) -> None:

@@ -11,6 +11,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ EACH = 60
 KILLS = 2
 
 
-class Watcher(threading.Thread):
+class Worker(threading.Thread):
+    """A thread whose failure the test sees."""
+
+    failure: BaseException | None = None
+
+
+class Watcher(Worker):
     """Reads events, and goes on from the last revision it was told whenever the connection ends."""
 
     def __init__(self, hub: HubProgram, revision: str) -> None:
@@ -35,7 +42,6 @@ class Watcher(threading.Thread):
         self.hub, self.revision, self.begins = hub, revision, revision
         self.events: list[tuple[str, str, int]] = []
         self.connections = 0
-        self.failure: BaseException | None = None
 
     def run(self) -> None:
         try:
@@ -72,7 +78,7 @@ class Watcher(threading.Thread):
         return metadata.get("name") == LAST
 
 
-class Writer(threading.Thread):
+class Writer(Worker):
     """Makes, changes and removes devices of its own; keeps the revisions of what it was told is written."""
 
     def __init__(self, hub: HubProgram, number: int) -> None:
@@ -81,7 +87,6 @@ class Writer(threading.Thread):
         self.random = random.Random(number)
         self.acknowledged: list[int] = []
         self.done = 0
-        self.failure: BaseException | None = None
 
     def run(self) -> None:
         try:
@@ -132,8 +137,7 @@ def test_nothing_is_missed_and_nothing_comes_twice(hub: HubProgram) -> None:
         for thread in (*watchers, *writers):
             thread.start()
         for kill in range(1, KILLS + 1):
-            share = EACH * kill // (KILLS + 1)
-            until(lambda share=share: all(w.done >= share or w.failure for w in writers), "writing")
+            until(partial(_written, writers, EACH * kill // (KILLS + 1)), "writing")
             hub.kill()
             hub.start()
         for writer in writers:
@@ -141,7 +145,8 @@ def test_nothing_is_missed_and_nothing_comes_twice(hub: HubProgram) -> None:
         assert client.post(WHERE, json=device(LAST)).status_code == 201
         for watcher in watchers:
             watcher.join(60)
-        assert [thread.failure for thread in (*watchers, *writers)] == [None] * (2 + WRITERS)
+        workers: list[Worker] = [*watchers, *writers]
+        assert [worker.failure for worker in workers] == [None] * (2 + WRITERS)
         found = {
             item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in client.get(WHERE).json()["items"]
         }
@@ -158,6 +163,10 @@ def test_nothing_is_missed_and_nothing_comes_twice(hub: HubProgram) -> None:
     shared = max(int(watcher.begins) for watcher in watchers)
     one, other = ([event for event in watcher.events if event[2] > shared] for watcher in watchers)
     assert one == other, "both saw the same history"
+
+
+def _written(writers: list[Writer], share: int) -> bool:
+    return all(writer.done >= share or writer.failure is not None for writer in writers)
 
 
 def _replayed(events: list[tuple[str, str, int]], unseen: set[str]) -> dict[str, int]:

@@ -104,7 +104,8 @@ class _Following(Response):
 
     async def _pass_on(self, device: Upgrade, receive: Receive, send: Send) -> None:
         element = f"{self._device.metadata.namespace}/{self._device.metadata.name}"
-        log.info("remote.began purpose=logs device=%r workload=%r", element, self._workload)
+        user = self._call.identity.name
+        log.info("remote.began purpose=logs device=%r workload=%r user=%r", element, self._workload, user)
         copying = asyncio.ensure_future(_copy(device, send))
         leaving = asyncio.ensure_future(_until_left(receive))
         try:
@@ -117,7 +118,7 @@ class _Following(Response):
             for task in (copying, leaving):
                 task.cancel()
             await asyncio.gather(copying, leaving, return_exceptions=True)
-            log.info("remote.ended purpose=logs device=%r workload=%r", element, self._workload)
+            log.info("remote.ended purpose=logs device=%r workload=%r user=%r", element, self._workload, user)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

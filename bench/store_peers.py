@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.store import VALUE, creating, fan_out, fill, percentile, rate
-from tests.postgresql import running
+from tests.postgresql import is_installed, running
 
 from skerry.drivers.store import address, postgresql
 from skerry.drivers.store.logstore import LogStore
@@ -110,6 +110,8 @@ def server(url: str) -> Iterator[Callable[[], str]]:
 
         yield made
         return
+    if not is_installed():
+        raise SystemExit("needs PostgreSQL's server: install postgresql, or name one with --postgresql")
     with running(fsync=True) as own:
         yield own.new_url
 

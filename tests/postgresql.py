@@ -106,7 +106,7 @@ def running(*, fsync: bool = False) -> Iterator[Server]:
 
     Without fsync unless asked: the tests end processes, not the machine.
     """
-    if not (_find("initdb") and _find("postgres")):
+    if not is_installed():
         pytest.skip("needs PostgreSQL's server: install postgresql")
     directory = Path(tempfile.mkdtemp(prefix="skerry-pg-"))
     directory.chmod(0o755)
@@ -119,6 +119,11 @@ def running(*, fsync: bool = False) -> Iterator[Server]:
             server.stop()
     finally:
         shutil.rmtree(directory)
+
+
+def is_installed() -> bool:
+    """Return whether there is a server to run."""
+    return bool(_find("initdb") and _find("postgres"))
 
 
 def _find(name: str) -> str:

@@ -365,11 +365,22 @@ async def test_hubs_that_start_at_the_same_time_make_one_store(server: Server) -
         ("postgresql://u@localhost/d?hostaddr=192.0.2.1&sslmode=disable", "plain text"),
         ("postgresql://u@h/d?nonsense=1", "not an address"),
         ("postgresql://[", "not an address"),
+        ("postgresql://u@/d?service=elsewhere", "names a service"),
     ],
 )
 def test_an_address_that_is_unsafe_or_none_is_refused(url: str, sentence: str) -> None:
     with pytest.raises(InvalidError, match=sentence):
         address.read(url)
+
+
+def test_what_the_environment_says_does_not_get_around_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "db.example.org")
+    monkeypatch.setenv("PGSSLMODE", "disable")
+    assert address.read("postgresql://u@/d").parameters["sslmode"] == "verify-full"
+    assert "sslmode" not in address.read("postgresql://u@localhost/d").parameters
+    monkeypatch.setenv("PGSERVICE", "elsewhere")
+    with pytest.raises(InvalidError, match="names a service"):
+        address.read("postgresql://u@localhost/d")
 
 
 def test_over_a_network_the_servers_certificate_is_verified() -> None:

@@ -37,7 +37,7 @@ class SharedStoreMachine(StoreMachine):
 
 
 SharedStoreMachine.TestCase.settings = settings(
-    max_examples=20,
+    max_examples=12,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -288,9 +288,13 @@ def _check_health(context: HubContext, broker: EmbeddedBroker, shared: Shared | 
         if leads and not broker.is_serving:
             raise UnavailableError("does not listen", element="embedded broker")
 
+    async def check_store() -> None:
+        await context.objects.store.revision()
+
     async def check_certificates() -> None:
         context.authority.check_certificates()
 
+    context.health.add("store", check_store)
     context.health.add("broker", check_broker)
     context.health.add("certificates", check_certificates)
 

@@ -72,7 +72,7 @@ async def run(election: Election, fence: Fence, lead: Callable[[int], Awaitable[
             try:
                 await _until_lost(election, term, lead)
             except* UnavailableError as group:
-                log.warning("leadership.given_up term=%d cause=%s", term, group.exceptions[0])
+                log.warning("leadership.given_up term=%d cause=%s", term, _first(group))
             finally:
                 fence.term = None
                 await election.resign()
@@ -91,6 +91,12 @@ async def _until_lost(election: Election, term: int, lead: Callable[[int], Await
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def announce(store: Store, leader: Leader) -> None:

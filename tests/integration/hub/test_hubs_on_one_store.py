@@ -103,6 +103,11 @@ async def test_two_hubs_answer_alike_whoever_is_asked(
     # One hub's administrator is the other one's: their certificates are of one authority.
     status, _ = hubs[1].call(hubs[0].admin, "GET", f"{API}/devices")
     assert status == 200
+    # A leader that is told to end hands over, and nobody has anything to complain of.
+    await asyncio.to_thread(leading.terminate)
+    async with open_named_store(place[1]) as store:
+        assert (await leader_of(store, lambda leader: leader.url == other.record["url"])).term > 1
+    await asyncio.to_thread(other.terminate)
 
 
 async def test_a_rollout_goes_on_when_the_leader_is_killed(

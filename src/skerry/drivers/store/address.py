@@ -6,6 +6,7 @@ Lives here: reading the URL, the rule on TLS, what every session is set to. Must
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,13 @@ def read(url: str, *, password: str = "") -> Address:
             element="--store",
             hint="write postgresql://user@host/database",
         ) from None
+    if given.get("service") or os.environ.get("PGSERVICE"):
+        raise InvalidError(
+            "names a service, whose address is written elsewhere", element="--store", hint="write the address itself"
+        )
+    for name, variable in (("host", "PGHOST"), ("hostaddr", "PGHOSTADDR")):
+        if variable in os.environ:  # as libpq would, but where it counts for the rule on TLS
+            given.setdefault(name, os.environ[variable])
     if password:
         given["password"] = password
     if not _is_local(given):

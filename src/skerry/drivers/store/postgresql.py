@@ -196,7 +196,7 @@ class PostgresqlDatabase(LogDatabase):
                     _begin(connection)  # the lock is free once the other one has ended, however it did
                     status = connection.exec_driver_sql(_STATUS, (transaction,)).scalar()
                     connection.rollback()
-            except _LostError:
+            except (_LostError, UnavailableError):  # away, or the other one has not ended yet
                 if not self._wait(self._lookup):
                     raise UnavailableError(
                         f"the connection broke at a write's end; whether it is stored is not known ({error.cause})",
@@ -211,9 +211,9 @@ class PostgresqlDatabase(LogDatabase):
     def _wait(self, patience: float) -> bool:
         """Wait a moment for the server; return whether to go on."""
         now = time.monotonic()
-        if self._away_since is None:
-            self._away_since = now
-        away = now - self._away_since
+        since = self._away_since or now  # other threads set it too
+        self._away_since = since
+        away = now - since
         return away < patience and not self._closing.wait(min(0.5, max(0.02, away)))
 
     def _meaning(self, error: sa.exc.DBAPIError) -> SkerryError:

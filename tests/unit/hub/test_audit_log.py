@@ -167,6 +167,17 @@ async def test_what_was_begun_and_never_answered_is_told_at_the_next_start_and_o
     assert "may have been carried out" in told[0].response_status.message
 
 
+async def test_what_was_begun_in_one_file_may_be_answered_in_the_next(tmp_path: Path) -> None:
+    async with open_log(tmp_path, AuditSettings(file_bytes=1), CLOCK) as log:
+        await log.append(event(0, stage="RequestReceived"), event(1, stage="RequestReceived"))
+        await log.append(event(1))
+    assert len(audit_files.segments(tmp_path)) == 2
+    for _ in range(2):
+        async with open_log(tmp_path, SETTINGS, CLOCK):
+            pass
+    assert [item.audit_id for item in read_all(tmp_path) if UNANSWERED in item.annotations] == ["id-0"]
+
+
 async def test_a_full_disk_fails_what_cannot_be_recorded_and_nothing_else(tmp_path: Path) -> None:
     async with open_log(tmp_path, SETTINGS, CLOCK) as log:
         await log.append(event(0))

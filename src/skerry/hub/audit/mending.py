@@ -39,7 +39,7 @@ class End:
     torn: int
     """Bytes that were cut off."""
     unanswered: Mapping[str, AuditEvent]
-    """Requests that were received and not answered, by audit id, as far as the newest file tells."""
+    """Requests that were received and not answered, by audit id, as far as the two newest files tell."""
 
 
 @dataclass(kw_only=True)
@@ -52,12 +52,16 @@ class _Found:
     damaged: bool = False
     """Something before it cannot be read."""
     open: dict[str, AuditEvent] = field(default_factory=dict)
+    """What was begun here and not answered here, by audit id."""
+    answered: set[str] = field(default_factory=set)
+    """What was answered here and not begun here."""
 
 
 def find_end(directory: Path) -> End:
     """Find the log's end, and cut off what is unfinished. Raises OSError."""
-    torn = 0
-    for segment in reversed(audit_files.segments(directory)):
+    torn, older = 0, audit_files.segments(directory)
+    while older:
+        segment = older.pop()
         found, size = _read(segment.path)
         if size > found.good:
             torn += size - found.good
@@ -69,6 +73,11 @@ def find_end(directory: Path) -> End:
             continue
         if found.damaged:
             log.error("audit.damaged file=%s hint=%r", segment.path.name, "run `skerry audit verify`")
+        if older:  # what was begun at the end of one file may have been answered in the next
+            before, _ = _read(older[-1].path)
+            found.open = {**before.open, **found.open}
+            for name in found.answered:
+                found.open.pop(name, None)
         return End(link=found.link, segment=segment, size=found.good, torn=torn, unanswered=found.open)
     return End(link=Link(), segment=None, size=0, torn=torn, unanswered={})
 
@@ -89,19 +98,19 @@ def _read(path: Path) -> tuple[_Found, int]:
                 continue
             found.damaged = found.damaged or doubtful
             found.link, found.good = read[1], at
-            _follow(found.open, line)
+            _follow(found, line)
     return found, at
 
 
-def _follow(unanswered: dict[str, AuditEvent], line: bytes) -> None:
+def _follow(found: _Found, line: bytes) -> None:
     try:
         event = _DECODER.decode(line)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return
     if event.stage == "RequestReceived":
-        unanswered[event.audit_id] = event
-    else:
-        unanswered.pop(event.audit_id, None)
+        found.open[event.audit_id] = event
+    elif found.open.pop(event.audit_id, None) is None:
+        found.answered.add(event.audit_id)
 
 
 def _cut(path: Path, size: int) -> None:

@@ -40,7 +40,12 @@ def forwarded(running: subprocess.Popen[bytes]) -> int:
 def echoed(port: int, content: bytes) -> bytes:
     """What comes back of what is said, both ways at the same time."""
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
-        sender = threading.Thread(target=lambda: (connection.sendall(content), connection.shutdown(socket.SHUT_WR)))
+
+        def send() -> None:
+            connection.sendall(content)
+            connection.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
         sender.start()
         back = b""
         while data := connection.recv(65536):

@@ -134,7 +134,7 @@ async def test_one_that_fails_is_told_on_its_last_channel(tmp_path: Path) -> Non
         with pytest.raises(UnavailableError, match="cannot be started"):
             channels.exit_code(socket.sent[-1][1:])
         await within(socket.over)
-        assert socket.closed[0] == 1011
+        assert (socket.closed or (0, ""))[0] == 1011
 
 
 async def test_no_more_at_a_time_than_set_and_room_again_after(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def _property(schema: dict[str, Any], text: str, found: Mapping[str, Any]) -> di
     if "$ref" in inner:
         result: dict[str, Any] = {"allOf": [{"$ref": inner["$ref"]}]}
     else:
-        result = dict(inner)
+        result = {"type": "object"} | inner  # where it may be anything: kubectl explains nothing without a type
     if text:
         result["description"] = text
     if default not in (None, "", [], {}):

@@ -1,4 +1,4 @@
-"""What is shown of devices in Kubernetes' own words: `v1` Node and Pod, and their `metrics.k8s.io`, field by field.
+"""What is shown and never written: devices as `v1` Node and Pod, their `metrics.k8s.io`, and the audit log's entries.
 
 Lives here: the types that `kubectl explain` and the documents need, and the table of them. Must not live here: how they
 are made (`hub.server.projection`); nobody writes them. Source: Kubernetes API reference, Node v1, Pod v1, NodeMetrics.
@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from skerry.api.meta import ObjectMeta, Struct
+from skerry.api.audit import AuditEvent
+from skerry.api.meta import GROUP, VERSION, ObjectMeta, Struct
 
 METRICS = ("metrics.k8s.io", "v1beta1")
 _METRICS_VERSION = "/".join(METRICS)
@@ -246,6 +247,14 @@ PICTURES: tuple[Picture, ...] = (
         version=METRICS[1],
         namespaced=False,
         verbs=("get", "list"),
+    ),
+    Picture(
+        type=AuditEvent,
+        plural="auditevents",
+        group=GROUP,
+        version=VERSION,
+        namespaced=False,
+        verbs=("list", "watch"),
     ),
     Picture(type=PodMetrics, plural="pods", group=METRICS[0], version=METRICS[1], verbs=("get", "list")),
 )

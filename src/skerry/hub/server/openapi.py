@@ -23,7 +23,12 @@ from skerry.api.meta import GROUP, VERSION
 from skerry.hub.server import status
 
 _JSON = "application/json"
-_PATCHES = ("application/merge-patch+json", "application/json-patch+json", "application/apply-patch+yaml")
+_PATCHES = (
+    "application/merge-patch+json",
+    "application/json-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+)
 PATHS: Mapping[str, tuple[str, str]] = {
     info.path.removeprefix("/"): (info.group, info.version) for info in schema.DOCUMENTED
 }

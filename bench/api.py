@@ -51,6 +51,7 @@ from skerry.hub import objects
 PAGE = 500
 START_SECONDS = 900.0
 DEVICES = "/apis/skerry.dev/v1alpha1/namespaces/default/devices"
+CREATED = DEVICES.replace("default/", "bench/")
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 MACHINES = (
     ("arm64", "Cortex-A72", 4, 4, "debian"),
@@ -144,8 +145,13 @@ async def fill(store: Store, count: int) -> float:
 
 
 async def _filled(store: Store) -> int:
-    page = await store.list("devices/default/", limit=1)
-    return len(page.records) + page.remaining
+    found, start = 0, ""
+    while True:
+        page = await store.list("devices/default/", limit=10_000, start=start)
+        found += len(page.records)
+        if page.next_key is None:
+            return found
+        start = page.next_key
 
 
 def key_of(item: Device) -> str:
@@ -321,11 +327,9 @@ async def measure(hub: Hub, process: psutil.Process, size: int, seconds: float, 
         await connection.ask("GET", f"{DEVICES}/till-{number * 7919 % size:07}")
 
     async def create(connection: Connection, _: int) -> None:
-        made: dict[str, Any] = {"apiVersion": "skerry.dev/v1alpha1", "kind": "ModelDeployment"}
-        made["metadata"] = {"generateName": "bench-"}
-        made["spec"] = {"modelVersion": "none", "deviceSelector": {"matchLabels": {"site": "nowhere"}}, "paused": True}
-        path = DEVICES.replace("default/devices", "bench/modeldeployments")
-        await connection.ask("POST", path, json.dumps(made).encode())
+        made: dict[str, Any] = {"apiVersion": "skerry.dev/v1alpha1", "kind": "Device"}
+        made["metadata"] = {"generateName": "bench-", "labels": {"site": "bench"}}
+        await connection.ask("POST", CREATED, json.dumps(made).encode())
 
     async def patch(connection: Connection, number: int) -> None:
         body = json.dumps({"metadata": {"labels": {"bench": f"{run}-{number}"}}}).encode()
@@ -342,7 +346,7 @@ async def measure(hub: Hub, process: psutil.Process, size: int, seconds: float, 
     for clients in (1, 16):
         await load(hub, clients, seconds, create, "create")
     cleaner = await hub.connect()
-    await cleaner.ask("DELETE", DEVICES.replace("default/devices", "bench/modeldeployments"))
+    await cleaner.ask("DELETE", CREATED)
     await cleaner.close()
 
 

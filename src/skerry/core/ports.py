@@ -44,7 +44,7 @@ class Page:
     records: Sequence[Record]
     revision: int
     next_key: str | None
-    remaining: int
+    remaining: int | None  # None: more than were counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -68,7 +68,7 @@ class ObjectPage(Generic[T]):
     items: list[T]
     revision: int
     next_key: str | None
-    remaining: int
+    remaining: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -119,9 +119,9 @@ class LogDatabase:
 
         return self._read(work)
 
-    def count(self, start: str, end: str, revision: int) -> int:
-        """Return how many keys of a range live as of a revision."""
-        values = {"start": start, "end": end, "revision": revision}
+    def count(self, start: str, end: str, revision: int, most: int) -> int:
+        """Return how many keys of a range live as of a revision, counting no further than `most`."""
+        values = {"start": start, "end": end, "revision": revision, "limit": most}
         return self._read(lambda connection: int(connection.execute(statements.COUNT, values).scalar_one()))
 
     def history(self, start: str, end: str, after: int, upto: int) -> tuple[list[Change], int]:

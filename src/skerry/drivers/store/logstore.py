@@ -31,6 +31,8 @@ _Followers = list[asyncio.Future[None]]
 
 READERS = 4
 _REMEMBERED_COUNTS = 256
+MAX_COUNTED = 10_000
+"""Records after a page that are counted; of more it is not known how many: counting a million takes a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ class LogStore:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed: Callable[[], SkerryError] | None = None
-        self._counts: OrderedDict[tuple[str, int, str], int] = OrderedDict()
+        self._counts: OrderedDict[tuple[str, int, str], tuple[int, bool]] = OrderedDict()
+        """How many follow what comes before a key as of a revision, and whether those are all or at least so many."""
 
     async def revision(self) -> int:
         """Return the newest revision."""
@@ -108,7 +111,8 @@ class LogStore:
         self._check_open()
         at = await self._reach(revision) if revision else await self._newest()
         rows = await self._read(partial(self._database.page, first, end, at, limit + 1 if limit > 0 else 0))
-        next_key, remaining = None, 0
+        next_key: str | None = None
+        remaining: int | None = 0
         if 0 < limit < len(rows):
             next_key = rows[limit].key
             rows = rows[:limit]
@@ -278,17 +282,17 @@ class LogStore:
     async def _in_writer(self, function: Callable[[], _R]) -> _R:
         return await asyncio.get_running_loop().run_in_executor(self._writing, function)
 
-    async def _count(self, end: str, revision: int, start: str, next_key: str, page: int) -> int:
-        """Return how many records follow a page; going on from a page known before costs nothing."""
-        known = self._counts.pop((end, revision, start), None)
-        if known is None:
-            remaining = await self._read(partial(self._database.count, next_key, end, revision))
-        else:
-            remaining = known - page
-        self._counts[end, revision, next_key] = remaining
+    async def _count(self, end: str, revision: int, start: str, next_key: str, page: int) -> int | None:
+        """Return how many records follow a page, None for very many; going on from a known page costs little."""
+        known, whole = self._counts.pop((end, revision, start), (0, False))
+        left = known - page
+        if left <= 0:
+            left = await self._read(partial(self._database.count, next_key, end, revision, MAX_COUNTED))
+            whole = left < MAX_COUNTED
+        self._counts[end, revision, next_key] = (left, whole)
         if len(self._counts) > _REMEMBERED_COUNTS:
             self._counts.popitem(last=False)
-        return remaining
+        return left if whole else None
 
     def _check_open(self) -> None:
         if self._closed is not None:

@@ -92,7 +92,10 @@ NEWEST = sa.select(log).where(
 
 LIST = sa.select(log).where(*_living).order_by(log.c.key)
 LIST_PAGE = LIST.limit(sa.bindparam("limit"))
-COUNT = sa.select(sa.func.count()).select_from(log).where(*_living)
+COUNT = sa.select(sa.func.count()).select_from(
+    sa.select(log.c.revision).where(*_living).limit(sa.bindparam("limit")).subquery()
+)
+"""How many live in a range, counted up to a limit: each of them costs a step."""
 
 HISTORY = (
     sa.select(log, _before.c.value.label("value_before"))

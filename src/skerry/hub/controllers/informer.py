@@ -60,6 +60,9 @@ class Informer(Generic[V]):
         self._store, self._prefix, self._decode = store, prefix, decode
         self._changed, self._doubted = changed, doubted
         self._entries: dict[str, _Entry[V]] = {}
+        self._namespaces: dict[str, dict[str, _Entry[V]]] = {}
+        """The same by what stands before a key's first slash, below the prefix: who asks for one is not to go through
+        all."""
         self._unreadable: set[str] = set()
         self._gone: dict[str, int] = {}
         """What was deleted by this hub's own hand, and at which revision, until the watch has passed it."""
@@ -95,7 +98,9 @@ class Informer(Generic[V]):
     def values(self, below: str = "") -> Iterator[V]:
         """Go through the values whose key, below the prefix, starts so."""
         start = self._prefix + below
-        return (entry.value for key, entry in list(self._entries.items()) if key.startswith(start))
+        namespace, slash, _ = below.partition("/")
+        entries = self._namespaces.get(namespace, {}) if slash else self._entries
+        return (entry.value for key, entry in list(entries.items()) if key.startswith(start))
 
     def unreadable(self, below: str = "") -> list[str]:
         """Return the keys, below the prefix, of records that are there but cannot be read."""
@@ -190,13 +195,21 @@ class Informer(Generic[V]):
         known = self._entries.get(key)
         if (known is not None and known.revision >= revision) or revision <= self._gone.get(key, 0):
             return
-        self._entries[key] = _Entry(value=value, revision=revision)
+        entry = self._entries[key] = _Entry(value=value, revision=revision)
+        self._namespaces.setdefault(self._namespace_of(key), {})[key] = entry
         self._changed(known.value if known else None, value)
 
     def _drop(self, key: str) -> None:
         known = self._entries.pop(key, None)
         if known is not None:
+            namespace = self._namespace_of(key)
+            del self._namespaces[namespace][key]
+            if not self._namespaces[namespace]:
+                del self._namespaces[namespace]
             self._changed(known.value, None)
+
+    def _namespace_of(self, key: str) -> str:
+        return key[len(self._prefix) :].partition("/")[0]
 
 
 def of_kind(

@@ -73,7 +73,7 @@ class _Found:
     items: list[Resource] = field(default_factory=list)
     revision: int = 0
     next_key: str | None = None
-    remaining: int = 0
+    remaining: int | None = 0
 
 
 def selection_of(call: Call) -> Selection:
@@ -101,7 +101,7 @@ async def list_(call: Call) -> Response:
     metadata: dict[str, Any] = {"resourceVersion": str(found.revision)}
     if found.next_key is not None:
         metadata["continue"] = Position(revision=found.revision, key=found.next_key).text
-        if selection.everything:
+        if selection.everything and found.remaining is not None:
             metadata["remainingItemCount"] = found.remaining
     return await answer.respond_list(call, shape.many(found.items, metadata))
 
@@ -138,7 +138,7 @@ async def _page(call: Call, selection: Selection, *, limit: int, start: str, rev
                 if limit and len(found.items) == limit:
                     rest = page.items[position + 1 :]
                     found.next_key = key_of(call, rest[0]) if rest else page.next_key
-                    found.remaining = page.remaining + len(rest)
+                    found.remaining = None if page.remaining is None else page.remaining + len(rest)
                     return found
     return found
 

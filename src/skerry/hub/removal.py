@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from skerry.api.errors import NotFoundError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.device import Device
 from skerry.hub.objects import DESIRED_PREFIX, Objects
+
+T = TypeVar("T", bound=Resource)
 
 
 async def remove(objects: Objects, item: Resource) -> None:
@@ -26,7 +28,7 @@ async def remove(objects: Objects, item: Resource) -> None:
             await objects.store.delete(f"{DESIRED_PREFIX}{meta.uid}")
 
 
-def marked(item: Resource, now: datetime) -> Resource:
+def marked(item: T, now: datetime) -> T:
     """Return the object as it waits for its finalizers; unchanged when it does already."""
     if item.metadata.deletion_timestamp is not None:
         return item

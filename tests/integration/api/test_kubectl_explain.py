@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.integration.api.kubectl import KUBECTL, Run
 
-from skerry.api.kinds import KINDS
-from skerry.api.kinds.pictures import PICTURES
+from skerry.api.kinds import KINDS, KindInfo
+from skerry.api.kinds.pictures import PICTURES, Picture
 
 if TYPE_CHECKING:
     from tests.integration.api.conftest import Hub
@@ -20,7 +20,8 @@ needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not insta
 def test_every_kind_can_be_explained(kubectl: Run) -> None:
     rows = [line.split() for line in kubectl("api-resources", "--no-headers").stdout.splitlines()]
     found = {(row[0], row[-3], row[-1]) for row in rows}
-    wanted = {(one.plural, one.path.split("/", 2)[2], one.kind) for one in (*KINDS, *PICTURES)}
+    shown: list[KindInfo | Picture] = [*KINDS, *PICTURES]
+    wanted = {(one.plural, one.path.split("/", 2)[2], one.kind) for one in shown}
     assert wanted <= found
     for plural, version, kind in sorted(found):
         said = kubectl("explain", plural, f"--api-version={version}").stdout

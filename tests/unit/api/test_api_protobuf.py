@@ -24,7 +24,8 @@ def _pool() -> descriptor_pool.DescriptorPool:
     file = descriptor_pb2.FileDescriptorProto(name="k.proto", package="k", syntax="proto2")
     for name in ("Time", "Strings", "Fields", "Pair", "Lists"):
         file.message_type.add(name=name)
-    _add(file.message_type[0], 1, "seconds", 3), _add(file.message_type[0], 2, "nanos", 5)
+    _add(file.message_type[0], 1, "seconds", 3)
+    _add(file.message_type[0], 2, "nanos", 5)
     _add(file.message_type[1], 1, "items", 9, repeated=True)
     _add(file.message_type[2], 1, "Raw", 12)
     for place, value in ((3, ""), (4, ".k.Strings")):

@@ -16,7 +16,7 @@ from skerry.hub.server import openapi
 METHODS = ("get", "put", "post", "patch", "delete")
 
 
-@pytest.fixture(scope="module", params=openapi.PATHS.values(), ids=openapi.PATHS)
+@pytest.fixture(scope="module", params=list(openapi.PATHS.values()), ids=list(openapi.PATHS))
 def group(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param  # type: ignore[no-any-return]
 

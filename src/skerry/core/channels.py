@@ -1,7 +1,7 @@
-"""Kubernetes' streaming protocols over WebSocket, v4 and v5: channels by their first byte, the status at the end.
+"""Kubernetes' streaming protocols: channels, over WebSocket by a message's first byte, and the status at the end.
 
-Pure. Lives here: numbers, framing, the `metav1.Status` that says how a command ended. Must not live here: who reads
-or writes a channel. Source: Kubernetes `apimachinery/pkg/util/remotecommand/constants.go`, KEP-4006.
+Pure. Lives here: names, numbers, framing, the `metav1.Status` that says how a command ended. Must not live here: who
+reads or writes a channel. Source: Kubernetes `apimachinery/pkg/util/remotecommand/constants.go`, KEP-4006.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ COMMAND_PROTOCOLS = (V5, V4)
 """Of exec and attach, best first."""
 SPDY_FORWARD = "SPDY/3.1+portforward.k8s.io"
 FORWARD_PROTOCOLS = (SPDY_FORWARD, V4)
+STREAM_COMMAND_PROTOCOLS = (V4, "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
+"""Of exec and attach with a SPDY stream for each channel. Who offers none means the last, which was the first."""
+STREAM_FORWARD_PROTOCOL = "portforward.k8s.io"
+STREAM_TYPES = {"stdin": STDIN, "stdout": STDOUT, "stderr": STDERR, "error": ERROR, "resize": RESIZE}
+"""By the header `streamType` with which a client opens one."""
 MAX_SIDE = 10_000
 """Of a terminal, in characters."""
 
@@ -89,6 +94,15 @@ def exit_code(status: bytes) -> int:
     if read.reason == "NonZeroExitCode" and codes and codes[0].isascii() and codes[0].isdigit():
         return min(int(codes[0][:9]), 255)
     raise UnavailableError(read.message[:2000] or read.reason, element="the command")
+
+
+def sentence(status: bytes) -> bytes:
+    """Return what protocols before v4 have instead of a status: why it failed, or nothing."""
+    try:
+        read = msgspec.json.decode(status, type=_Status)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return status
+    return b"" if read.status == "Success" else (read.message or read.reason or "failed").encode()
 
 
 def failed(message: str, *, reason: Literal["InternalError", "Timeout"] = "InternalError") -> bytes:

@@ -1,8 +1,10 @@
-"""SPDY/3.1 frames, as `kubectl port-forward` wraps them into WebSocket: bytes in, frames out, and back.
+"""SPDY/3.1 frames, as kubectl sends them, by themselves or in WebSocket messages: bytes in, frames out, and back.
 
-Pure, and only what that needs: streams with headers, data, pings, ends; no flow control, which that client has none
-of. Every length is bounded before it is believed, also of what compressed headers become. Lives here: framing. Must
-not live here: which stream means what (`agent.remote.forward`). Source: SPDY Protocol Draft 3.1, sections 2.2 and 2.6.
+Pure, and only what that needs: streams with headers, data, pings, ends. There is no flow control but the connection's
+own: kubectl's library neither opens windows nor minds them, so minding them would stop everything at 64 KiB. Every
+length is bounded before it is believed, also of what compressed headers become. Lives here: framing. Must not live
+here: which stream means what (`agent.remote.forwarding`, `hub.command_streams`).
+Source: SPDY Protocol Draft 3.1, sections 2.2 and 2.6.
 """
 
 from __future__ import annotations
@@ -109,6 +111,9 @@ Frame = Opened | Data | Reset | Pinged | Left
 class Spdy:
     """The server's side of one connection."""
 
+    max_blocks: int = 0
+    """Header blocks that are taken from the peer, each of which becomes up to `MAX_HEADER_BYTES`; 0: any number."""
+    _blocks: int = 0
     _buffer: bytearray = field(default_factory=bytearray)
     _inflate: zlib._Decompress = field(default_factory=lambda: zlib.decompressobj(zdict=DICTIONARY))
     _deflate: zlib._Compress = field(default_factory=lambda: zlib.compressobj(zdict=DICTIONARY))
@@ -168,11 +173,14 @@ class Spdy:
         return None
 
     def _headers(self, block: bytes) -> dict[str, str]:
+        self._blocks += 1
+        if 0 < self.max_blocks < self._blocks:
+            raise SpdyError(f"more than {self.max_blocks} streams were asked for")
         try:
             raw = self._inflate.decompress(block, MAX_HEADER_BYTES)
         except zlib.error as error:
             raise SpdyError(f"headers cannot be unpacked: {error}") from None
-        if self._inflate.unconsumed_tail:
+        if self._inflate.unconsumed_tail or len(raw) == MAX_HEADER_BYTES:  # then there may be more inside
             raise SpdyError(f"headers have more than {MAX_HEADER_BYTES} bytes")
         words, position = [], 4
         count = int.from_bytes(raw[:4])

@@ -21,11 +21,11 @@ from typing import Any
 
 from starlette.types import ASGIApp
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from skerry.api.errors import InvalidError, UnavailableError
-from skerry.hub import upgrade
+from skerry.hub import raw_upgrade, upgrade
 from skerry.hub.identity import PEER, PeerCertificate
 
 log = logging.getLogger(__name__)
@@ -237,6 +237,30 @@ class HubProtocol(HttpToolsProtocol):
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
         protocol.ask(self.scope["method"], self.url, self.headers)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        wanted = raw_upgrade.asked(cycle.scope)  # type: ignore[arg-type] # one of ASGI's, by uvicorn's name
+        if wanted is not None:
+            app = raw_upgrade.offering(app, wanted, lambda: self._hand_over(cycle))
+        super()._start_asgi_task(cycle, app)
+
+    def _hand_over(self, cycle: RequestResponseCycle) -> raw_upgrade.Connection:
+        """Give the connection away for the answer of a request; its time is the session's from here on.
+
+        Raises ConnectionAbortedError for a peer that has left, or that did not wait for the answer: what it has sent
+        was read as HTTP.
+        """
+        if cycle.disconnected or self.cycle is not cycle or self._head_open or self.transport.is_closing():
+            _abort(self.transport)
+            raise ConnectionAbortedError("nobody waits for this answer")
+        self._disarm()
+        self._taken()
+        self.connections.discard(self)
+        cycle.response_started = cycle.response_complete = True  # there is nothing more to be done for it here
+        connection = raw_upgrade.Connection(self.transport, self.connections, paused=self.flow.write_paused)
+        self.transport.set_protocol(connection)
+        self.flow.resume_reading()
+        return connection
 
     def on_message_complete(self) -> None:
         """Stop the clock: the next request's starts with its first byte, and idle connections have their own."""

@@ -22,7 +22,7 @@ from skerry.api.errors import ExpiredError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Device
 from skerry.core import channels, messages
 from skerry.core.access import Identity
-from skerry.hub.upgrade import Gone, Upgrade
+from skerry.hub.upgrade import Gone, Wire
 
 if TYPE_CHECKING:
     from skerry.hub.gateway import Gateway
@@ -53,10 +53,10 @@ class Tunnel:
     """The device's connection is there, and waits."""
     begin: asyncio.Future[bool] = field(default_factory=asyncio.Future)
     """Whether the connection is wanted; False: nobody is there any more."""
-    ready: asyncio.Future[Upgrade] = field(default_factory=asyncio.Future)
+    ready: asyncio.Future[Wire] = field(default_factory=asyncio.Future)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def start(self) -> Upgrade:
+    async def start(self) -> Wire:
         """Have the device begin, and return its connection. Raises UnavailableError when it has left meanwhile."""
         if not self.begin.done():
             self.begin.set_result(True)
@@ -147,7 +147,7 @@ class Tunnels:
             await asyncio.gather(arriving, asking, return_exceptions=True)
 
 
-async def tell(client: Upgrade, failure: str) -> None:
+async def tell(client: Wire, failure: str) -> None:
     """Say on a command's last channel that it failed, to a client that still listens."""
     with contextlib.suppress(Gone, TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
@@ -158,8 +158,8 @@ async def tell(client: Upgrade, failure: str) -> None:
 class Splice:
     """The joining of a client's connection with a device's: messages pass as they are, as quickly as they are taken."""
 
-    client: Upgrade
-    device: Upgrade
+    client: Wire
+    device: Wire
     known: Callable[[], bool]
     """Whether the device still exists."""
     status_channel: bool

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import httptools
@@ -27,7 +27,7 @@ from skerry.hub.identity import PEER, PeerCertificate
 
 log = logging.getLogger(__name__)
 UPGRADE = "skerry.upgrade"
-"""Scope key of a request's `Upgrade`, where it asks for WebSocket."""
+"""Scope key of what a request asks for: an `Upgrade` to WebSocket, or `hub.raw_upgrade`'s to bytes."""
 MAX_MESSAGE_BYTES = 1024 * 1024
 PING_SECONDS = 20.0
 """Keeps the way open through NAT; who does not answer may be busy, so nobody is cut off for it."""
@@ -51,6 +51,43 @@ class Gone(Exception):  # noqa: N818 - an end, not an error
     """The peer has left."""
 
 
+class Wire(Protocol):
+    """One end of a conversation."""
+
+    code: int
+    reason: str
+    """With which the peer ended it."""
+
+    async def receive(self) -> bytes | None:
+        """Return what comes next; None when the peer has said its last."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Send; returns when there is room for more. Raises Gone."""
+        ...
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """End it; an end that is there already is fine."""
+        ...
+
+
+class Switchable(Wire, Protocol):
+    """What an endpoint may do with a connection that asks for another protocol."""
+
+    protocols: tuple[str, ...]
+    """What the client offers to speak, best first."""
+
+    def headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        """Return the headers of the answer that switches to one of them; "" for none."""
+        ...
+
+
+def words(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the elements of a header that is a list, as far as anybody needs it."""
+    every = (word.strip() for value in values for word in value[:MAX_PROTOCOL_CHARACTERS].split(","))
+    return tuple(word for word in every if word)[:MAX_PROTOCOLS]
+
+
 class Upgrade:
     """What an endpoint may do with a connection that asks for WebSocket."""
 
@@ -61,6 +98,10 @@ class Upgrade:
         self.reason = ""
         """With which the peer ended it."""
         self._protocol = protocol
+
+    def headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        """Return the headers of the answer that switches."""
+        return [(b"sec-websocket-protocol", protocol.encode("ascii"))] if protocol else []
 
     async def receive(self) -> bytes | None:
         """Return the next message, text as UTF-8; None when the peer has said its last."""
@@ -95,16 +136,15 @@ class Upgrade:
 class Switching(Response):
     """The answer to an upgrade: switches to one of the offered protocols and talks until `talk` returns."""
 
-    def __init__(self, talk: Callable[[Upgrade], Awaitable[None]], *, protocol: str = "") -> None:
+    def __init__(self, talk: Callable[[Switchable], Awaitable[None]], *, protocol: str = "") -> None:
         super().__init__(status_code=101)
         self._talk = talk
         self._protocol = protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Switch and talk."""
-        headers = [(b"sec-websocket-protocol", self._protocol.encode("ascii"))] if self._protocol else []
-        await send({"type": "http.response.start", "status": 101, "headers": headers})
-        upgrade = upgrade_of(scope)
+        upgrade: Switchable = scope[UPGRADE]
+        await send({"type": "http.response.start", "status": 101, "headers": upgrade.headers(self._protocol)})
         code = FAILED  # a client takes a connection that ends well for a conversation that did
         try:
             await self._talk(upgrade)
@@ -176,8 +216,7 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
         self.scope["path"] = unquote(url.path.decode("ascii"))
         self.scope["headers"] = self._headers
         listed = [value.decode("latin-1") for name, value in self._headers if name == b"sec-websocket-protocol"]
-        words = (word.strip() for value in listed for word in value[:MAX_PROTOCOL_CHARACTERS].split(","))
-        self.offered = tuple(word for word in words if word)[:MAX_PROTOCOLS]
+        self.offered = words(listed)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -109,9 +108,6 @@ class _EchoServer(socketserver.ThreadingTCPServer):
 def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     if KUBECTL is None:
         pytest.skip("kubectl is not installed")
-    version = json.loads(subprocess.check_output([KUBECTL, "version", "--client", "-o", "json"], timeout=30))
-    if int(version["clientVersion"]["minor"].rstrip("+")) < 31:
-        pytest.skip("kubectl before 1.31 forwards ports by SPDY alone")
     directory = tmp_path_factory.mktemp("remote")
     site = Site(directory)
     with _EchoServer(("127.0.0.1", 0), _Echo) as echo:

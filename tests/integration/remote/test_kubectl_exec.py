@@ -174,13 +174,9 @@ def test_a_device_s_owner_has_the_last_word(lab: Lab) -> None:
         lab.restart_agent()
 
 
-def test_clients_of_another_time_are_told(lab: Lab) -> None:
-    said = lab.kubectl("exec", POD, "--", "true", KUBECTL_REMOTE_COMMAND_WEBSOCKETS="false").stderr
-    assert b"kubectl 1.31" in said
-    said = lab.kubectl("port-forward", f"pod/{POD}", f":{lab.port}", KUBECTL_PORT_FORWARD_WEBSOCKETS="false").stderr
-    assert b"kubectl 1.31" in said
+def test_what_asks_for_no_upgrade_is_told(lab: Lab) -> None:
     said = lab.kubectl("get", "--raw", f"/api/v1/namespaces/default/pods/{POD}/exec?command=ls&stdout=1").stderr
-    assert b"upgrade to WebSocket is required" in said
+    assert b"an upgrade to WebSocket or SPDY/3.1 is required" in said
 
 
 @pytest.mark.parametrize(

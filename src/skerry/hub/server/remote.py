@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 from starlette.requests import Request
@@ -18,35 +19,51 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from skerry.api import rules
-from skerry.api.errors import BadRequestError, NotFoundError, SkerryError, UnsupportedError
+from skerry.api.errors import BadRequestError, NotFoundError, SkerryError
 from skerry.api.kinds import find_kind
 from skerry.api.meta import API_VERSION
 from skerry.core import channels, messages
 from skerry.core.messages import RemoteSession
+from skerry.hub.command_streams import CommandStreams
 from skerry.hub.context import HubContext
+from skerry.hub.raw_upgrade import RawUpgrade
 from skerry.hub.server import status
 from skerry.hub.server.call import Call
 from skerry.hub.server.projection.serve import find_pod
 from skerry.hub.tunnels import Splice, tell
-from skerry.hub.upgrade import UPGRADE, Switching, Upgrade, upgrade_of
+from skerry.hub.upgrade import FAILED, UPGRADE, Switchable, Switching, Wire, upgrade_of
 
 log = logging.getLogger(__name__)
 
 MAX_QUERY_BYTES = 32 * 1024
 _DEVICE = find_kind("Device")
 Read = Callable[[Call, str], RemoteSession]
-_OLD_CLIENT = (
-    "use kubectl 1.31 or later (1.30 for exec and attach), without KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false or "
-    "KUBECTL_PORT_FORWARD_WEBSOCKETS=false"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """The protocols of one kind of conversation, best first."""
+
+    messages: tuple[str, ...]
+    """Over WebSocket."""
+    streams: tuple[str, ...]
+    """Over SPDY, as kubectl before 1.30 (1.31 for ports) asks for it."""
+    device: str
+    """What a device is told that a client over SPDY speaks."""
+
+
+_COMMAND = Spoken(messages=channels.COMMAND_PROTOCOLS, streams=channels.STREAM_COMMAND_PROTOCOLS, device=channels.V5)
+_FORWARD = Spoken(
+    messages=channels.FORWARD_PROTOCOLS, streams=(channels.STREAM_FORWARD_PROTOCOL,), device=channels.SPDY_FORWARD
 )
 
 
 def routes(context: HubContext) -> list[Route]:
     """Return the routes of conversations with pods, and of devices' connections for them."""
 
-    def at(subresource: str, read: Read, protocols: tuple[str, ...]) -> Route:
+    def at(subresource: str, read: Read, spoken: Spoken) -> Route:
         async def endpoint(request: Request) -> Response:
-            return _answer(context, request, read, protocols)
+            return _answer(context, request, read, spoken)
 
         path = f"/api/v1/namespaces/{{namespace}}/pods/{{name}}/{subresource}"
         return Route(path, endpoint, methods=["GET", "POST"])
@@ -55,30 +72,30 @@ def routes(context: HubContext) -> list[Route]:
         return await _arrived(context, request)
 
     return [
-        at("exec", read_exec, channels.COMMAND_PROTOCOLS),
-        at("attach", read_attach, channels.COMMAND_PROTOCOLS),
-        at("portforward", read_forward, channels.FORWARD_PROTOCOLS),
+        at("exec", read_exec, _COMMAND),
+        at("attach", read_attach, _COMMAND),
+        at("portforward", read_forward, _FORWARD),
         Route(f"/apis/{API_VERSION}/tunnels/{{tunnel}}", arrived, methods=["GET"]),
     ]
 
 
-def _answer(context: HubContext, request: Request, read: Read, protocols: tuple[str, ...]) -> Response:
+def _answer(context: HubContext, request: Request, read: Read, spoken: Spoken) -> Response:
     assert _DEVICE is not None
     parts = request.path_params
     if not rules.is_namespace(parts["namespace"]):
         raise NotFoundError("the server could not find the requested resource", element=request.url.path[:200])
     call = Call(context=context, request=request, info=_DEVICE, namespace=parts["namespace"], name=parts["name"])
-    return _Conversation(call, read, protocols)
+    return _Conversation(call, read, spoken)
 
 
 class _Conversation(Response):
     """The answer: a Status when it cannot be had, else the conversation, to its end."""
 
-    def __init__(self, call: Call, read: Read, protocols: tuple[str, ...]) -> None:
+    def __init__(self, call: Call, read: Read, spoken: Spoken) -> None:
         super().__init__()
         self._call = call
         self._read = read
-        self._protocols = protocols
+        self._spoken = spoken
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find the pod, have the device connect, switch, join."""
@@ -99,21 +116,27 @@ class _Conversation(Response):
 
     async def _hold(self, scope: Scope, receive: Receive, send: Send, switching: Callable[[], None]) -> None:
         call = self._call
-        protocol, known = self._agree(), True
-        if not protocol:  # an older client, or a newer one that was refused and tries its older way: tell it why
-            protocol, known = self._protocols[0], False
+        upgrade, protocol = self._agree()
+        is_raw = isinstance(upgrade, RawUpgrade)
         device, workload = await find_pod(call)
-        session = msgspec.structs.replace(self._read(call, workload), protocol=protocol, user=call.identity.name)
+        session = msgspec.structs.replace(
+            self._read(call, workload),
+            protocol=self._spoken.device if is_raw else protocol,
+            user=call.identity.name,
+        )
         gateway = call.context.gateway
         async with call.context.tunnels.open(gateway, device, workload, session) as tunnel:
-            if not known:
-                raise _spdy()
 
-            async def talk(client: Upgrade) -> None:
+            async def talk(wire: Wire) -> None:
+                client = wire
                 try:
+                    if is_raw and session.purpose != "forward":
+                        client = streams = CommandStreams(wire, session, protocol)
+                        await streams.open()
                     begun = await tunnel.start()
                 except SkerryError as error:
                     await tell(client, error.sentence)
+                    await client.close(FAILED)
                     raise
                 splice = Splice(
                     client=client,
@@ -124,28 +147,30 @@ class _Conversation(Response):
                 await _log_and_run(splice, session.purpose, f"{call.namespace}/{call.name}", session.user)
 
             switching()
-            await Switching(talk, protocol=protocol)(scope, receive, send)
+            # Who offers nothing over SPDY is of a time before versions, and is told none.
+            await Switching(talk, protocol=protocol if upgrade.protocols else "")(scope, receive, send)
 
-    def _agree(self) -> str:
-        """Return the protocol to speak; "" for a client that speaks SPDY alone. Raises BadRequestError."""
+    def _agree(self) -> tuple[Switchable, str]:
+        """Return what to switch, and the protocol to speak. Raises BadRequestError."""
         request = self._call.request
         if len(request.scope.get("query_string", b"")) > MAX_QUERY_BYTES:
             raise BadRequestError(f"has more than {MAX_QUERY_BYTES} bytes", element="the query")
-        if UPGRADE not in request.scope:
-            if request.headers.get("upgrade", "").lower().startswith("spdy/"):
-                return ""
-            raise BadRequestError("an upgrade to WebSocket is required", element="Upgrade", hint=_OLD_CLIENT)
-        if request.method != "GET":
+        upgrade: Switchable | None = request.scope.get(UPGRADE)
+        if upgrade is None:
+            raise BadRequestError("an upgrade to WebSocket or SPDY/3.1 is required", element="Upgrade")
+        is_raw = isinstance(upgrade, RawUpgrade)
+        if not is_raw and request.method != "GET":
             raise BadRequestError("is no way to ask for WebSocket", element=request.method)
-        offered = upgrade_of(request).protocols
-        chosen = channels.choose(offered, self._protocols)
+        known = self._spoken.streams if is_raw else self._spoken.messages
+        offered = upgrade.protocols or (known[-1:] if is_raw else ())
+        chosen = channels.choose(offered, known)
         if not chosen:
             raise BadRequestError(
                 f"none of {', '.join(offered)[:200] or 'no protocols'} is spoken here",
-                element="Sec-WebSocket-Protocol",
-                hint=f"offer {' or '.join(self._protocols)}",
+                element="X-Stream-Protocol-Version" if is_raw else "Sec-WebSocket-Protocol",
+                hint=f"offer {' or '.join(known)}",
             )
-        return chosen
+        return upgrade, chosen
 
 
 async def _log_and_run(splice: Splice, purpose: str, element: str, user: str) -> None:
@@ -166,7 +191,7 @@ async def _arrived(context: HubContext, request: Request) -> Response:
     upgrade_of(request)
     tunnel = await context.tunnels.arrive(call.identity, request.path_params["tunnel"])
 
-    async def talk(upgrade: Upgrade) -> None:
+    async def talk(upgrade: Wire) -> None:
         if not tunnel.ready.done():
             tunnel.ready.set_result(upgrade)
         await tunnel.over.wait()
@@ -206,7 +231,8 @@ def read_forward(call: Call, workload: str) -> RemoteSession:
     if len(ports) != len(text) or len(ports) > messages.MAX_FORWARDED_PORTS:
         raise BadRequestError("are not ports from 1 to 65535", element="ports")
     upgrade = call.request.scope.get(UPGRADE)
-    by_channels = upgrade is not None and channels.SPDY_FORWARD not in upgrade.protocols
+    is_raw = isinstance(upgrade, RawUpgrade)
+    by_channels = upgrade is not None and not is_raw and channels.SPDY_FORWARD not in upgrade.protocols
     if by_channels and not ports:
         raise BadRequestError("are required", element="ports", hint="with v4.channel.k8s.io, ports are named at first")
     return RemoteSession(tunnel="", purpose="forward", ports=ports)
@@ -221,7 +247,3 @@ def _streams(call: Call, workload: str, session: RemoteSession) -> RemoteSession
     if not (stdin or stdout or stderr):
         raise BadRequestError("one of stdin, stdout and stderr is required", element="stdin, stdout, stderr")
     return msgspec.structs.replace(session, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr)
-
-
-def _spdy() -> UnsupportedError:
-    return UnsupportedError("this client speaks SPDY alone, and the hub WebSocket", element="Upgrade", hint=_OLD_CLIENT)

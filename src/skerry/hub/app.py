@@ -12,14 +12,16 @@ import dataclasses
 import ipaddress
 import logging
 import os
+import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
 import msgspec
+from cryptography import x509
 
 from skerry.api.errors import IntegrityError, InvalidError, SkerryError, UnavailableError
 from skerry.api.meta import GROUP
@@ -34,10 +36,12 @@ from skerry.hub import identity, kubeconfig, listener, namespaces, pki, roles, s
 from skerry.hub.aggregation import MAX_HEAD_BYTES, MAX_HEADERS, Aggregation, Work, open_aggregation
 from skerry.hub.audit.log import AuditLog, AuditSettings, open_log
 from skerry.hub.authentication import oidc
-from skerry.hub.authentication.chain import Authentication
+from skerry.hub.authentication.chain import Authentication, RequestAuthenticator
+from skerry.hub.authentication.forwarded import ForwardedRequests
 from skerry.hub.authorization import RoleAuthorizer
 from skerry.hub.context import HubContext
 from skerry.hub.duties import Duties
+from skerry.hub.forwarding import Forwarding
 from skerry.hub.gateway import Gateway
 from skerry.hub.objects import Objects
 from skerry.hub.server.app import build_app
@@ -113,6 +117,7 @@ async def run_hub(
                     state=state,
                     names=names,
                     event_ttl=timedelta(minutes=settings.event_minutes),
+                    **({"holder": context.forwarding.holder} if context.forwarding else {}),
                 )
                 tasks += [
                     *(duties.share(group, shared) if shared else duties.start(group)),
@@ -208,6 +213,9 @@ async def _open_rest(
     artifacts = await stack.enter_async_context(_open_artifacts(settings, state))
     aggregation = await stack.enter_async_context(open_aggregation(settings, authority, clock))
     hub_url = f"https://{_in_url(place.told)}:{place.api_port}"
+    forwarding = _open_forwarding(settings, place, authority, clock, shared)
+    if forwarding is not None:
+        stack.push_async_callback(forwarding.close)
     context = HubContext(
         objects=objects,
         artifacts=artifacts,
@@ -220,7 +228,8 @@ async def _open_rest(
         mqtt_port=mqtt_port if shared else broker.port,
         audit=await stack.enter_async_context(_open_audit(settings, state, clock)),
         authorizer=aggregation.authorizer or RoleAuthorizer(objects),
-        authentication=_authentication(settings, clock, hub_url, aggregation),
+        authentication=_authentication(settings, clock, hub_url, aggregation, _passed_on(forwarding, gateway)),
+        forwarding=forwarding,
         groups=frozenset({GROUP}) if aggregation.delegated else None,
     )
     return context, broker, aggregation, shared
@@ -249,9 +258,44 @@ def _open_authority(
     return shared_keys.open_with(settings.keys_dir, state.pki, opening, clock=clock, may_create=empty)
 
 
-def _authentication(settings: HubSettings, clock: Clock, hub_url: str, aggregation: Aggregation) -> Authentication:
+def _authentication(
+    settings: HubSettings,
+    clock: Clock,
+    hub_url: str,
+    aggregation: Aggregation,
+    passed_on: Sequence[RequestAuthenticator],
+) -> Authentication:
     issuer, more = oidc.open_issuer(settings, clock=clock, audience=hub_url), aggregation.authentication
-    return Authentication(requests=more.requests, tokens=(*((issuer,) if issuer else ()), *more.tokens))
+    return Authentication(requests=(*passed_on, *more.requests), tokens=(*((issuer,) if issuer else ()), *more.tokens))
+
+
+def _open_forwarding(
+    settings: HubSettings, place: _Place, authority: pki.Authority, clock: Clock, shared: Shared | None
+) -> Forwarding | None:
+    if shared is None:
+        return None
+    host = socket.gethostname() if _is_unspecified(settings.host) else settings.host
+    return Forwarding(
+        authority=authority,
+        clock=clock,
+        leads=lambda: shared.fence.term is not None,
+        address=f"{_in_url(settings.peer_address or host)}:{place.api_port}",
+    )
+
+
+def _passed_on(forwarding: Forwarding | None, gateway: Gateway) -> tuple[RequestAuthenticator, ...]:
+    if forwarding is None:
+        return ()
+    return (
+        ForwardedRequests(
+            ca=x509.load_pem_x509_certificate(forwarding.authority.ca_pem),
+            key=forwarding.key,
+            holder=forwarding.holder,
+            clock=forwarding.clock,
+            leads=forwarding.leads,
+            known=gateway.known,
+        ),
+    )
 
 
 def _server_tls(

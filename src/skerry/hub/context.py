@@ -17,6 +17,7 @@ from skerry.hub.objects import Objects
 from skerry.hub.tunnels import Tunnels
 
 if TYPE_CHECKING:
+    from skerry.hub.forwarding import Forwarding
     from skerry.hub.gateway import Gateway
     from skerry.hub.pki import Authority
 
@@ -48,5 +49,7 @@ class HubContext:
     """Conversations with devices' workloads."""
     audit: AuditLog | None = None
     """Where it is recorded what is asked of the hub; None: nowhere."""
+    forwarding: Forwarding | None = None
+    """The way to the hub that leads, where several share a store."""
     health: Health = field(default_factory=Health)
     """Whether the hub's parts are alive and ready."""

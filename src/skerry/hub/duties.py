@@ -63,7 +63,13 @@ class Duties:
 
         async def lead(term: int) -> None:
             async with self.broker:
-                leader = Leader(holder=self.holder, host=socket.gethostname()[:253], url=context.hub_url, term=term)
+                leader = Leader(
+                    holder=self.holder,
+                    host=socket.gethostname()[:253],
+                    url=context.hub_url,
+                    term=term,
+                    address=context.forwarding.address if context.forwarding else "",
+                )
                 await leadership.announce(shared.led, leader)
                 async with asyncio.TaskGroup() as leading:
                     leading.create_task(context.gateway.serve(LocalHubLink(self.broker)), name="gateway")
@@ -76,8 +82,10 @@ class Duties:
         ]
 
     def _point(self, leader: Leader | None) -> None:
-        """Tell the gateway where devices are, when they are not here."""
+        """Tell where devices are, when they are not here."""
         gateway = self.context.gateway
+        if self.context.forwarding is not None:
+            self.context.forwarding.point(leader)
         if leader is None or leader.holder == self.holder:
             gateway.elsewhere = ""
         else:

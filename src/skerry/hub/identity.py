@@ -26,6 +26,7 @@ PEER = "skerry.peer"
 """Scope key under which the listener hands over the connection's `PeerCertificate`, or None."""
 
 
+_HUB = (NameOID.ORGANIZATION_NAME, access.HUBS)
 _UNREADABLE = (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion)
 
 
@@ -61,10 +62,22 @@ class PeerCertificate:
 
     def identity(self, now: datetime, ca: x509.Certificate) -> access.Identity:
         """Return whom the certificate names; nobody once it has expired, however long the connection lives."""
+        return self._stated if self._is_good(now) and self.is_issued_by(ca) else access.ANONYMOUS
+
+    def is_hub(self, now: datetime, ca: x509.Certificate) -> bool:
+        """Return whether it is what a hub shows as a client: a name that this CA gives to nobody else."""
         certificate = self.certificate
-        if certificate is None or not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            return access.ANONYMOUS
-        return self._stated if self.is_issued_by(ca) else access.ANONYMOUS
+        if certificate is None or not self._is_good(now) or not self.is_issued_by(ca):
+            return False
+        try:
+            subject = [(attribute.oid, attribute.value) for attribute in certificate.subject]
+            return subject == [_HUB, (NameOID.COMMON_NAME, "hub")] and is_for_clients(certificate)
+        except _UNREADABLE:
+            return False
+
+    def _is_good(self, now: datetime) -> bool:
+        certificate = self.certificate
+        return certificate is not None and certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
 
 
 def read_identity(subject: x509.Name) -> access.Identity:

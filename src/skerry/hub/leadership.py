@@ -57,6 +57,8 @@ class Leader(Struct, frozen=True, kw_only=True, omit_defaults=False):
     host: str
     url: str
     term: int
+    address: str = ""
+    """Host and port where other hubs reach this one; empty: as `url` says."""
 
 
 async def run(election: Election, fence: Fence, lead: Callable[[int], Awaitable[None]]) -> None:

@@ -156,6 +156,15 @@ class HubSettings:
             parse=_name,
         ),
     )
+    peer_address: str = field(
+        default="",
+        metadata=about(
+            "host name or address at which the other hubs on the store reach this very one; without it --host, or "
+            "this machine's name where that is all addresses",
+            unit="name",
+            parse=_name,
+        ),
+    )
     registry: str = field(
         default="",
         metadata=about(

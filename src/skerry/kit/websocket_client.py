@@ -109,14 +109,16 @@ async def connect(
     protocols: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
     timeout_seconds: float,
+    server_name: str = "",
 ) -> AsyncIterator[WebSocket]:
     """Connect to an `https:` URL (`http:` without TLS) and hand out the connection; it is closed afterwards.
 
+    `server_name` is what the server's certificate must be for, where that is not the URL's host.
     Raises UnavailableError, TimedOutError, and RefusedError with what the server answered instead.
     """
     try:
         async with asyncio.timeout(timeout_seconds):
-            socket = await _open(url, tls, protocols, headers or {})
+            socket = await _open(url, tls, protocols, headers or {}, server_name)
     except TimeoutError:
         raise TimedOutError(f"no connection within {timeout_seconds:g} s", element=_name_of(url)) from None
     try:
@@ -126,7 +128,7 @@ async def connect(
 
 
 async def _open(
-    url: str, tls: ssl.SSLContext | None, protocols: Sequence[str], headers: Mapping[str, str]
+    url: str, tls: ssl.SSLContext | None, protocols: Sequence[str], headers: Mapping[str, str], server_name: str
 ) -> WebSocket:
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -134,7 +136,11 @@ async def _open(
     secure = parts.scheme == "https"
     try:
         opened = asyncio.open_connection(
-            host, parts.port or (443 if secure else 80), ssl=tls if secure else None, limit=_CHUNK
+            host,
+            parts.port or (443 if secure else 80),
+            ssl=tls if secure else None,
+            server_hostname=(server_name or host) if secure and tls else None,
+            limit=_CHUNK,
         )
         reader, writer = await opened
     except OSError as error:  # SSLError is one

@@ -16,9 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from skerry.api.errors import DeniedError, ForbiddenError, UnauthorizedError
 from skerry.core.access import ANONYMOUS, Identity, account_of
 from skerry.hub import roles
+from skerry.hub.authentication.forwarded import ACTS_AS
 from skerry.hub.authorization import Attributes, Authorizer
 from skerry.hub.identity import IDENTITY
 from skerry.hub.server import attributes, audit, impersonation
+from skerry.hub.server.forward import CALLER
 
 OPEN_PATHS = frozenset(
     {"/healthz", "/livez", "/readyz", "/version", "/cacerts", "/.well-known/openid-configuration", "/openid/v1/jwks"}
@@ -108,10 +110,13 @@ def authorized(app: ASGIApp, *, authorizer: Authorizer) -> ASGIApp:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             caller = scope.get(IDENTITY, ANONYMOUS)
-            identity = await impersonation.impersonated(authorizer, caller, headers)
+            if ACTS_AS in scope:  # another hub has asked whether the caller may
+                identity = scope[ACTS_AS] or caller
+            else:
+                identity = await impersonation.impersonated(authorizer, caller, headers)
             if identity is not caller:
                 audit.act_as(scope, identity)
-                scope = {**scope, IDENTITY: identity}
+                scope = {**scope, IDENTITY: identity, CALLER: caller}
             if identity.role != "user":
                 token = join_token(headers.get("authorization", ""))
                 authorize(identity, method=scope["method"], path=scope["path"], join_token=token)

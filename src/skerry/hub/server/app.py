@@ -37,6 +37,7 @@ from skerry.hub.server import (
     create,
     delete,
     discovery,
+    forward,
     garbage,
     get,
     health,
@@ -117,6 +118,7 @@ def build_app(context: HubContext) -> Starlette:
             Middleware(audit.known),
             Middleware(access.authorized, authorizer=context.authorizer),
             Middleware(audit.begun),
+            Middleware(forward.forwarded, forwarding=context.forwarding),
         ],
         exception_handlers={HTTPException: _http_error},
     )

@@ -40,6 +40,7 @@ from skerry.core.access import ANONYMOUS, Identity
 from skerry.core.allowance import Bucket, Buckets, Rate
 from skerry.core.ports import Clock
 from skerry.hub.audit.log import AuditLog
+from skerry.hub.authentication.forwarded import VIA
 from skerry.hub.authorization import Attributes
 from skerry.hub.identity import IDENTITY
 from skerry.hub.server import status
@@ -412,7 +413,7 @@ class Record:
             verb=self.attributes.verb,
             user=User(username=username, groups=[TOKENS]) if self.token else _user(self.identity),
             impersonated_user=None if self.acts_as is None else _user(self.acts_as),
-            source_ips=[address] if address else [],
+            source_ips=[one for one in (address, self.scope.get(VIA, "")) if one],
             user_agent=policy.agent(headers.get("user-agent", "")),
             object_ref=self._object(said),
             response_status=_status(code, said) if code else None,

@@ -89,6 +89,21 @@ def test_headers_beyond_their_bound_are_refused_before_they_are_unpacked() -> No
         Spdy().feed(client.open(1, {"a": "b" * 1_000_000}))
 
 
+def test_what_fills_the_bound_exactly_may_hide_more() -> None:
+    """zlib has read everything then, and may hold the rest of the block back."""
+    size = spdy.MAX_HEADER_BYTES - 4 - 4 - 1 - 4
+    with pytest.raises(SpdyError, match="more than"):
+        Spdy().feed(Client().open(1, {"a": "b" * size}))
+    assert len(Spdy().feed(Client().open(1, {"a": "b" * (size - 1)}))) == 1
+
+
+def test_header_blocks_can_be_counted() -> None:
+    client, server = Client(), Spdy(max_blocks=2)
+    assert len(server.feed(client.open(1, {}) + client.open(3, {}))) == 2
+    with pytest.raises(SpdyError, match="more than 2 streams"):
+        server.feed(frame(8, (1).to_bytes(4) + client.block({})))
+
+
 @pytest.mark.parametrize(
     ("raw", "cause"),
     [

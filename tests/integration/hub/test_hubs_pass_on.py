@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import shutil
+import signal
 import socket
+import ssl
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,10 @@ def test_kubectl_reaches_into_a_device_by_either_hub(pair: Pair) -> None:
         done = pair.kubectl(hub, "exec", POD, "--", "sh", "-c", "echo out; echo err >&2; exit 3")
         assert (done.returncode, done.stdout) == (3, b"out\n"), done
         assert done.stderr == b"err\ncommand terminated with exit code 3\n"
+        # Older kubectl: SPDY instead of WebSocket.
+        old = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false"}
+        done = pair.kubectl(hub, "exec", POD, "--", "sh", "-c", "echo out; exit 4", **old)
+        assert (done.returncode, done.stdout) == (4, b"out\n"), done
         refused = pair.kubectl(hub, "exec", "nobody.till-1", "--", "true")
         assert (refused.returncode, b"NotFound" in refused.stderr) == (1, True), refused
         until(lambda hub=hub: pair.kubectl(hub, "top", "pods").returncode == 0, "telemetry has come")
@@ -151,15 +158,16 @@ def test_kubectl_reaches_into_a_device_by_either_hub(pair: Pair) -> None:
 @pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
 def test_much_passes_both_ways_and_nothing_is_lost(pair: Pair) -> None:
     content = os.urandom(3_000_000)
-    done = subprocess.run(
-        [str(KUBECTL), "exec", "-i", POD, "--", "cat"],
-        env=pair.environment(pair.other),
-        input=content,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout == content) == (0, True), done.stderr
+    for sockets in ("true", "false"):
+        done = subprocess.run(
+            [str(KUBECTL), "exec", "-i", POD, "--", "cat"],
+            env=pair.environment(pair.other) | {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": sockets},
+            input=content,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout == content) == (0, True), done.stderr
 
 
 @pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
@@ -222,6 +230,34 @@ def test_who_may_not_is_refused_where_he_asks_and_impersonation_is_not_lost(pair
     assert "ops" in newest["impersonatedUser"]["groups"]
 
 
+def test_what_is_taken_away_at_one_hub_is_taken_away_at_the_other(pair: Pair) -> None:
+    rules = [{"apiGroups": ["skerry.dev"], "resources": ["devices"], "verbs": ["get"]}]
+    group, place = "rbac.authorization.k8s.io", "/apis/rbac.authorization.k8s.io/v1"
+    role = {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": {"name": "see"}, "rules": rules}
+    binding = {
+        "apiVersion": f"{group}/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "see"},
+        "subjects": [{"kind": "User", "name": "berta", "apiGroup": group}],
+        "roleRef": {"kind": "Role", "name": "see", "apiGroup": group},
+    }
+
+    def sees(hub: HubProcess) -> bool:
+        return hub.call(hub.admin, "GET", f"{API}/devices/till-1", **{"impersonate-user": "berta"})[0] == 200
+
+    one, another = pair.leading, pair.other
+    for made in (role, binding):
+        plural = f"{made['kind']}s".lower()
+        status, said = one.call(one.admin, "POST", f"{place}/namespaces/default/{plural}", made)
+        assert status == 201, said
+    assert sees(one), "at once, where it was written"
+    until(lambda: sees(another), "it counts there too")
+    status, _ = another.call(another.admin, "DELETE", f"{place}/namespaces/default/rolebindings/see")
+    assert status == 200
+    assert not sees(another)
+    until(lambda: not sees(one), "it counts no more there either")
+
+
 def test_nobody_but_a_hub_is_believed(pair: Pair) -> None:
     """A word that an outsider makes up is not read, whoever he is."""
     word = {"skerry-forwarded": "eyJ0byI6IiJ9." + "0" * 64}
@@ -236,14 +272,71 @@ def test_nobody_but_a_hub_is_believed(pair: Pair) -> None:
     assert pair.leading.call(as_hub, "GET", LOG)[0] == 401, "the certificate alone is nobody's"
 
 
-def test_without_the_leader_it_is_said_so(start_hub: Callable[..., HubProcess], pair: Pair) -> None:
-    """Last of all, for it ends the leader: first it stands still, as a machine that is gone does."""
-    del start_hub
+class HubAt(HubProcess):
+    """A hub at an address of its own, under a name and ports that it shares, as hubs on several machines do."""
+
+    def __init__(self, host: str, state_dir: Path, *options: str) -> None:
+        super().__init__(state_dir, "--host", host, "--advertise", "localhost", *options)
+        self.host = host
+
+    def connect(self, context: ssl.SSLContext) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection(self.host, self.record["apiPort"], context=context, timeout=20)
+
+
+def test_hubs_under_one_name_know_each_other_s_tokens_and_the_way_to_the_leader(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(running_server()).new_url()
+        keys, artifacts = str(tmp_path / "keys"), str(tmp_path / "artifacts")
+        common = ["--store", url, "--keys-dir", keys, "--artifacts-dir", artifacts, "--audit-level", "metadata"]
+        common += ["--mqtt-port", str(a_port()), "--api-port", str(a_port())]
+        hubs = [HubAt(f"127.0.0.{number}", tmp_path / str(number), *common) for number in (1, 2)]
+        for hub in hubs:
+            stack.callback(hub.end)
+            hub.wait_ready()
+        leader = asyncio.run(_leader(url))
+        one, another = hubs
+        assert one.record["url"] == another.record["url"]
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "ci"}}
+        place = "/api/v1/namespaces/default/serviceaccounts"
+        assert one.call(one.admin, "POST", place, account)[0] == 201
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        for made_at in hubs:
+            asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+            status, made = made_at.call(made_at.admin, "POST", f"{place}/ci/token", asked)
+            assert status == 201, made
+            for hub in hubs:
+                bearer = {"authorization": f"Bearer {made['status']['token']}"}
+                path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+                status, said = hub.call(hub.context(), "POST", path, review, **bearer)
+                assert status == 201, said
+                assert said["status"]["userInfo"]["username"] == "system:serviceaccount:default:ci"
+        # Whichever of them leads, both ask it, though they have one name.
+        device = {"apiVersion": "skerry.dev/v1alpha1", "kind": "Device", "metadata": {"name": "till-9"}, "spec": {}}
+        assert one.call(one.admin, "POST", f"{API}/devices", device)[0] == 201
+        pod = "/api/v1/namespaces/default/pods/digits.till-9/log"
+        said = [hub.call(hub.admin, "GET", pod) for hub in hubs]
+        assert said[0] == said[1]
+        entries = [_passed_on(hub) for hub in hubs]
+        assert sorted(map(len, entries)) == [0, 1], "one of them was asked by the other one"
+        # A leader that stands still is one that does not answer, and the one that was asked says so.
+        leading, other = hubs if leader.address.startswith(one.host + ":") else hubs[::-1]
+        leading.process.send_signal(signal.SIGSTOP)
+        try:
+            status, refused = other.call(other.admin, "GET", pod)
+        finally:
+            leading.process.send_signal(signal.SIGCONT)
+        assert (status, refused["reason"]) == (503, "ServiceUnavailable"), refused
+        assert "hub that" in refused["message"], refused
+
+
+def _passed_on(hub: HubProcess) -> list[Any]:
+    status, found = hub.call(hub.admin, "GET", "/apis/skerry.dev/v1alpha1/auditevents?limit=200")
+    assert status == 200, found
+    return [item for item in found["items"] if len(item.get("sourceIPs", [])) > 1]
+
+
+def test_when_the_leader_is_killed_the_other_one_answers(pair: Pair) -> None:
+    """Last of all, for it ends the leader."""
     pair.leading.kill()
-    status, said = pair.other.call(pair.other.admin, "GET", LOG)
-    assert status in (200, 503), said
-    if status == 503:
-        assert "hub that leads" in said["message"] or "offline" in said["message"], said
-    until(
-        lambda: pair.other.call(pair.other.admin, "GET", LOG)[0] == 200, "the other one leads, and the device is back"
-    )
+    until(lambda: pair.other.call(pair.other.admin, "GET", LOG)[0] == 200, "the other one leads now")
+    assert [entry for entry in pair.entries(pair.other, "log") if entry["responseStatus"]["code"] == 200]

@@ -1,4 +1,4 @@
-"""WebSocket as a way to ask the hub for anything: answered as any request, or told what is wrong with it."""
+"""Upgrades as a way to ask the hub for anything: answered as any request, or told what is wrong with it."""
 
 from __future__ import annotations
 
@@ -83,3 +83,54 @@ def test_no_handshake_holds_a_connection(lab: Lab, raw: bytes) -> None:
     back = said(lab, raw)
     assert back.split(b" ", 2)[1] in (b"400", b"426"), back
     assert b"101" not in back.split(b"\r\n")[0]
+
+
+# --- SPDY -------------------------------------------------------------------------------------------------------------
+
+SPDY = b"Host: hub\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n"
+PODS = f"/api/v1/namespaces/default/pods/{POD}".encode()
+EXEC = b"POST " + PODS + b"/exec?command=true&stdout=1 HTTP/1.1\r\n" + SPDY
+FORWARD = b"POST " + PODS + b"/portforward HTTP/1.1\r\n" + SPDY
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "word"),
+    [
+        (EXEC + b"X-Stream-Protocol-Version: v9.channel.k8s.io\r\n\r\n", 400, b"offer v4.channel.k8s.io or v3"),
+        (FORWARD + b"X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n", 400, b"offer portforward.k8s.io"),
+        (EXEC.replace(b"SPDY/3.1", b"SPDY/2") + b"\r\n", 400, b"WebSocket or SPDY/3.1 is required"),
+        (EXEC.replace(POD.encode(), b"nobody.till-1") + b"\r\n", 404, b"nobody.till-1"),
+        (EXEC.replace(b"command=true&", b"") + b"\r\n", 400, b"command"),
+        (b"GET /apis/skerry.dev/v1alpha1/tunnels/x HTTP/1.1\r\n" + SPDY + b"\r\n", 400, b"asks for no WebSocket"),
+        (b"GET /healthz HTTP/1.1\r\n" + SPDY + b"\r\n", 200, b"ok"),
+    ],
+)
+def test_spdy_that_cannot_be_had_is_a_status(lab: Lab, request_: bytes, code: int, word: bytes) -> None:
+    back = said(lab, request_.replace(b"Connection: Upgrade", b"Connection: Upgrade, close"))
+    assert int(back.split(b" ", 2)[1]) == code, back
+    assert word in back
+
+
+@pytest.mark.parametrize("request_", [EXEC, FORWARD])
+def test_garbage_after_the_switch_ends_a_conversation_and_holds_nothing(lab: Lab, request_: bytes) -> None:
+    """More often than the device has conversations at a time."""
+    connection = load_kubeconfig(Path(lab.environment["KUBECONFIG"]))
+    parts = urlsplit(connection.server)
+    for _ in range(8):
+        with (
+            socket.create_connection((parts.hostname or "", parts.port or 0), 30) as plain,
+            connection.tls().wrap_socket(plain, server_hostname=parts.hostname) as secure,
+        ):
+            secure.sendall(request_ + b"\r\n")
+            back = b""
+            while b"\r\n\r\n" not in back:
+                back += secure.recv(65536)
+            assert back.startswith(b"HTTP/1.1 101 "), back
+            secure.sendall(b"\x80\x02" + bytes(30))
+            try:
+                while secure.recv(65536):
+                    pass
+            except (ConnectionResetError, ssl.SSLEOFError):
+                pass
+    log = (lab.site.directory / "hub.log").read_text()
+    assert "Traceback" not in log

@@ -124,11 +124,12 @@ async def test_who_reads_late_is_waited_for() -> None:
     one, line = await opened()
     line.stays = True
     closing = asyncio.create_task(one.close())
-    await line.waits.wait()
-    assert len(frames(line.sent)) == len(OPENED), "it knows that this is all"
-    assert not line.closed
-    line.left.set()
-    await closing
+    async with asyncio.timeout(20):
+        await line.waits.wait()
+        assert len(frames(line.sent)) == len(OPENED), "it knows that this is all"
+        assert not line.closed
+        line.left.set()
+        await closing
     assert line.closed
 
 

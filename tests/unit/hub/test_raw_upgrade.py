@@ -175,7 +175,9 @@ async def test_who_is_not_listened_to_waits(live_authority: pki.Authority) -> No
     assert longest <= raw_upgrade.HIGH_WATER_BYTES + 2**18
 
 
-async def test_a_conversation_that_fails_ends_the_connection(live_authority: pki.Authority) -> None:
+async def test_a_conversation_that_fails_ends_the_connection(
+    live_authority: pki.Authority, caplog: pytest.LogCaptureFixture
+) -> None:
     async def talk(wire: Any) -> None:
         await wire.send(b"last")
         raise ConnectionAbortedError("it broke")
@@ -183,6 +185,7 @@ async def test_a_conversation_that_fails_ends_the_connection(live_authority: pki
     async with serving(live_authority, switching(talk)) as (reader, writer):
         writer.write(HEAD + b"\r\n")
         assert (await reader.read()).endswith(b"\r\n\r\nlast")
+    assert not caplog.records, "it was logged where it broke"
 
 
 async def test_a_hub_that_ends_ends_its_conversations(live_authority: pki.Authority) -> None:

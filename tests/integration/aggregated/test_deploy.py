@@ -217,6 +217,8 @@ class Pods:
         match entry.get("valueFrom", {}):
             case {"fieldRef": {"fieldPath": "metadata.name"}}:
                 return pod
+            case {"fieldRef": {"fieldPath": "status.podIP"}}:
+                return "127.0.0.1"
             case {"configMapKeyRef": {"name": "skerry-hub", "key": key}}:
                 return self._config[key]
             case {"secretKeyRef": {"name": name, "key": key}}:

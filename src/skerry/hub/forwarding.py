@@ -41,6 +41,8 @@ MAX_CONNECTIONS = 1000
 KEPT_CONNECTIONS = 16
 KEPT_SECONDS = 30.0
 """Less than the listener keeps an idle connection."""
+# A log that is followed may be silent for long; that its hub leads no more ends it.
+_TIMEOUT = {"timeout": httpx.Timeout(CONNECT_SECONDS, read=None, write=WRITE_SECONDS).as_dict()}
 HINT = "try again in some seconds: another hub takes over when the one that leads is gone"
 
 
@@ -102,12 +104,12 @@ class Forwarding:
     ) -> AsyncIterator[httpx.Response]:
         """Ask the leader and hand out its answer, of which the body is still to come. Raises UnavailableError."""
         client = self._opened()
-        request = client.build_request(
+        request = httpx.Request(  # not by the client, which would ask for more than who asked did
             method,
             f"https://{place_of(leader)}/",
-            headers=dict(headers),
+            headers={"accept-encoding": "identity", **headers},
             content=body,
-            extensions={"sni_hostname": SERVER_NAME, "target": target.encode("ascii")},
+            extensions={"sni_hostname": SERVER_NAME, "target": target.encode("ascii"), **_TIMEOUT},
         )
         try:
             async with asyncio.timeout(HEAD_SECONDS):
@@ -151,8 +153,6 @@ class Forwarding:
                     ),
                     socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
                 ),
-                # A log that is followed may be silent for long; that its hub leads no more ends it.
-                timeout=httpx.Timeout(CONNECT_SECONDS, read=None, write=WRITE_SECONDS),
                 trust_env=False,
             )
         return self._client
@@ -161,6 +161,15 @@ class Forwarding:
 def place_of(leader: Leader) -> str:
     """Return host and port where a hub reaches the one that leads."""
     return leader.address or leader.url.partition("://")[2]
+
+
+def disbelieved(leader: Leader) -> UnavailableError:
+    """Return the error of a leader that refuses this hub's word: whoever asked has logged in, and is not to again."""
+    return UnavailableError(
+        "does not take this hub's word for who asks",
+        element=f"the hub that leads ({place_of(leader)})",
+        hint="the hubs must be of one version and their clocks right; nothing between them may end TLS",
+    )
 
 
 def unreachable(leader: Leader, cause: str) -> UnavailableError:

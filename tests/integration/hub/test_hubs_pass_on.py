@@ -202,6 +202,7 @@ def test_both_audit_logs_name_who_asked_and_from_where(pair: Pair) -> None:
     for hub in (pair.other, pair.leading):
         entry = next(item for item in pair.entries(hub, "log") if item["auditID"] == "passed-on-1")
         found[hub] = entry["user"]["username"], entry["user"]["groups"], entry["sourceIPs"]
+        assert (entry.get("userAgent", ""), entry["requestURI"]) == ("", LOG), "nothing is added to what was asked"
     user, groups, addresses = found[pair.other]
     assert (user, addresses) == ("admin", ["127.0.0.1"])
     # At the leader it is the same person, at the same address, by way of the hub that was asked.

@@ -24,7 +24,7 @@ from skerry.api.errors import TimedOutError, UnavailableError
 from skerry.core import forwarding as words
 from skerry.core.access import ANONYMOUS, Identity
 from skerry.hub.authentication.forwarded import ACTS_AS, target_of
-from skerry.hub.forwarding import HINT, Forwarding, unreachable
+from skerry.hub.forwarding import HINT, Forwarding, disbelieved, unreachable
 from skerry.hub.identity import IDENTITY
 from skerry.hub.leadership import Leader
 from skerry.hub.server import attributes, audit
@@ -79,7 +79,7 @@ class _Request:
     async def run(self, over: asyncio.Event) -> None:
         """Pass it on and answer, until the client leaves or the leader is none any more.
 
-        Raises what is to be answered instead: UnavailableError, TimedOutError.
+        Raises what is to be answered instead: UnavailableError, BadRequestError.
         """
         passing = self._talk() if isinstance(self._scope.get(UPGRADE), Upgrade) else self._ask()
         work = asyncio.ensure_future(passing)
@@ -87,9 +87,8 @@ class _Request:
         try:
             await asyncio.wait({work, ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if self._switched and leaving.done() and not ending.done():
-                await asyncio.wait(
-                    {work, ending}, return_when=asyncio.FIRST_COMPLETED
-                )  # what it said last is passed on
+                # What it said last is still passed on.
+                await asyncio.wait({work, ending}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 work.result()
                 return
@@ -115,6 +114,8 @@ class _Request:
             if answer.status_code == 101:
                 await self._switch(_Bytes(answer.extensions["network_stream"]), answer.headers.get(_VERSION, ""))
                 return
+            if answer.status_code == 401:
+                raise disbelieved(self._leader)
             lowered = [(name.lower(), value) for name, value in answer.headers.raw]
             headers = [(name, value) for name, value in lowered if name not in _KEPT_BACK]
             await self._send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
@@ -145,11 +146,11 @@ class _Request:
             ) as leading:
                 await self._switch(leading, leading.protocol)
         except RefusedError as refused:
+            if refused.status == 401:
+                raise disbelieved(self._leader) from None
             answer = Response(refused.body, refused.status, media_type="application/json")
             await answer(self._scope, self._receive, self._send)
-        except TimedOutError as error:
-            raise unreachable(self._leader, error.sentence) from None
-        except UnavailableError as error:
+        except (TimedOutError, UnavailableError) as error:
             raise unreachable(self._leader, error.sentence) from None
 
     async def _switch(self, leading: _Leading, protocol: str) -> None:
@@ -165,7 +166,7 @@ class _Request:
         """Return what the leader is told: who asks, and of the request's headers what its answer depends on."""
         scope = self._scope
         came = Headers(scope=scope)
-        found = {name: came[name] for name in _PASSED if name in came and _is_plain(came[name])}
+        found = {name: ", ".join(filter(_is_plain, came.getlist(name))) for name in _PASSED if name in came}
         if came.get("upgrade", "").lower() == _SPDY.lower():
             versions = ", ".join(value for value in came.getlist(_VERSION) if _is_plain(value))
             found |= {"upgrade": _SPDY, "connection": "Upgrade", **({_VERSION: versions} if versions else {})}
@@ -226,7 +227,6 @@ class _Bytes:
 
 async def _join(client: Any, leading: _Leading) -> None:
     """Pass on both ways until either end has said its last, and tell the other one how it ended."""
-
     try:
         await _until_either_ends(client, leading)
     except Gone:

@@ -106,17 +106,20 @@ class CommandStreams:
         if data is None:
             return False
         try:
-            for frame in self._spdy.feed(data):
-                await self._take(frame)
+            answers = b"".join([self._take(frame) for frame in self._spdy.feed(data)])
         except spdy.SpdyError as error:
             log.info("remote.not_spdy error=%s", error)
             self._is_broken = True
-        return not self._is_broken
+            return False
+        if answers:  # at once: whoever sends thousands of pings at a time costs one write
+            await self._wire.send(answers)
+        return True
 
-    async def _take(self, frame: spdy.Frame) -> None:
+    def _take(self, frame: spdy.Frame) -> bytes:
+        """Take one frame, and return what is to be said to it."""
         match frame:
-            case spdy.Opened(stream):
-                await self._open(frame)
+            case spdy.Opened():
+                return self._open(frame)
             case spdy.Data(stream, data, last):
                 channel = self._channels.get(stream, channels.ERROR)
                 if channel in (channels.STDIN, channels.RESIZE):
@@ -128,21 +131,21 @@ class CommandStreams:
                 self._streams = {channel: one for channel, one in self._streams.items() if one != stream}
                 self._end(stream)
             case spdy.Pinged(number):
-                await self._wire.send(self._spdy.pong(number))
+                return self._spdy.pong(number)
             case spdy.Left():
                 pass
+        return b""
 
-    async def _open(self, frame: spdy.Opened) -> None:
+    def _open(self, frame: spdy.Opened) -> bytes:
         channel = channels.STREAM_TYPES.get(frame.headers.get("streamtype", ""))
         if channel not in self._awaited or channel is None or frame.stream in self._channels:
-            await self._wire.send(self._spdy.reset(frame.stream))
-            return
+            return self._spdy.reset(frame.stream)
         self._awaited.discard(channel)
         self._streams[channel] = frame.stream
         self._channels[frame.stream] = channel
-        await self._wire.send(self._spdy.reply(frame.stream))
         if frame.last:
             self._end(frame.stream)
+        return self._spdy.reply(frame.stream)
 
     def _end(self, stream: int) -> None:
         """Note that nothing more comes on a stream."""

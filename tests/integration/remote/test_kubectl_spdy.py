@@ -100,6 +100,7 @@ def test_a_lost_device_is_no_success_and_nothing_is_left(old: Lab) -> None:
     said, _ = forwarding.communicate(timeout=30)
     assert b"lost connection to pod" in said
     old.restart_agent()
+    until(lambda: old.kubectl("exec", POD, "--", "true").returncode == 0, "it can be talked to again")
     assert not processes("54331")
 
 

@@ -147,7 +147,8 @@ async def test_who_reads_nothing_fills_no_memory_and_hears_the_end(live_authorit
         ended.set()
 
     async with serving(live_authority, switching(talk)) as (_, writer):
-        writer.transport.pause_reading()
+        transport: Any = writer.transport
+        transport.pause_reading()
         writer.write(HEAD + b"\r\n")
         await stuck.wait()
         assert written < ENOUGH, "what the system's buffers hold, and no more"

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -247,12 +248,13 @@ class HubProtocol(HttpToolsProtocol):
     def _hand_over(self, cycle: RequestResponseCycle) -> raw_upgrade.Connection:
         """Give the connection away for the answer of a request; its time is the session's from here on.
 
-        Raises ConnectionAbortedError for a peer that has left, or that did not wait for the answer: what it has sent
-        was read as HTTP.
+        Raises ClientDisconnect for a peer that has left, or that did not wait for the answer: what it has sent was
+        read as HTTP.
         """
         if cycle.disconnected or self.cycle is not cycle or self._head_open or self.transport.is_closing():
+            cycle.disconnected = True
             _abort(self.transport)
-            raise ConnectionAbortedError("nobody waits for this answer")
+            raise ClientDisconnect
         self._disarm()
         self._taken()
         self.connections.discard(self)

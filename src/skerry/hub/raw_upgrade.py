@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skerry.hub.upgrade import LINGER_SECONDS, UPGRADE, Gone, words
@@ -169,6 +170,8 @@ def offering(app: ASGIApp, upgrade: RawUpgrade, take: Callable[[], Connection]) 
 
         try:
             await app(scope, receive, sending)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
         except ConnectionAbortedError:
             if upgrade.connection is None:
                 raise

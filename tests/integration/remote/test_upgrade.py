@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.integration.agent.test_agent_hub import until
 from tests.integration.remote.conftest import POD, Lab
 
 from skerry.drivers.client.kubeconfig import load_kubeconfig
@@ -134,3 +135,18 @@ def test_garbage_after_the_switch_ends_a_conversation_and_holds_nothing(lab: Lab
                 pass
     log = (lab.site.directory / "hub.log").read_text()
     assert "Traceback" not in log
+
+
+def test_who_leaves_before_the_switch_leaves_nothing(lab: Lab) -> None:
+    connection = load_kubeconfig(Path(lab.environment["KUBECONFIG"]))
+    parts = urlsplit(connection.server)
+    for _ in range(8):
+        with (
+            socket.create_connection((parts.hostname or "", parts.port or 0), 30) as plain,
+            connection.tls().wrap_socket(plain, server_hostname=parts.hostname) as secure,
+        ):
+            secure.sendall(EXEC + b"\r\n")
+    until(lambda: lab.kubectl("exec", POD, "--", "true").returncode == 0, "the device has room again")
+    log = (lab.site.directory / "hub.log").read_text()
+    assert "Traceback" not in log
+    assert "api.failed" not in log

@@ -100,7 +100,7 @@ async def test_a_refusal_is_an_answer_and_the_connection_goes_on(live_authority:
 
 
 async def test_who_does_not_wait_for_the_answer_is_given_up(
-    live_authority: pki.Authority, monkeypatch: pytest.MonkeyPatch
+    live_authority: pki.Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What came too early was read as HTTP, and would be missing."""
     asked, seen, talked = asyncio.Event(), asyncio.Event(), False
@@ -129,6 +129,7 @@ async def test_who_does_not_wait_for_the_answer_is_given_up(
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await reader.readexactly(1)
     assert not talked
+    assert not caplog.records, "it is the client's to choose"
 
 
 async def test_who_reads_nothing_fills_no_memory_and_hears_the_end(live_authority: pki.Authority) -> None:

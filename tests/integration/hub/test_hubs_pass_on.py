@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -151,7 +152,7 @@ def test_kubectl_reaches_into_a_device_by_either_hub(pair: Pair) -> None:
         assert (done.returncode, done.stdout) == (4, b"out\n"), done
         refused = pair.kubectl(hub, "exec", "nobody.till-1", "--", "true")
         assert (refused.returncode, b"NotFound" in refused.stderr) == (1, True), refused
-        until(lambda hub=hub: pair.kubectl(hub, "top", "pods").returncode == 0, "telemetry has come")
+        until(functools.partial(_has_telemetry, pair, hub), "telemetry has come")
         assert b"till-1" in pair.kubectl(hub, "top", "nodes").stdout
 
 
@@ -189,6 +190,10 @@ def test_a_log_is_followed_by_way_of_the_other_hub(pair: Pair) -> None:
     finally:
         following.kill()
         following.communicate()
+
+
+def _has_telemetry(pair: Pair, hub: HubProcess) -> bool:
+    return pair.kubectl(hub, "top", "pods").returncode == 0
 
 
 def _begun(pair: Pair, subresource: str) -> bool:

@@ -107,11 +107,16 @@ def shape_of(call: Call) -> Shape:
     )
 
 
+def takes_gzip(call: Call) -> bool:
+    """Return whether the client takes an answer that is compressed."""
+    codings = call.request.headers.get("accept-encoding", "").split(",")
+    return "gzip" in {part.partition(";")[0].strip() for part in codings}
+
+
 async def respond_list(call: Call, shown: Mapping[str, Any]) -> Response:
     """Return a list as the response, compressed when it is long and the client takes it so."""
     response = status.respond(shown)
-    codings = {part.partition(";")[0].strip() for part in call.request.headers.get("accept-encoding", "").split(",")}
-    if len(response.body) >= _COMPRESSED_FROM and "gzip" in codings:
+    if len(response.body) >= _COMPRESSED_FROM and takes_gzip(call):
         content = await asyncio.to_thread(gzip.compress, bytes(response.body), compresslevel=1, mtime=0)
         headers = {"content-encoding": "gzip", "vary": "Accept-Encoding"}
         response = Response(content, media_type=status.JSON, headers=headers)

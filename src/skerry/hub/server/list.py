@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,8 +19,9 @@ from skerry.api.kinds.event import Event
 from skerry.api.meta import LabelSelectorRequirement
 from skerry.hub import objects
 from skerry.hub.objects import ObjectPage
-from skerry.hub.server import answer, fields
+from skerry.hub.server import answer, fields, long_list
 from skerry.hub.server.call import Call
+from skerry.hub.server.long_list import Part
 from skerry.hub.server.projection import events
 
 MAX_LIMIT = 1_000_000
@@ -66,16 +67,6 @@ class Selection:
         return names[0] if names else ""
 
 
-@dataclass(kw_only=True)
-class _Found:
-    """A page in the making."""
-
-    items: list[Resource] = field(default_factory=list)
-    revision: int = 0
-    next_key: str | None = None
-    remaining: int | None = 0
-
-
 def selection_of(call: Call) -> Selection:
     """Return what labelSelector and fieldSelector select. Raises BadRequestError."""
     try:
@@ -93,25 +84,20 @@ async def list_(call: Call) -> Response:
     selection, shape = selection_of(call), answer.shape_of(call)
     limit = call.number("limit", default=0, most=MAX_LIMIT)
     begin = await position(call)
-    revision, start = begin.revision, begin.key
-    if selection.name and call.namespace and not start and not revision:
-        found = await _single(call, selection)
+    if selection.name and call.namespace and not begin.key and not begin.revision:
+        parts = _single(call, selection)
     else:
-        found = await _page(call, selection, limit=limit, start=start, revision=revision)
-    metadata: dict[str, Any] = {"resourceVersion": str(found.revision)}
-    if found.next_key is not None:
-        metadata["continue"] = Position(revision=found.revision, key=found.next_key).text
-        if selection.everything and found.remaining is not None:
-            metadata["remainingItemCount"] = found.remaining
-    return await answer.respond_list(call, shape.many(found.items, metadata))
+        parts = _selected(call, selection, limit=limit, begin=begin)
+    return await long_list.respond(call, shape, parts, limit=limit)
 
 
-async def _single(call: Call, selection: Selection) -> _Found:
-    newest = await call.context.objects.store.revision()
+async def _single(call: Call, selection: Selection) -> AsyncGenerator[Part]:
+    revision = await call.context.objects.store.revision()
     item = await call.context.objects.find(call.info.type, call.namespace, selection.name)
-    if item is None or not selection.takes(item):
-        return _Found(revision=newest)
-    return _Found(items=[item], revision=max(newest, int(item.metadata.resource_version)))
+    items = [] if item is None or not selection.takes(item) else [item]
+    for found in items:
+        revision = max(revision, int(found.metadata.resource_version))
+    yield Part(items=items, metadata={"resourceVersion": str(revision)})
 
 
 async def pages(
@@ -126,21 +112,23 @@ async def pages(
         yield page
 
 
-async def _page(call: Call, selection: Selection, *, limit: int, start: str, revision: int) -> _Found:
-    found = _Found(revision=revision)
-    async with aclosing(pages(call, revision=revision, start=start, first=limit or _STEP)) as steps:
+async def _selected(call: Call, selection: Selection, *, limit: int, begin: Position) -> AsyncGenerator[Part]:
+    room = limit
+    async with aclosing(pages(call, revision=begin.revision, start=begin.key, first=limit or _STEP)) as steps:
         async for page in steps:
-            found.revision = page.revision
-            for position, item in enumerate(page.items):
-                if not selection.takes(item):
-                    continue
-                found.items.append(item)
-                if limit and len(found.items) == limit:
-                    rest = page.items[position + 1 :]
-                    found.next_key = key_of(call, rest[0]) if rest else page.next_key
-                    found.remaining = None if page.remaining is None else page.remaining + len(rest)
-                    return found
-    return found
+            places = [place for place, item in enumerate(page.items) if selection.takes(item)]
+            metadata: dict[str, Any] = {"resourceVersion": str(page.revision)}
+            if limit and len(places) >= room:
+                rest = page.items[places[room - 1] + 1 :]
+                following = key_of(call, rest[0]) if rest else page.next_key
+                if following is not None:
+                    metadata["continue"] = Position(revision=page.revision, key=following).text
+                    if selection.everything and page.remaining is not None:
+                        metadata["remainingItemCount"] = page.remaining + len(rest)
+                yield Part(items=[page.items[place] for place in places[:room]], metadata=metadata)
+                return
+            room -= len(places)
+            yield Part(items=[page.items[place] for place in places], metadata=metadata)
 
 
 async def position(call: Call) -> Position:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,7 +74,25 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _end_with_client(receive: Receive, stream: asyncio.Task[None]) -> None:
+async def until_left(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
+    """Do the work, until the client leaves. Returns whether it was done to its end; raises what it raises."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_leaves(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return working.done()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _leaves(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _end_with_client(receive: Receive, stream: asyncio.Task[None]) -> None:
+    await _leaves(receive)
     stream.cancel()

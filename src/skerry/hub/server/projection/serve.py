@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,9 +20,10 @@ from skerry.api.kinds.device import Device
 from skerry.core.messages import MAX_TAIL_LINES
 from skerry.hub.context import HubContext
 from skerry.hub.objects import ObjectChange
-from skerry.hub.server import answer, logs, status
+from skerry.hub.server import answer, logs, long_list, status
 from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call
+from skerry.hub.server.long_list import Part
 from skerry.hub.server.projection import metrics, nodes, pods
 from skerry.hub.server.projection.nodes import NODES
 from skerry.hub.server.projection.pods import PODS
@@ -90,28 +92,34 @@ async def _answer(context: HubContext, request: Request, view: View, verb: Verb)
 async def _collection(call: Call, view: View) -> Response:
     selection, shape = _selection(call, view), _Shape(call=call, view=view)
     limit = call.number("limit", default=0, most=lists.MAX_LIMIT)
-    begin = await lists.position(call)
-    found: list[Shown] = []
-    revision, following = begin.revision, ""
+    parts = _selected(call, view, selection, limit=limit, begin=await lists.position(call))
+    return await long_list.respond(call, shape, parts, limit=limit)
+
+
+async def _selected(
+    call: Call, view: View, selection: Selection, *, limit: int, begin: lists.Position
+) -> AsyncGenerator[Part]:
+    count = 0
     async with aclosing(lists.pages(call, revision=begin.revision, start=begin.key)) as steps:
         async for page in steps:
-            revision = page.revision
+            found: list[Shown] = []
             for device in page.items:
                 assert isinstance(device, Device)
-                first = lists.key_of(call, device) == begin.key
-                shown = [item for item in view.project(device) if selection.takes(item)][begin.skip if first else 0 :]
-                room = limit - len(found) if limit else len(shown)
+                key = lists.key_of(call, device)
+                skip = begin.skip if key == begin.key else 0
+                shown = [item for item in view.project(device) if selection.takes(item)][skip:]
+                room = limit - count if limit else len(shown)
                 found += shown[:room]
-                if limit and len(shown) > room:
-                    seen = room + (begin.skip if first else 0)
-                    following = lists.Position(revision=revision, key=lists.key_of(call, device), skip=seen).text
-                    break
-            if following:
-                break
-    metadata: Shown = {"resourceVersion": str(revision)}
-    if following:
-        metadata["continue"] = following
-    return status.respond(shape.many(found, metadata))
+                if len(shown) > room:
+                    going_on = lists.Position(revision=page.revision, key=key, skip=room + skip)
+                    yield Part(items=found, metadata=_metadata(page.revision, going_on.text))
+                    return
+                count += len(shown)
+            yield Part(items=found, metadata=_metadata(page.revision))
+
+
+def _metadata(revision: int, going_on: str = "") -> Shown:
+    return {"resourceVersion": str(revision), **({"continue": going_on} if going_on else {})}
 
 
 async def _get_node(call: Call, view: View) -> Response:
@@ -191,7 +199,7 @@ class _Shape:
             return self._table([item], {"resourceVersion": item["metadata"]["resourceVersion"]}, header=header)
         return partial(item) if self.form == "PartialObjectMetadata" else item
 
-    def many(self, items: Sequence[Shown], metadata: Shown) -> Shown:
+    def many(self, items: Sequence[Shown], metadata: Mapping[str, Any]) -> Shown:
         if self.form == "Table":
             return self._table(items, metadata, header=True)
         if self.form == "PartialObjectMetadata":
@@ -208,7 +216,7 @@ class _Shape:
         kind, version = (self.view.kind, self.view.api_version) if whole else (self.form, "meta.k8s.io/v1")
         return {"kind": kind, "apiVersion": version, "metadata": metadata}
 
-    def _table(self, items: Sequence[Shown], metadata: Shown, *, header: bool) -> Shown:
+    def _table(self, items: Sequence[Shown], metadata: Mapping[str, Any], *, header: bool) -> Shown:
         include = answer.included(self.call)
         now = self.call.context.clock.now()
         return table_of(self.view, items, now=now, metadata=metadata, include=include, header=header)

@@ -67,7 +67,7 @@ def metadata_of(device: Device, *, name: str, labels: Mapping[str, str]) -> Show
 
 
 def table_of(
-    view: View, items: Sequence[Shown], *, now: datetime, metadata: Shown, include: str, header: bool
+    view: View, items: Sequence[Shown], *, now: datetime, metadata: Mapping[str, Any], include: str, header: bool
 ) -> Shown:
     """Return a `meta.k8s.io/v1` Table of these objects."""
     name = {"name": "Name", "type": "string", "format": "name", "description": "", "priority": 0}

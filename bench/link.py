@@ -63,7 +63,7 @@ async def main() -> None:
         directory = Path(name)
         authority = pki.open_authority(directory / "pki", names=[], clock=SystemClock())
         tls = authority.server_context(client_certificate=ssl.CERT_REQUIRED)
-        async with EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda _: True) as broker:
+        async with EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda *_: True) as broker:
             hub_settings = MqttSettings(host="127.0.0.1", port=broker.port, tls=authority.hub_client_context())
             device_settings = MqttSettings(host="127.0.0.1", port=broker.port, tls=device_context(authority, directory))
             hubs: dict[str, HubLink] = {"beside": LocalHubLink(broker), "by MQTT": MqttHubLink(hub_settings)}

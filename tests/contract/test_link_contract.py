@@ -239,7 +239,7 @@ async def carrier(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 async def start_embedded(authority: pki.Authority, stack: AsyncExitStack) -> EmbeddedBroker:
     tls = authority.server_context(client_certificate=ssl.CERT_REQUIRED)
-    broker = EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda uid: uid in DEVICES)
+    broker = EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda uid, _: uid in DEVICES)
     return await stack.enter_async_context(broker)
 
 

@@ -34,7 +34,8 @@ from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import identity, kubeconfig, listener, namespaces, pki, roles, shared_keys, stores
 from skerry.hub.aggregation import MAX_HEAD_BYTES, MAX_HEADERS, Aggregation, Work, open_aggregation
-from skerry.hub.audit.log import AuditLog, AuditSettings, open_log
+from skerry.hub.audit.log import AuditSettings
+from skerry.hub.audit.ranked import RankedLog, open_ranked_log
 from skerry.hub.authentication import oidc
 from skerry.hub.authentication.chain import Authentication, RequestAuthenticator
 from skerry.hub.authentication.forwarded import ForwardedRequests
@@ -201,7 +202,7 @@ async def _open_rest(
     broker = EmbeddedBroker(
         BrokerSettings(host=settings.host, port=mqtt_port),
         tls=authority.server_context(client_certificate=ssl.CERT_REQUIRED),
-        known=lambda uid: any(gateway.known(uid) for gateway in gateways),
+        known=lambda uid, namespace: any(gateway.known(uid, namespace) for gateway in gateways),
     )
     store = shared.store if shared else await stack.enter_async_context(open_store(state.store))
     if not shared:
@@ -367,16 +368,14 @@ async def _open_artifacts(settings: HubSettings, state: StateDirectory) -> Async
 
 def _open_audit(
     settings: HubSettings, state: StateDirectory, clock: Clock
-) -> contextlib.AbstractAsyncContextManager[AuditLog]:
-    """Return the audit log to be opened; files are a sixteenth of what is kept, for they go as a whole."""
-    total = settings.audit_log_mib * 1024 * 1024
+) -> contextlib.AbstractAsyncContextManager[RankedLog]:
+    """Return the audit log to be opened."""
     kept = AuditSettings(
         reads=cast(Reads, settings.audit_level),
-        total_bytes=total,
-        file_bytes=min(total // 16, AuditSettings.file_bytes),
+        total_bytes=settings.audit_log_mib * 1024 * 1024,
         days=settings.audit_log_days,
     )
-    return open_log(settings.audit_log_dir or state.path / "audit", kept, clock)
+    return open_ranked_log(settings.audit_log_dir or state.path / "audit", kept, clock)
 
 
 def _record(context: HubContext, state: StateDirectory, place: _Place) -> HubRecord:

@@ -14,6 +14,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import re
 import secrets
 from datetime import timedelta
 
@@ -57,6 +58,7 @@ ROTATION_INTERVAL = timedelta(minutes=1)
 ENROLLMENT_ANNOTATION = "skerry.dev/enrollment"
 """On a Device: the Enrollment that its present certificate comes from."""
 
+_UID = re.compile(r"d[a-z2-7]{20}")
 _ATTEMPTS = 50
 _PAGE = 500
 _KNOWN_SECONDS = 2.0
@@ -91,7 +93,7 @@ async def _enroll_by_token(context: HubContext, asked: EnrollmentSpec, text: str
         )
     request = pki.read_request(asked.csr)
     asked = msgspec.structs.replace(asked, token_id=join_tokens.token_id(token))
-    record = _name_of(request)
+    record = record_of(request)
     claim = await _claim(context, presented, record)
     if isinstance(claim, Enrollment):
         return _with_present_endpoints(context, claim)
@@ -119,7 +121,9 @@ async def _claim(context: HubContext, presented: join_tokens.Presented, record: 
             known_as = "" if device is None else device.metadata.name
             claimed = token.status.claims.get(record, "")
             if claimed and (existing is None or _subject(existing) != (join_tokens.token_id(token), claimed)):
-                return claimed, known_as
+                if await _is_believed(context, token, record, claimed, device):
+                    return claimed, known_as
+                log.warning("enrollment.claim_not_believed token=%s uid=%s", join_tokens.token_id(token), claimed[:80])
             join_tokens.check_usable(context, token)
             uid = _new_uid() if device is None else device.metadata.uid
             claims = dict(list(token.status.claims.items())[1 - MAX_CLAIMS :]) | {record: uid}
@@ -128,6 +132,26 @@ async def _claim(context: HubContext, presented: join_tokens.Presented, record: 
                 await join_tokens.write_status(context, token, status)
                 return uid, known_as
     raise UnavailableError("too many devices enrol at once", element=f'join token "{presented.name}"', hint="try again")
+
+
+async def _is_believed(context: HubContext, token: JoinToken, record: str, uid: str, device: Device | None) -> bool:
+    """Return whether a claim may be for this uid: it is nobody's yet, or of the device that has this very key.
+
+    Claims are the hub's own, and no client can write one; but whom it believes here, that is who somebody becomes.
+    """
+    if device is not None:
+        return device.metadata.uid == uid
+    place = context.gateway.place(uid)
+    if place is None:
+        return _UID.fullmatch(uid) is not None
+    if place[0] != token.metadata.namespace:
+        return False
+    made = await context.objects.find(Device, *place)
+    return (
+        made is not None
+        and made.metadata.uid == uid
+        and made.metadata.annotations.get(ENROLLMENT_ANNOTATION, "") == record
+    )
 
 
 async def _create_device(
@@ -202,9 +226,9 @@ async def _record(context: HubContext, asked: EnrollmentSpec, device: Device, re
 
 async def _renew(context: HubContext, asked: EnrollmentSpec, identity: Identity) -> Enrollment:
     """Give a known device a new certificate, for its present key or for a new one."""
-    record = _name_of(pki.read_request(asked.csr))
+    record = record_of(pki.read_request(asked.csr))
     device = await _device_by_uid(context, asked, identity)
-    if device is None:
+    if device is None or device.metadata.deletion_timestamp is not None:
         raise ForbiddenError(
             "was deleted from this hub", element=f"device {identity.name}", hint="enrol it again with a join token"
         )
@@ -257,7 +281,9 @@ async def _forget_enrollment(context: HubContext, device: Device, name: str) -> 
 async def _device_of(context: HubContext, enrollment: Enrollment) -> Device | None:
     status = enrollment.status
     device = await context.objects.find(Device, enrollment.metadata.namespace, status.device_name)
-    return device if device is not None and device.metadata.uid == status.device_uid else None
+    if device is None or device.metadata.uid != status.device_uid or device.metadata.deletion_timestamp is not None:
+        return None  # who is being deleted is nobody any more
+    return device
 
 
 async def _device_by_uid(context: HubContext, asked: EnrollmentSpec, identity: Identity) -> Device | None:
@@ -322,7 +348,8 @@ def _checked(spec: EnrollmentSpec) -> EnrollmentSpec:
         raise InvalidError(str(error)[:300], element="spec") from None
 
 
-def _name_of(request: pki.CertificateRequest) -> str:
+def record_of(request: pki.CertificateRequest) -> str:
+    """Return the name of a key's enrollment: who asks again with the same key is the same device."""
     return "e" + _base32(bytes.fromhex(request.fingerprint))
 
 

@@ -32,6 +32,8 @@ from skerry.hub.publisher import Publisher
 log = logging.getLogger(__name__)
 
 _DEVICES = prefix_of(Device)
+_GOING = b'"deletionTimestamp"'
+"""In a record that is worth reading again; a label may be called so too."""
 _PAGE = 500
 _RETRY_SECONDS = 1.0
 _ERRORS: dict[str, type[errors.SkerryError]] = {
@@ -43,6 +45,7 @@ class _Meta(Struct, frozen=True, kw_only=True):
     name: str
     namespace: str
     uid: str
+    deletion_timestamp: str | None = None
 
 
 class _Status(Struct, frozen=True, kw_only=True):
@@ -122,9 +125,14 @@ class Gateway:
             presence_seconds=self._settings.presence_seconds,
         )
 
-    def known(self, uid: str) -> bool:
-        """Return whether a Device with that uid exists."""
-        return uid in self._devices
+    def known(self, uid: str, namespace: str | None = None) -> bool:
+        """Return whether a Device with that uid exists, in that namespace if one is given; not one being deleted."""
+        place = self._devices.get(uid)
+        return place is not None and namespace in (None, place[0])
+
+    def place(self, uid: str) -> tuple[str, str] | None:
+        """Return namespace and name of the Device with that uid."""
+        return self._devices.get(uid)
 
     def online(self, uid: str) -> bool:
         """Return whether the device is connected now."""
@@ -281,8 +289,8 @@ class Gateway:
             return
         if change.type == "DELETED":
             self._forget(self._uids.get(record.key, ""))
-        elif record.key not in self._uids:  # nothing that is kept of a known one changes in its life
-            self._read(record, self._meet)
+        elif record.key not in self._uids or _GOING in record.value:
+            self._read(record, self._meet)  # of a known one nothing changes in its life but that it ends
 
     def _read(self, record: Record, meet: Callable[[_Known], None]) -> None:
         """Take in a Device; one that cannot be read must not keep the others from being served."""
@@ -293,15 +301,23 @@ class Gateway:
 
     def _meet(self, device: _Known) -> None:
         uid, place = device.metadata.uid, (device.metadata.namespace, device.metadata.name)
-        if self._devices.get(uid) == place:
+        known = self._devices.get(uid)
+        if device.metadata.deletion_timestamp is not None:
+            if known == place:
+                self._forget(uid)
+            return
+        if known == place:
+            return
+        if known is not None:  # whoever has it keeps it: nobody becomes another device by having its uid
+            log.error("gateway.uid_taken uid=%s by=%s/%s", uid, *place)
             return
         self._devices[uid] = place
         self._uids[key_of(Device, *place)] = uid
         self._greet(device)
 
     def _greet(self, device: _Known) -> None:
-        uid = device.metadata.uid
-        if self.known(uid):
+        uid, place = device.metadata.uid, (device.metadata.namespace, device.metadata.name)
+        if self._devices.get(uid) == place:
             self._observer.meet(uid, was_online=device.status.phase == "Online")
             self._publisher.refresh(uid)
 

@@ -114,12 +114,14 @@ def is_for_clients(certificate: x509.Certificate) -> bool:
     return ExtendedKeyUsageOID.CLIENT_AUTH in usage and not constraints.ca
 
 
-def identify(app: ASGIApp, *, ca_pem: bytes, known: Callable[[str], bool], clock: Clock, users: bool = True) -> ASGIApp:
+def identify(
+    app: ASGIApp, *, ca_pem: bytes, known: Callable[[str, str], bool], clock: Clock, users: bool = True
+) -> ASGIApp:
     """Wrap an application so that each request's scope has the caller's `core.access.Identity`.
 
-    Only certificates that this very CA signed count. `known` says whether a device's uid still exists: the certificate
-    of a deleted device is worth nothing. `users` is false where somebody else says who its users are, and a certificate
-    of this CA must not pass for one of theirs.
+    Only certificates that this very CA signed count. `known` says whether a device of that uid and namespace exists:
+    the certificate of a deleted one is worth nothing. `users` is false where somebody else says who its users are, and
+    a certificate of this CA must not pass for one of theirs.
     """
     ca = x509.load_pem_x509_certificate(ca_pem)
 
@@ -127,7 +129,8 @@ def identify(app: ASGIApp, *, ca_pem: bytes, known: Callable[[str], bool], clock
         if scope["type"] == "http":
             peer: PeerCertificate | None = scope.get(PEER)
             identity = access.ANONYMOUS if peer is None else peer.identity(clock.now(), ca)
-            if (identity.role == "device" and not known(identity.name)) or (identity.role == "user" and not users):
+            is_gone = identity.role == "device" and not known(identity.name, identity.namespace)
+            if is_gone or (identity.role == "user" and not users):
                 identity = access.ANONYMOUS
             scope[IDENTITY] = identity
         await app(scope, receive, send)

@@ -58,7 +58,7 @@ class HubEnd:
 
     async def _run(self) -> None:
         tls = self._authority.server_context(clients=True, days=self._days or (-1, 30))
-        async with EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda uid: True) as broker:
+        async with EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda *_: True) as broker:
             self.port = broker.port
             if self._days is not None:
                 self._ready.set()

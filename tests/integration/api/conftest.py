@@ -121,6 +121,16 @@ class Hub:
         meta = ObjectMeta(name=name, namespace=namespace, labels=labels)
         return self.call(self.objects.create(Device(metadata=meta, status=status)))
 
+    def wait_known(self, uid: str) -> None:
+        """Wait until the gateway has heard of a device."""
+
+        async def wait() -> None:
+            async with asyncio.timeout(WAIT):
+                while not self.context.gateway.known(uid):  # noqa: ASYNC110 - it has no event for outsiders
+                    await asyncio.sleep(0.01)
+
+        self.call(wait())
+
     async def run(self, ready: Future[None], stop: asyncio.Event) -> None:
         clock = SystemClock()
         authority = pki.open_authority(self.directory / "pki", names=("127.0.0.1",), clock=clock)

@@ -37,12 +37,19 @@ class Authority:
         self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, file: str, common: list[str], organisation: list[str], *, days: tuple[float, float] = (-1, 1)
+        self,
+        file: str,
+        common: list[str],
+        organisation: list[str],
+        *,
+        unit: str = "",
+        days: tuple[float, float] = (-1, 1),
     ) -> Path:
         """Write a certificate with its key into one PEM file."""
         key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
         subject = x509.Name(
             [x509.NameAttribute(NameOID.ORGANIZATION_NAME, value) for value in organisation]
+            + ([x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit)] if unit else [])
             + [x509.NameAttribute(NameOID.COMMON_NAME, value) for value in common]
         )
         names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
@@ -67,9 +74,9 @@ class Authority:
             context.load_cert_chain(certificate)
         return context
 
-    def device(self, uid: str) -> ssl.SSLContext:
+    def device(self, uid: str, namespace: str = "default") -> ssl.SSLContext:
         """Return the context of an enrolled device."""
-        return self.client(self.issue(f"device-{uid}", [uid], [access.DEVICES]))
+        return self.client(self.issue(f"device-{uid}", [uid], [access.DEVICES], unit=namespace))
 
     def hub(self) -> ssl.SSLContext:
         """Return the hub's context."""
@@ -123,7 +130,7 @@ async def site(
     authority: Authority, server_tls: ssl.SSLContext, broker_settings: BrokerSettings
 ) -> AsyncIterator[Site]:
     known = {"dev-a", "dev-b"}
-    async with EmbeddedBroker(broker_settings, tls=server_tls, known=lambda uid: uid in known) as broker:
+    async with EmbeddedBroker(broker_settings, tls=server_tls, known=lambda uid, _: uid in known) as broker:
         yield Site(authority, broker, known)
 
 

@@ -53,7 +53,9 @@ async def main(directory: Path, port: int, assignments: int) -> None:
     clock, gateways = SystemClock(), list[Gateway]()
     tls = server_context(certificate=directory / "server.pem", key=directory / "server.pem", ca=directory / "ca.pem")
     broker = EmbeddedBroker(
-        BrokerSettings(port=port), tls=tls, known=lambda uid: any(gateway.known(uid) for gateway in gateways)
+        BrokerSettings(port=port),
+        tls=tls,
+        known=lambda uid, namespace: any(gateway.known(uid, namespace) for gateway in gateways),
     )
     async with open_store(directory / "store.db") as store, broker:
         objects = Objects(store, clock)

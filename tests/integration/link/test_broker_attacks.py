@@ -140,7 +140,7 @@ async def test_without_a_valid_certificate_nothing_is_answered(site: Any, client
 def test_a_context_that_would_let_anybody_in_is_refused(server_tls: ssl.SSLContext) -> None:
     server_tls.verify_mode = ssl.CERT_OPTIONAL
     with pytest.raises(InvalidError):
-        EmbeddedBroker(BrokerSettings(port=0), tls=server_tls, known=lambda _: True)
+        EmbeddedBroker(BrokerSettings(port=0), tls=server_tls, known=lambda *_: True)
 
 
 async def test_another_devices_client_id_is_refused_and_its_owner_not_disturbed(site: Any) -> None:
@@ -448,5 +448,5 @@ async def test_a_certificate_that_expires_ends_the_connection(site: Any) -> None
 async def test_a_port_in_use_is_a_sentence(site: Any, server_tls: ssl.SSLContext) -> None:
     port = site.broker.port
     with pytest.raises(UnavailableError, match=f"MQTT port 127.0.0.1:{port}: cannot listen.*choose another port"):
-        async with EmbeddedBroker(BrokerSettings(port=port), tls=server_tls, known=lambda _: True):
+        async with EmbeddedBroker(BrokerSettings(port=port), tls=server_tls, known=lambda *_: True):
             pass

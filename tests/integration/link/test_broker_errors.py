@@ -102,7 +102,7 @@ async def test_the_brokers_certificate_has_expired_or_is_for_another_name(author
     for expected, (names, days) in cases.items():
         file = authority.issue("server", names, [], days=days)
         tls = server_context(certificate=file, key=file, ca=authority.ca_file)
-        async with EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda _: True) as broker:
+        async with EmbeddedBroker(BrokerSettings(port=0), tls=tls, known=lambda *_: True) as broker:
             host = "localhost" if names else "127.0.0.1"
             assert expected in await failure(MqttSettings(host=host, port=broker.port, tls=authority.device("dev-a")))
 

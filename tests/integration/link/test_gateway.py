@@ -60,7 +60,7 @@ class Hub:
         broker = EmbeddedBroker(
             BrokerSettings(port=self.port),
             tls=self.tls,
-            known=lambda uid: any(gateway.known(uid) for gateway in gateways),
+            known=lambda uid, namespace: any(gateway.known(uid, namespace) for gateway in gateways),
         )
         async with open_store(self.database, self.store) as store, broker:
             self.port = broker.port

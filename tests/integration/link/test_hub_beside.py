@@ -71,7 +71,7 @@ async def test_another_hub_takes_the_place_and_gives_it_back(site: Any) -> None:
 
 
 async def test_a_broker_that_is_closed_ends_it_and_takes_nobody_in(site: Any, server_tls: Any) -> None:
-    broker = EmbeddedBroker(BrokerSettings(port=0), tls=server_tls, known=lambda _: True)
+    broker = EmbeddedBroker(BrokerSettings(port=0), tls=server_tls, known=lambda *_: True)
     link = LocalHubLink(broker)
     with pytest.raises(UnavailableError, match="is not running"):
         async with link.connect():

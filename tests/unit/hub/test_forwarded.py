@@ -36,7 +36,7 @@ def requests(authority: pki.Authority, *, leads: bool = True, known: bool = True
         holder="leader",
         clock=SystemClock(),
         leads=lambda: leads,
-        known=lambda _: known,
+        known=lambda *_: known,
     )
 
 

@@ -38,7 +38,7 @@ async def whoami(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Known(set[str]):
-    def __call__(self, uid: str) -> bool:
+    def __call__(self, uid: str, namespace: str) -> bool:
         return uid in self
 
 

@@ -122,6 +122,8 @@ class KindInfo:
     """Clients cannot create it; says what they can do instead."""
     read_only: bool = False
     """Clients may not change it either; they may delete it."""
+    status_by_hub: bool = False
+    """Clients cannot write its status: the hub believes what is there (who a device is, what a policy covers)."""
     aliases: tuple[str, ...] = ()
     """Further words the command line accepts."""
 
@@ -149,6 +151,13 @@ class KindInfo:
     def has_status(self) -> bool:
         """Whether its objects have a `status`, which is written apart from the rest."""
         return "status" in self.type.__struct_fields__
+
+    @property
+    def status_verbs(self) -> tuple[str, ...]:
+        """What clients can do with its status: nothing where it has none."""
+        if not self.has_status or "update" not in self.verbs:
+            return ()
+        return ("get",) if self.status_by_hub else ("get", "patch", "update")
 
     @property
     def stored(self) -> bool:
@@ -230,6 +239,7 @@ KINDS: tuple[KindInfo, ...] = (
         short_names=("enr",),
         categories=_OURS,
         immutable_spec=True,
+        status_by_hub=True,
         columns=(
             Column(name="DEVICE", path="status.deviceName"),
             Column(name="STATUS", path="status.phase"),
@@ -245,6 +255,7 @@ KINDS: tuple[KindInfo, ...] = (
         short_names=("jt",),
         categories=_OURS,
         immutable_spec=True,
+        status_by_hub=True,
         aliases=("tokens", "token"),
         columns=(
             Column(name="USED", path="status.used"),
@@ -261,6 +272,7 @@ KINDS: tuple[KindInfo, ...] = (
         short_names=("rt",),
         categories=_OURS,
         immutable_spec=True,
+        status_by_hub=True,
         columns=(
             Column(name="ACTIONS", path="spec.actions[]"),
             Column(name="REPOSITORIES", path="spec.repositories[]", wide=True),
@@ -276,6 +288,7 @@ KINDS: tuple[KindInfo, ...] = (
         short_names=("mv",),
         categories=_OURS,
         immutable_spec=True,
+        status_by_hub=True,
         aliases=("models", "model"),
         columns=(
             Column(name="MODEL", path="spec.model"),
@@ -332,6 +345,7 @@ KINDS: tuple[KindInfo, ...] = (
         singular="trustpolicy",
         short_names=("tp",),
         categories=_OURS,
+        status_by_hub=True,
         columns=(
             Column(name="MODE", path="spec.mode"),
             Column(name="VERSION", path="spec.version"),
@@ -491,6 +505,7 @@ KINDS: tuple[KindInfo, ...] = (
         short_names=("csr",),
         selectable=("spec.signerName",),
         immutable_spec=True,
+        status_by_hub=True,
         columns=(
             _AGE,
             Column(name="SignerName", path="spec.signerName"),

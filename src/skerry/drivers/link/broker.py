@@ -168,9 +168,9 @@ class _Door(asyncio.Protocol):
 
 
 class EmbeddedBroker:
-    """An async context manager; it listens inside the block. `known` tells which devices exist."""
+    """A context manager; it listens inside the block. `known` tells which devices exist, by uid and namespace."""
 
-    def __init__(self, settings: BrokerSettings, *, tls: ssl.SSLContext, known: Callable[[str], bool]) -> None:
+    def __init__(self, settings: BrokerSettings, *, tls: ssl.SSLContext, known: Callable[[str, str], bool]) -> None:
         if tls.verify_mode != ssl.CERT_REQUIRED or tls.minimum_version < ssl.TLSVersion.TLSv1_2:
             raise InvalidError(
                 "must require client certificates and TLS 1.2", element="tls", hint="make it with server_context"
@@ -377,7 +377,7 @@ class EmbeddedBroker:
             refusal = topics.refuse_will(peer, connect.will.topic, size=len(connect.will.payload))
             if refusal:
                 raise _RefusedError(refusal)
-        if peer.role == "device" and not await self._becomes_known(peer.name):
+        if peer.role == "device" and not await self._becomes_known(peer):
             raise _RefusedError(f"device {peer.name} is not known")
         if len(self._devices) >= self._settings.max_connections and peer.name not in self._devices:
             raise _RefusedError("too many connections", code=packets.SERVER_UNAVAILABLE)
@@ -395,10 +395,10 @@ class EmbeddedBroker:
             valid_seconds=ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time(),
         )
 
-    async def _becomes_known(self, uid: str) -> bool:
+    async def _becomes_known(self, peer: Peer) -> bool:
         """Return whether the device exists, allowing a moment for the news of a new one to arrive here."""
         deadline = time.monotonic() + self._settings.unknown_grace_seconds
-        while not self._known(uid):
+        while not self._known(peer.name, peer.namespace):
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(_POLL_SECONDS)
@@ -527,7 +527,7 @@ class EmbeddedBroker:
         device = self._devices.get(uid)
         if device is None:
             return
-        if not self._known(uid):
+        if not self._known(uid, device.peer.namespace):
             device.end("deleted")
         elif message.topic in device.filters and not device.outbox.offer(message):
             device.end("too slow for what it is sent")
@@ -564,7 +564,7 @@ class EmbeddedBroker:
         if will is None:
             return
         uid = session.peer.name
-        if will.retain and self._known(uid):
+        if will.retain and self._known(uid, session.peer.namespace):
             _keep(self._online, uid, will.payload)
         if not self._hub_outbox.offer(Message(topic=will.topic, payload=will.payload, qos=1)) and self._hub:
             self._hub.end("too slow for what it is sent")  # on return it finds what is kept
@@ -597,7 +597,8 @@ def identify(certificate: Any, client_id: str) -> Peer:
             f"client id {client_id[:128]!r} with the certificate of {commons[0][:128]!r}",
             code=packets.IDENTIFIER_REJECTED,
         )
-    return Peer(role="device", name=client_id)
+    units = names.get("organizationalUnitName", [])
+    return Peer(role="device", name=client_id, namespace=units[0] if len(units) == 1 else "")
 
 
 def _keep(kept: dict[str, bytes], uid: str, payload: bytes) -> None:

@@ -51,6 +51,8 @@ class Peer:
     role: Literal["device", "hub"]
     name: str
     """A device's uid; a hub's client id."""
+    namespace: str = ""
+    """A device's, as its certificate says; one without is no device's."""
 
 
 def topic(uid: str, channel: Channel) -> str:

@@ -35,8 +35,8 @@ class ForwardedRequests:
     """By which this hub knows itself."""
     clock: Clock
     leads: Callable[[], bool]
-    known: Callable[[str], bool]
-    """Whether a device with that uid exists."""
+    known: Callable[[str, str], bool]
+    """Whether a device of that uid and namespace exists."""
 
     async def identify(self, scope: Scope) -> Identity | None:
         """Return who asked the other hub. Raises UnauthorizedError; UnavailableError when this hub does not lead."""
@@ -57,7 +57,7 @@ class ForwardedRequests:
         if not self.leads():
             raise UnavailableError("does not lead any more", element="this hub", hint="try again")
         caller = forwarding.identity_of(word.caller)
-        if caller.role == "device" and not self.known(caller.name):
+        if caller.role == "device" and not self.known(caller.name, caller.namespace):
             raise UnauthorizedError("does not exist any more", element="device")
         client = scope.get("client")
         scope[VIA] = client[0] if client else ""

@@ -79,9 +79,9 @@ _ITEM: dict[str, tuple[Verb, str]] = {
 }
 _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
     **{
-        (info.plural, "status"): {"GET": get.get, "PUT": update.update, "PATCH": patch.patch}
+        (info.plural, "status"): {method: verb for method, (verb, name) in _ITEM.items() if name in info.status_verbs}
         for info in KINDS
-        if info.has_status and "update" in info.verbs
+        if info.status_verbs
     },
     ("devices", "log"): {"GET": subresources.log},
     ("devices", "infer"): {"POST": subresources.infer},
@@ -89,7 +89,6 @@ _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
     ("modeldeployments", "explain"): {"GET": subresources.explain},
     ("serviceaccounts", "token"): {"POST": authentication.create_token},
     # Decisions go by their own path, and only the hub signs.
-    ("certificatesigningrequests", "status"): {"GET": get.get},
     ("certificatesigningrequests", "approval"): {
         "GET": get.get,
         "PUT": certificates.approve,

@@ -130,7 +130,9 @@ def _paths(info: KindInfo | Picture) -> list[tuple[str, dict[str, Any]]]:
         (item, {**changes, "delete": _operation(info, "delete", one, ("dryRun",))}),
     ]
     if info.has_status:
-        paths.append((f"{item}/status", {verb: _named(shown, "Status") for verb, shown in changes.items()}))
+        writable = info.status_verbs if isinstance(info, KindInfo) else info.verbs
+        shown = {verb: one for verb, one in changes.items() if _VERBS[one["x-kubernetes-action"]] in writable}
+        paths.append((f"{item}/status", {verb: _named(one, "Status") for verb, one in shown.items()}))
     served = [
         (
             path,

@@ -69,7 +69,7 @@ _SUBRESOURCES: Mapping[str, tuple[Subresource, ...]] = {
 
 
 def _of_kind(info: KindInfo) -> Served:
-    status = Subresource(name="status", kind=info.kind, verbs=("get", "patch", "update"))
+    status = Subresource(name="status", kind=info.kind, verbs=info.status_verbs)
     own = _SUBRESOURCES.get(info.plural, ())
     return Served(
         group=info.group,
@@ -81,7 +81,7 @@ def _of_kind(info: KindInfo) -> Served:
         verbs=info.verbs,
         short_names=info.short_names,
         categories=info.categories,
-        subresources=(status, *own) if info.has_status and "update" in info.verbs else own,
+        subresources=(status, *own) if info.status_verbs else own,
     )
 
 

@@ -25,6 +25,8 @@ MAGIC = b"k8s\x00"
 _ELEMENT = "the body"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MOST = 2**63
+MAX_FIELDS = 100_000
+"""In one body, also of those that are left out: each takes two bytes at least, and a hundred times as long to read."""
 
 _TEXT: Mapping[str, str] = {
     "Unknown": "1 typeMeta TypeMeta; 2 raw raw; 3 contentEncoding; 4 contentType",
@@ -125,29 +127,45 @@ def _parsed(text: str) -> dict[int, _Field]:
 _MESSAGES = {name: _parsed(text) for name, text in _TEXT.items()}
 
 
+class _Fields:
+    """Reads the fields of one body's messages, and counts them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def of(self, data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+        """Yield (field number, value) of a message on the wire. Raises BadRequestError for what is none."""
+        for pair in _values(data):
+            self._count += 1
+            if self._count > MAX_FIELDS:
+                raise BadRequestError(f"has more than {MAX_FIELDS} fields", element=_ELEMENT)
+            yield pair
+
+
 def decode(data: bytes) -> dict[str, Any]:
     """Return the object in a body of this form. Raises BadRequestError, UnsupportedError for kinds not known here."""
     if not data.startswith(MAGIC):
         raise BadRequestError("does not begin as protocol buffers of Kubernetes do", element=_ELEMENT)
-    outer = _message("Unknown", memoryview(data)[len(MAGIC) :])
+    fields = _Fields()
+    outer = _message("Unknown", memoryview(data)[len(MAGIC) :], fields)
     said = outer.get("typeMeta", {})
     version, kind = said.get("apiVersion", ""), said.get("kind", "")
     if kind not in _KINDS.get(version, ()) or outer.get("contentEncoding"):
         raise UnsupportedError(
             f"{version[:80]} {kind[:80]} is not known in this form", element=_ELEMENT, hint="send application/json"
         )
-    return {"apiVersion": version, "kind": kind, **_message(kind, outer.get("raw", memoryview(b"")))}
+    return {"apiVersion": version, "kind": kind, **_message(kind, outer.get("raw", memoryview(b"")), fields)}
 
 
-def _message(kind: str, data: memoryview) -> dict[str, Any]:
+def _message(kind: str, data: memoryview, fields: _Fields) -> dict[str, Any]:
     """Return a message's fields, without those that say nothing."""
-    fields = _MESSAGES[kind]
+    known = _MESSAGES[kind]
     found: dict[str, Any] = {}
-    for number, value in _values(data):
-        field = fields.get(number)
+    for number, value in fields.of(data):
+        field = known.get(number)
         if field is None:
             continue
-        read = _read(field, value)
+        read = _read(field, value, fields)
         if field.repeated:
             found.setdefault(field.name, []).append(read)
         elif field.kind in ("map", "lists"):
@@ -159,42 +177,46 @@ def _message(kind: str, data: memoryview) -> dict[str, Any]:
     return found
 
 
-def _read(field: _Field, value: int | memoryview) -> Any:
+def _read(field: _Field, value: int | memoryview, fields: _Fields) -> Any:
     number = field.kind in ("int", "bool")
     if number is not isinstance(value, int):
         raise _damaged(field.name)
     if isinstance(value, int):
         return bool(value) if field.kind == "bool" else _signed(value)
     reader = _READERS.get(field.kind)
-    return _message(field.kind, value) if reader is None else reader(value, field)
+    return _message(field.kind, value, fields) if reader is None else reader(value, field, fields)
 
 
-def _entry(data: memoryview, field: _Field) -> dict[str, Any]:
+def _entry(data: memoryview, field: _Field, fields: _Fields) -> dict[str, Any]:
     """Return one entry of a map: of texts, or of lists of texts, which are messages of their own."""
     key, found = "", memoryview(b"")
-    for number, value in _values(data):
+    for number, value in fields.of(data):
         if isinstance(value, int):
             raise _damaged(field.name)
         if number == 1:
-            key = _text(value, field)
+            key = _text(value, field, fields)
         elif number == 2:
             found = value
     if field.kind == "map":
-        return {key: _text(found, field)}
-    return {key: [_text(item, field) for number, item in _values(found) if number == 1 and not isinstance(item, int)]}
+        return {key: _text(found, field, fields)}
+    return {
+        key: [
+            _text(item, field, fields) for number, item in fields.of(found) if number == 1 and not isinstance(item, int)
+        ]
+    }
 
 
-def _managed(data: memoryview, _: _Field) -> Any:
+def _managed(data: memoryview, _: _Field, fields: _Fields) -> Any:
     """Return `fieldsV1`, which is JSON inside."""
-    raw = next((bytes(value) for number, value in _values(data) if number == 1 and not isinstance(value, int)), b"{}")
+    raw = next((bytes(value) for number, value in fields.of(data) if number == 1 and not isinstance(value, int)), b"{}")
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _damaged("fieldsV1") from None
 
 
-def _time(data: memoryview, field: _Field) -> str | None:
-    parts = {number: value for number, value in _values(data) if isinstance(value, int)}
+def _time(data: memoryview, field: _Field, fields: _Fields) -> str | None:
+    parts = {number: value for number, value in fields.of(data) if isinstance(value, int)}
     seconds, nanos = _signed(parts.get(1, 0)), parts.get(2, 0)
     if not seconds and not nanos:
         return None
@@ -206,17 +228,17 @@ def _time(data: memoryview, field: _Field) -> str | None:
     return text.replace("+00:00", "Z")
 
 
-def _text(value: memoryview, field: _Field) -> str:
+def _text(value: memoryview, field: _Field, _: _Fields) -> str:
     try:
         return str(value, "utf-8")
     except UnicodeDecodeError:
         raise BadRequestError("is not UTF-8", element=field.name) from None
 
 
-_READERS: Mapping[str, Callable[[memoryview, _Field], Any]] = {
+_READERS: Mapping[str, Callable[[memoryview, _Field, _Fields], Any]] = {
     "text": _text,
-    "raw": lambda value, _: value,
-    "bytes": lambda value, _: base64.b64encode(value).decode(),
+    "raw": lambda value, *_: value,
+    "bytes": lambda value, *_: base64.b64encode(value).decode(),
     "time": _time,
     "map": _entry,
     "lists": _entry,

@@ -153,3 +153,27 @@ def test_a_damaged_object_is_refused_in_words(data: bytes) -> None:
     except BadRequestError:
         return
     assert found["kind"] == "Event"
+
+
+def _flood(count: int) -> bytes:
+    """A body of that many fields: the message's own three, and the rest in its object, of a number that nobody has."""
+    outer = _new("Unknown")
+    outer.typeMeta.apiVersion, outer.typeMeta.kind = "v1", "DeleteOptions"
+    outer.raw = b"\x78\x00" * (count - 4)
+    return protobuf.MAGIC + bytes(outer.SerializeToString())
+
+
+def test_fields_are_counted_also_those_that_are_left_out() -> None:
+    assert protobuf.decode(_flood(protobuf.MAX_FIELDS)) == {"apiVersion": "v1", "kind": "DeleteOptions"}
+    with pytest.raises(BadRequestError, match="more than 100000 fields"):
+        protobuf.decode(_flood(protobuf.MAX_FIELDS + 1))
+
+
+def test_fields_of_all_messages_count_together() -> None:
+    role = _new("Role")
+    for number in range(11):
+        role.rules.add().verbs.extend(["get"] * 10_000)
+        if number == 8:
+            assert protobuf.decode(_body("rbac.authorization.k8s.io/v1", "Role", role))["rules"]
+    with pytest.raises(BadRequestError, match="fields"):
+        protobuf.decode(_body("rbac.authorization.k8s.io/v1", "Role", role))

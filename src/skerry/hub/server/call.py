@@ -24,6 +24,10 @@ MAX_BODY_BYTES = 3 * 1024 * 1024
 """Of an admin's or a user's request; Kubernetes has the same bound."""
 MAX_DEVICE_BODY_BYTES = 256 * 1024
 """Of anybody else's: an enrolment is small, and is read before its token can be looked at."""
+MAX_OPTIONS_BYTES = 64 * 1024
+"""Of how something is to be deleted, which is a few words."""
+_AT_ONCE = 4096
+"""Bytes in protocol buffers up to which nobody notices that they are read."""
 _YAML = ("application/yaml", "text/yaml", "application/x-yaml")
 _SERVER_METADATA = (
     "uid",
@@ -103,14 +107,14 @@ class Call:
             )
         return cast(FieldValidation, text)
 
-    async def body(self) -> bytes:
+    async def body(self, *, most: int = MAX_BODY_BYTES) -> bytes:
         """Return the body. Raises TooLargeError as soon as it is too long, UnsupportedError for a compressed one."""
         coding = self.request.headers.get("content-encoding", "identity").strip().lower()
         if coding != "identity":  # a bound on what comes is no bound on what it unpacks to
             raise UnsupportedError(
                 f'content encoding "{coding[:40]}" is not supported', element="the body", hint="send it as it is"
             )
-        limit = MAX_BODY_BYTES if self.is_person else MAX_DEVICE_BODY_BYTES
+        limit = most if self.is_person else min(most, MAX_DEVICE_BODY_BYTES)
         announced = self.request.headers.get("content-length", "")
         if announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
             raise _too_large(limit)
@@ -126,6 +130,15 @@ class Call:
     def content_type(self) -> str:
         """The body's media type without its parameters; JSON when not said."""
         return self.request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+    async def read_options(self) -> dict[str, Any]:
+        """Return a deletion's options, unchecked. Raises BadRequestError, TooLargeError, UnsupportedError."""
+        data = await self.body(most=MAX_OPTIONS_BYTES)
+        if not data.strip():
+            return {}
+        if self.content_type != protobuf.MEDIA_TYPE:
+            return codec.decode_json(data)
+        return protobuf.decode(data) if len(data) <= _AT_ONCE else await asyncio.to_thread(protobuf.decode, data)
 
     async def read_object(self) -> dict[str, Any]:
         """Return the object in the body, unchecked. Raises BadRequestError, TooLargeError, UnsupportedError."""

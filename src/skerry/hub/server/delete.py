@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from skerry.api import codec, protobuf
+from skerry.api import codec
 from skerry.api.errors import BadRequestError, ConflictError, NotFoundError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.namespace import Namespace
@@ -89,9 +89,7 @@ async def finish(call: Call, item: Resource) -> Resource:
 
 
 async def _options(call: Call) -> dict[str, Any]:
-    data = await call.body()
-    read = protobuf.decode if call.content_type == protobuf.MEDIA_TYPE else codec.decode_json
-    options = read(data) if data.strip() else {}
+    options = await call.read_options()
     conditions = options.get("preconditions")
     if conditions is not None and not isinstance(conditions, dict):
         raise BadRequestError("is not an object", element="preconditions")

@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.integration.api.paths import TABLE, path
+from tests.integration.api.paths import TABLE, path, status
 
 from skerry.api import meta
 from skerry.api.kinds.device import Device
@@ -119,6 +119,13 @@ def test_pods_and_nodes(fleet: HubClient, accept: str) -> None:
         found += names_of(page)
         token = page["metadata"].get("continue", "")
     assert found == [f"{name}.{SPACE}" for name in NAMES]
+
+
+@pytest.mark.parametrize("plural", ["devices", "pods"])
+def test_what_is_wrong_with_it_is_said_before_it_begins(fleet: HubClient, plural: str) -> None:
+    where = path(SPACE, "devices") if plural == "devices" else f"/api/v1/namespaces/{SPACE}/pods"
+    answer = fleet.http.get(where, params={"includeObject": "Some"}, headers={"accept": TABLE})
+    status(answer, 400, "BadRequest")
 
 
 def test_head_reads_nothing(fleet: HubClient) -> None:

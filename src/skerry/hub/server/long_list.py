@@ -62,6 +62,7 @@ async def respond(call: Call, shape: Shape, parts: AsyncGenerator[Part], *, limi
         async for last in parts:
             items += last.items
             if len(items) > WHOLE:
+                head = shape.many([], last.metadata)  # says now, not in the stream, what is wrong with the parameters
                 break
         else:
             return await respond_list(call, shape.many(items, last.metadata))
@@ -69,7 +70,7 @@ async def respond(call: Call, shape: Shape, parts: AsyncGenerator[Part], *, limi
         await parts.aclose()
         raise
     begun = Part(items=items, metadata=last.metadata)
-    return _LongList(call=call, shape=shape, begun=begun, parts=parts, is_limited=limit > 0)
+    return _LongList(call=call, shape=shape, head=head, begun=begun, parts=parts, is_limited=limit > 0)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -78,6 +79,8 @@ class _LongList(Response):
 
     call: Call
     shape: Shape
+    head: Mapping[str, Any]
+    """The list without what is in it."""
     begun: Part
     parts: AsyncGenerator[Part]
     is_limited: bool
@@ -110,11 +113,9 @@ class _LongList(Response):
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
         """Yield the list as JSON, piece by piece."""
-        head = self.shape.many([], self.begun.metadata)
-        entries = "rows" if "rows" in head else "items"
-        del head[entries]
-        if self.is_limited:
-            del head["metadata"]
+        entries = "rows" if "rows" in self.head else "items"
+        left_out = {entries, "metadata"} if self.is_limited else {entries}
+        head = {key: value for key, value in self.head.items() if key not in left_out}
         yield _ENCODER.encode(head)[:-1] + f',"{entries}":['.encode()
         separator, metadata = b"", self.begun.metadata
         async for part in self._all_parts():

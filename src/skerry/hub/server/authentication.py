@@ -34,17 +34,25 @@ from skerry.hub.server.call import Call
 
 CONFIGURATION_PATH = "/.well-known/openid-configuration"
 KEYS_PATH = "/openid/v1/jwks"
+_CORE = ""
+"""The API group of service accounts."""
 _CACHED = {"Cache-Control": "public, max-age=3600"}
 
 
 def authentication_of(context: HubContext) -> Authentication:
     """Return every way to log in at this hub other than a certificate of its CA, in their order."""
     given = context.authentication
-    return Authentication(requests=given.requests, tokens=(_tokens(context), *given.tokens))
+    own = (_tokens(context),) if _has_accounts(context) else ()
+    return Authentication(requests=given.requests, tokens=(*own, *given.tokens))
 
 
 def routes(context: HubContext) -> list[BaseRoute]:
-    """Return the routes by which others learn to check service accounts' tokens. Source: OpenID Connect Discovery."""
+    """Return the routes by which others learn to check service accounts' tokens; none where there are no accounts.
+
+    Source: OpenID Connect Discovery.
+    """
+    if not _has_accounts(context):
+        return []
 
     async def configuration(_: Request) -> Response:
         return _json(
@@ -140,6 +148,11 @@ def _read_request(raw: Mapping[str, Any]) -> TokenRequest:
         return msgspec.convert(cleaned, TokenRequest)
     except msgspec.ValidationError as error:
         raise InvalidError(str(error)[:300], element="the body") from None
+
+
+def _has_accounts(context: HubContext) -> bool:
+    """Return whether service accounts are this hub's: one that is left over must not pass for another's."""
+    return context.groups is None or _CORE in context.groups
 
 
 def _tokens(context: HubContext) -> ServiceAccountTokens:

@@ -94,7 +94,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Pinged:
-    """To be answered with the same number."""
+    """The client's ping, to be answered with the same number."""
 
     number: int
 
@@ -148,6 +148,10 @@ class Spdy:
         """Return the refusal of a stream."""
         return _control(_RST_STREAM, stream.to_bytes(4) + status.to_bytes(4))
 
+    def ping(self) -> bytes:
+        """Return a ping of the server's, whose numbers are even; its answer is no ping to be answered."""
+        return _control(_PING, (2).to_bytes(4))
+
     def pong(self, number: int) -> bytes:
         """Return the answer to a ping."""
         return _control(_PING, number.to_bytes(4))
@@ -165,7 +169,8 @@ class Spdy:
             case 3:
                 return Reset(_number(content))
             case 6:
-                return Pinged(_number(content, 0xFFFFFFFF))
+                number = _number(content, 0xFFFFFFFF)
+                return Pinged(number) if number % 2 else None  # an even one answers a ping from here
             case 7:
                 return Left()
             case 2 | 8:

@@ -17,7 +17,7 @@ from collections import deque
 from skerry.api.errors import UnavailableError
 from skerry.core import channels, spdy
 from skerry.core.messages import RemoteSession
-from skerry.hub.upgrade import Gone, Wire
+from skerry.hub.upgrade import PING_SECONDS, Gone, Wire
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,19 @@ class CommandStreams:
                         break
                 self._messages.clear()
         await self._wire.close()
+
+    async def gone(self) -> None:
+        """Return once the client is no more there; it is pinged, for one without room to send cannot say so."""
+        going = asyncio.ensure_future(self._wire.gone())
+        try:
+            while not (await asyncio.wait({going}, timeout=PING_SECONDS))[0]:
+                # Who takes nothing at all has something under way already, and whether it arrives is known.
+                with contextlib.suppress(Gone, TimeoutError):
+                    async with asyncio.timeout(PING_SECONDS):
+                        await self._wire.send(self._spdy.ping())
+        finally:
+            going.cancel()
+            await asyncio.gather(going, return_exceptions=True)
 
     async def _read(self) -> bool:
         """Take what comes next; False when nothing more does. Raises Gone."""

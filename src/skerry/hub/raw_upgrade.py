@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skerry.hub.upgrade import LINGER_SECONDS, UPGRADE, Gone, words
+from skerry.kit.hangup import hung_up
 
 HIGH_WATER_BYTES = 64 * 1024
 """Of what was not read yet; beyond it the peer waits."""
@@ -34,7 +35,8 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._more = asyncio.Event()
         self._room = asyncio.Event()
-        self._ended = self._lost = False
+        self._ended = False
+        self._lost = asyncio.Event()
         if not paused:
             self._room.set()
         connections.add(self)
@@ -48,22 +50,26 @@ class Connection(asyncio.Protocol):
             await self._more.wait()
         data = bytes(self._buffer)
         self._buffer.clear()
-        if not self._lost and not self.transport.is_closing():
+        if not self._lost.is_set() and not self.transport.is_closing():
             self.transport.resume_reading()  # of one that reads already it is nothing
         return data
 
     async def send(self, data: bytes) -> None:
         """Send; returns when there is room for more. Raises Gone."""
-        if self._lost or self.transport.is_closing():
+        if self._lost.is_set() or self.transport.is_closing():
             raise Gone
         self.transport.write(data)
         await self._room.wait()
-        if self._lost:
+        if self._lost.is_set():
             raise Gone
+
+    async def gone(self) -> None:
+        """Return when the peer has hung up."""
+        await hung_up(self.transport, self._lost)
 
     def close(self) -> None:
         """End it, when what was sent has been taken; who does not take it is not waited for."""
-        if not self._lost:
+        if not self._lost.is_set():
             self.transport.close()
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self._abort)
 
@@ -85,7 +91,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Tell whoever waits."""
         self._connections.discard(self)
-        self._ended = self._lost = True
+        self._ended = True
+        self._lost.set()
         self._more.set()
         self._room.set()
 
@@ -98,7 +105,7 @@ class Connection(asyncio.Protocol):
         self._room.set()
 
     def _abort(self) -> None:
-        if not self._lost:
+        if not self._lost.is_set():
             with contextlib.suppress(AttributeError):  # Python before 3.11.4, of a TLS transport that was closed twice
                 self.transport.abort()
 
@@ -133,6 +140,11 @@ class RawUpgrade:
         """End it; an end that is there already is fine."""
         if self.connection is not None:
             self.connection.close()
+
+    async def gone(self) -> None:
+        """Return once the peer is no more there."""
+        if self.connection is not None:
+            await self.connection.gone()
 
 
 def asked(scope: Scope) -> RawUpgrade | None:

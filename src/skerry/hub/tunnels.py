@@ -22,7 +22,7 @@ from skerry.api.errors import ExpiredError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Device
 from skerry.core import channels, messages
 from skerry.core.access import Identity
-from skerry.hub.upgrade import Gone, Wire
+from skerry.hub.upgrade import LEAVE_SECONDS, Gone, Wire
 
 if TYPE_CHECKING:
     from skerry.hub.gateway import Gateway
@@ -175,21 +175,27 @@ class Splice:
         """Pass messages until either end has said its last."""
         up = asyncio.ensure_future(self._up())
         down = asyncio.ensure_future(self._down())
+        going = asyncio.ensure_future(self._left(up))
         try:
-            await self._watch(up, down)
+            await self._watch(up, down, going)
         finally:
-            for task in (up, down):
+            for task in (up, down, going):
                 task.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
+            await asyncio.gather(up, down, going, return_exceptions=True)
             await asyncio.gather(self._end_client(), self.device.close(GOING, self.why))
 
-    async def _watch(self, up: asyncio.Future[None], down: asyncio.Future[None]) -> None:
+    async def _left(self, up: asyncio.Future[None]) -> None:
+        """Wait until the client has left; what it said last still has a while to be taken."""
+        await self.client.gone()
+        await asyncio.wait({up}, timeout=LEAVE_SECONDS)
+
+    async def _watch(self, up: asyncio.Future[None], down: asyncio.Future[None], going: asyncio.Future[None]) -> None:
         quiet, seen = 0.0, -1
         while True:
-            done, _ = await asyncio.wait({up, down}, timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({up, down, going}, timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if down in done:
                 return
-            if up in done:
+            if up in done or going in done:
                 self.why = "the client has left"
                 return
             moved = self.sent + self.received

@@ -24,6 +24,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from skerry.api.errors import BadRequestError
 from skerry.hub.identity import PEER, PeerCertificate
+from skerry.kit.hangup import hung_up
 
 log = logging.getLogger(__name__)
 UPGRADE = "skerry.upgrade"
@@ -40,6 +41,8 @@ MAX_PROTOCOLS = 16
 MAX_PROTOCOL_CHARACTERS = 1000
 LINGER_SECONDS = 10.0
 """For the peer to take the last of what it was sent."""
+LEAVE_SECONDS = 2.0
+"""For the other end of a conversation to take what was said last by a peer that is gone."""
 _NEEDED = (b"host", b"upgrade", b"connection", b"sec-websocket-key", b"sec-websocket-version")
 _NO_HANDSHAKE = (
     b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\n"
@@ -68,6 +71,10 @@ class Wire(Protocol):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """End it; an end that is there already is fine."""
+        ...
+
+    async def gone(self) -> None:
+        """Return once the peer is no more there, also while nobody receives what it has said before."""
         ...
 
 
@@ -131,6 +138,10 @@ class Upgrade:
             return
         except TimeoutError:
             self._protocol.transport.abort()
+
+    async def gone(self) -> None:
+        """Return once the peer is no more there; the listener's pings find out."""
+        await self._protocol.gone()
 
 
 class Switching(Response):
@@ -222,6 +233,10 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
         """Tell whoever waits."""
         super().connection_lost(exc)
         self._lost.set()
+
+    async def gone(self) -> None:
+        """Return when the peer has hung up."""
+        await hung_up(self.transport, self._lost)
 
     async def run_asgi(self) -> None:
         """Have the application answer the request."""

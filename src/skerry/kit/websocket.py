@@ -136,6 +136,10 @@ class Frames:
         """Return a message as it is sent."""
         return self._frame(_TEXT if text else _BINARY, data)
 
+    def ping(self) -> bytes:
+        """Return a ping."""
+        return self._frame(_PING, b"")
+
     def pong(self, data: bytes) -> bytes:
         """Return the answer to a ping."""
         return self._frame(_PONG, data)

@@ -14,12 +14,15 @@ from urllib.parse import urlsplit
 
 from skerry.api.errors import TimedOutError, UnavailableError
 from skerry.kit import websocket
+from skerry.kit.hangup import hung_up
 from skerry.kit.websocket import Closed, Frames, Handshake, Message, ProtocolError, RefusedError
 
 MAX_HEAD_BYTES = 32 * 1024
 MAX_BODY_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024
 CLOSE_SECONDS = 2.0
+PING_SECONDS = 15.0
+"""While somebody waits for the other end to be gone."""
 _CHUNK = 64 * 1024
 
 
@@ -74,6 +77,19 @@ class WebSocket:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._writer.wait_closed()
         self._writer.transport.abort()
+
+    async def gone(self) -> None:
+        """Return once the other end is no more there, also while nobody receives; it is pinged meanwhile."""
+        transport = self._writer.transport
+        hanging = asyncio.ensure_future(hung_up(transport, asyncio.Event()))
+        try:
+            while not transport.is_closing() and not (await asyncio.wait({hanging}, timeout=PING_SECONDS))[0]:
+                # With something under way it is known whether it arrives.
+                if not transport.get_write_buffer_size() and not self._said_goodbye and not transport.is_closing():
+                    self._writer.write(self._frames.ping())
+        finally:
+            hanging.cancel()
+            await asyncio.gather(hanging, return_exceptions=True)
 
     async def _take(self, data: bytes) -> None:
         try:

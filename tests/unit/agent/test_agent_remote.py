@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from skerry.agent.remote import door
 from skerry.agent.remote.door import Door, Place
 from skerry.agent.settings import RemoteSettings
 from skerry.api.errors import UnavailableError
@@ -32,6 +33,7 @@ class Socket:
         self.incoming: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.seen = asyncio.Event()
         self.over = asyncio.Event()
+        self.left = asyncio.Event()
 
     async def receive(self) -> bytes | None:
         return await self.incoming.get()
@@ -46,6 +48,9 @@ class Socket:
     async def close(self, code: int = 1000, reason: str = "") -> None:
         self.closed = self.closed or (code, reason)
         self.over.set()
+
+    async def gone(self) -> None:
+        await self.left.wait()
 
 
 class World:
@@ -168,3 +173,15 @@ async def test_a_log_is_sent_from_where_it_was_asked_for(tmp_path: Path) -> None
         assert b"".join(socket.sent) == b"line 4\nline 5\n"[:13]
         await within(socket.over)
         assert socket.closed == (1000, "")
+
+
+async def test_one_whose_client_is_gone_is_ended_also_while_its_input_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "LEAVE_SECONDS", 0.01)
+    async with world(tmp_path) as one:
+        await one.ask("logs")
+        [socket] = one.sockets
+        socket.left.set()  # and `receive` says nothing of it
+        await within(socket.over)
+        assert socket.closed == (1011, "the client has left")

@@ -43,6 +43,9 @@ class Line:
     async def close(self, code: int = 1000, reason: str = "") -> None:
         self.closed = True
 
+    async def gone(self) -> None:
+        await self.left.wait()
+
 
 def opening(streams: dict[str, int], client: Client | None = None) -> list[bytes]:
     client = client or Client()

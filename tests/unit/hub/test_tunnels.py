@@ -51,6 +51,7 @@ class End:
         self.closed: tuple[int, str] | None = None
         self.quiet = asyncio.Event()
         self.stays = False
+        self.left = asyncio.Event()
 
     async def receive(self) -> bytes | None:
         if self.messages:
@@ -66,6 +67,9 @@ class End:
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         self.closed = (code, reason)
+
+    async def gone(self) -> None:
+        await self.left.wait()
 
 
 async def test_a_tunnel_is_for_one_connection_of_the_device_that_was_asked() -> None:

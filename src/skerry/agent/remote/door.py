@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DIAL_SECONDS = 15.0
+LEAVE_SECONDS = 2.0
 _KINDS = {"exec": "exec", "attach": "logs", "logs": "logs", "forward": "forward"}
 _MODULES = {"exec": "execution", "attach": "following", "logs": "following", "forward": "forwarding"}
 _PROTOCOLS = {
@@ -195,14 +196,29 @@ class Door:
     async def _watch(self, talking: asyncio.Future[None], socket: WebSocket) -> str:
         """Wait for the end, or for so long that nothing is said; return why."""
         seen = -1
-        while True:
-            done, _ = await asyncio.wait({talking}, timeout=self._idle_seconds or None)
-            if done:
-                try:
-                    talking.result()
-                except SkerryError as error:
-                    return error.sentence
-                return "ended"
-            if socket.moved == seen:
-                return f"nothing was said for {self._settings.idle_timeout}"
-            seen = socket.moved
+        going = asyncio.ensure_future(_left(socket))
+        try:
+            while True:
+                done, _ = await asyncio.wait(
+                    {talking, going}, timeout=self._idle_seconds or None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if talking in done:
+                    try:
+                        talking.result()
+                    except SkerryError as error:
+                        return error.sentence
+                    return "ended"
+                if going in done:
+                    return "the client has left"
+                if socket.moved == seen:
+                    return f"nothing was said for {self._settings.idle_timeout}"
+                seen = socket.moved
+        finally:
+            going.cancel()
+            await asyncio.gather(going, return_exceptions=True)
+
+
+async def _left(socket: WebSocket) -> None:
+    """Wait until the hub has hung up; what it said last still has a while to be taken."""
+    await socket.gone()
+    await asyncio.sleep(LEAVE_SECONDS)

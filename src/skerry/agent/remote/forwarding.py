@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 32 * 1024
 CONNECT_SECONDS = 5.0
+PING_SECONDS = 20.0
 MAX_STREAMS = 128
 """Two for each connection."""
 MAX_EARLY = 8
@@ -142,6 +143,7 @@ class _Streams:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as self._tasks:
+            pinging = self._tasks.create_task(self._ping())
             try:
                 while (message := await self._asked.socket.receive()) is not None:
                     for frame in self._spdy.feed(message):
@@ -150,9 +152,17 @@ class _Streams:
                 log.info("remote.not_spdy error=%s", error)
                 await self._asked.socket.close(1002, str(error))
             finally:
+                pinging.cancel()
                 for pair in self._requests.values():
                     if pair.task is not None:
                         pair.task.cancel()
+
+    async def _ping(self) -> None:
+        """Have the client's end of the connection tell whether there is a client; hubs pass SPDY on as it is."""
+        with contextlib.suppress(SkerryError):
+            while True:
+                await asyncio.sleep(PING_SECONDS)
+                await self._say(self._spdy.ping())
 
     async def _take(self, frame: spdy.Frame) -> None:
         match frame:

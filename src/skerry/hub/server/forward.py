@@ -28,7 +28,7 @@ from skerry.hub.forwarding import HINT, Forwarding, disbelieved, unreachable
 from skerry.hub.identity import IDENTITY
 from skerry.hub.leadership import Leader
 from skerry.hub.server import attributes, audit
-from skerry.hub.upgrade import FAILED, UPGRADE, Gone, Switching, Upgrade
+from skerry.hub.upgrade import FAILED, LEAVE_SECONDS, UPGRADE, Gone, Switching, Upgrade
 from skerry.kit.websocket import ABNORMAL, Closed, RefusedError
 
 CALLER = "skerry.caller"
@@ -252,7 +252,12 @@ async def _until_either_ends(client: Any, leading: _Leading) -> None:
         while (data := await leading.receive()) is not None:
             await client.send(data)
 
-    tasks = [asyncio.ensure_future(up()), asyncio.ensure_future(down())]
+    async def leave() -> None:
+        await client.gone()
+        await asyncio.sleep(LEAVE_SECONDS)  # for what it said last to be taken
+        raise Gone
+
+    tasks = [asyncio.ensure_future(one) for one in (up(), down(), leave())]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

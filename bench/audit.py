@@ -26,7 +26,8 @@ from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import pki
 from skerry.hub.audit import reading
-from skerry.hub.audit.log import AuditLog, AuditSettings, open_log
+from skerry.hub.audit.log import AuditSettings, open_log
+from skerry.hub.audit.ranked import RankedLog, open_ranked_log
 from skerry.hub.audit.reading import Place
 from skerry.hub.context import HubContext
 from skerry.hub.identity import IDENTITY
@@ -75,7 +76,7 @@ async def times(seconds: float, workers: int, once: Callable[[int], Awaitable[ob
 
 
 @contextlib.asynccontextmanager
-async def api(directory: Path, audit: AuditLog | None) -> AsyncIterator[httpx.AsyncClient]:
+async def api(directory: Path, audit: RankedLog | None) -> AsyncIterator[httpx.AsyncClient]:
     async with open_store(directory / "hub.db") as store:
         context = HubContext(
             objects=Objects(store, CLOCK),
@@ -119,7 +120,9 @@ async def main(directory: Path, seconds: float) -> None:
             place.mkdir()
             async with contextlib.AsyncExitStack() as stack:
                 kept = (
-                    await stack.enter_async_context(open_log(place / "a", AuditSettings(), CLOCK)) if recorded else None
+                    await stack.enter_async_context(open_ranked_log(place / "a", AuditSettings(), CLOCK))
+                    if recorded
+                    else None
                 )
                 client = await stack.enter_async_context(api(place, kept))
                 found = await times(seconds, workers, lambda number, client=client: creating(client, number))  # type: ignore[misc]

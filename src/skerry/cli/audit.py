@@ -80,44 +80,64 @@ def verify(
     newest: Annotated[
         str, typer.Option(help="The newest entry as it was told before, NUMBER:SHA-256: the log must have it still.")
     ] = "",
+    newest_bulk: Annotated[str, typer.Option(help="The same of the bulk part, which has the reads.")] = "",
     kubeconfig: options.Kubeconfig = None,
 ) -> None:
     """Check that no entry was changed, removed or moved, and print the newest entry's number and digest.
 
     What is missing at the very end shows by `--newest` alone: keep what this prints in another place.
     """
-    kept = chains.parse_link(newest) if newest else None
-    if newest and kept is None:
-        raise InvalidError(f'"{newest[:100]}" is no entry', element="--newest", hint="NUMBER:SHA-256, as verify prints")
+    kept = {"main": _link(newest, "--newest"), "bulk": _link(newest_bulk, "--newest-bulk")}
     problems: list[str] = []
-    check, unfinished = Check(kept=kept), False
-    for line, whole in _lines_in(directory) if directory is not None else _lines_of_hub(kubeconfig):
+    for part, link in kept.items():
+        lines = _lines_in(directory, part) if directory is not None else _lines_of_hub(kubeconfig, part)
+        problems += _verify(part, lines, Check(kept=link))
+    if problems:
+        raise IntegrityError("is not what it was:" + "".join(f"\n  - {problem}" for problem in problems), element="log")
+
+
+def _link(text: str, option: str) -> chains.Link | None:
+    kept = chains.parse_link(text) if text else None
+    if text and kept is None:
+        raise InvalidError(f'"{text[:100]}" is no entry', element=option, hint="NUMBER:SHA-256, as verify prints")
+    return kept
+
+
+def _verify(part: str, lines: Iterator[tuple[bytes, bool]], check: Check) -> list[str]:
+    """Go through one chain, say what it is, and return what is wrong with it."""
+    problems: list[str] = []
+    unfinished, said = False, "" if part == "main" else f"{part}: "
+    for line, whole in lines:
         if not whole:
             unfinished = True
             continue
         problem = check.take(line)
         if problem and len(problems) < _MAX_PROBLEMS:
-            problems.append(problem)
-    problems += check.end()
-    _report(check, unfinished=unfinished)
-    if problems:
-        raise IntegrityError("is not what it was:" + "".join(f"\n  - {problem}" for problem in problems), element="log")
+            problems.append(said + problem)
+    problems += [said + problem for problem in check.end()]
+    if check.entries or part == "main":
+        _report(check, part, unfinished=unfinished)
+    return problems
 
 
-def _report(check: Check, *, unfinished: bool) -> None:
+def _report(check: Check, part: str, *, unfinished: bool) -> None:
     if not check.entries:
         output.say("The log has no entries.")
         return
-    output.say(f"{check.entries} entries, from {check.first} to {check.link.sequence}")
-    output.say(f"newest {check.link.text}")
+    bulk = "" if part == "main" else f" {part}"
+    output.say(f"{check.entries}{bulk} entries, from {check.first} to {check.link.sequence}")
+    output.say(f"newest{bulk} {check.link.text}")
     if unfinished:
         output.err.print("The last line is unfinished, as a power cut leaves it; the hub takes it off when it starts.")
 
 
-def _lines_in(directory: Path) -> Iterator[tuple[bytes, bool]]:
+def _lines_in(directory: Path, part: str) -> Iterator[tuple[bytes, bool]]:
+    where = directory if part == "main" else directory / audit_files.BULK
+    if part != "main" and not where.is_dir():  # a hub that is older has none
+        return
     try:
-        found = audit_files.segments(directory)
-        if not found:
+        found = audit_files.segments(where)
+        if not found and part == "main":
             raise InvalidError("has no audit log", element=str(directory), hint="it is in <state-dir>/audit")
         for segment in found:
             with segment.path.open("rb") as file:
@@ -126,9 +146,9 @@ def _lines_in(directory: Path) -> Iterator[tuple[bytes, bool]]:
         raise SkerryError(error.strerror or "cannot be read", element=str(error.filename or directory)) from None
 
 
-def _lines_of_hub(kubeconfig: Path | None) -> Iterator[tuple[bytes, bool]]:
+def _lines_of_hub(kubeconfig: Path | None, part: str) -> Iterator[tuple[bytes, bool]]:
     with options.connect(kubeconfig) as client:
-        for page in client.audit_pages({"stage": "all", "limit": _PAGE}):
+        for page in client.audit_pages({"stage": "all", "limit": _PAGE, "part": part}):
             for raw in _PAGES.decode(page).items:
                 yield bytes(raw), True
 

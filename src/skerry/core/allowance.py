@@ -30,12 +30,12 @@ class Bucket:
     def __init__(self, rate: Rate, now: float) -> None:
         self._rate, self._left, self._at = rate, float(rate.burst), now
 
-    def take(self, now: float) -> bool:
-        """Return whether it may happen once more at `now` (monotonic seconds), and count it if so."""
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        """Return whether so much more may happen at `now` (monotonic seconds), and count it if so."""
         self._fill(now)
-        if self._left < 1.0:
+        if self._left < amount:
             return False
-        self._left -= 1.0
+        self._left -= amount
         return True
 
     def wait(self, now: float) -> float:
@@ -61,12 +61,12 @@ class Buckets(Generic[K]):
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, key: K, now: float) -> bool:
-        """Return whether it may happen once more for this key, and count it if so."""
+    def take(self, key: K, now: float, amount: float = 1.0) -> bool:
+        """Return whether so much more may happen for this key, and count it if so."""
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= self._most:
                 self._buckets.popitem(last=False)
             bucket = self._buckets[key] = Bucket(self._rate, now)
         self._buckets.move_to_end(key)
-        return bucket.take(now)
+        return bucket.take(now, amount)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 import msgspec
 
@@ -29,6 +29,8 @@ OPEN_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/version", "/cacerts"}
 """Asked all day long by whoever watches the hub."""
 REACHING = frozenset({"attach", "exec", "infer", "log", "portforward", "proxy", "token"})
 """Subresources that are always recorded, however they are asked for."""
+_HARMLESS = frozenset({"infer", "log"})
+"""Of these, the ones that change nothing and hand out nothing that lasts."""
 _QUESTIONS = frozenset(
     {
         "localsubjectaccessreviews",
@@ -41,6 +43,8 @@ _QUESTIONS = frozenset(
 )
 """Resources that are created to ask something; nothing is written."""
 _UNSHOWN = frozenset({"tokenreviews"})
+_PUTTING = frozenset({"digest", "mount"})
+"""Parameters of a POST that may put a blob into the registry at once."""
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SECRET = re.compile(
     r"(?i)(token|secret|password|passwd|passphrase|credential|authorization|api.?key|private.?key|bearer)"
@@ -55,15 +59,24 @@ def is_write(method: str, resource: str) -> bool:
     return method not in _READ_METHODS and resource not in _QUESTIONS
 
 
-def is_recorded(*, method: str, path: str, resource: str, subresource: str, code: int, reads: Reads) -> bool:
+def is_recorded(
+    *, method: str, path: str, resource: str, subresource: str, code: int, reads: Reads, query: str = ""
+) -> bool:
     """Return whether a request with this answer goes into the log."""
     if code in (401, 403) or subresource in REACHING:
         return True
     if is_registry(path):
-        return _is_registry_write(method, path) or (reads != "none" and method in _READ_METHODS)
+        return is_registry_write(method, path, query) or (reads != "none" and method in _READ_METHODS)
     if is_write(method, resource):
         return True
     return reads != "none" and path not in OPEN_PATHS
+
+
+def is_bulk(*, method: str, resource: str, subresource: str) -> bool:
+    """Return whether a request can only read, so that its entry must not drive out those of writes."""
+    if subresource in REACHING:
+        return subresource in _HARMLESS
+    return not is_write(method, resource)
 
 
 def is_registry(path: str) -> bool:
@@ -146,10 +159,21 @@ def _leaves(value: Any, path: str, depth: int) -> Iterator[str]:
         yield path
 
 
-def _is_registry_write(method: str, path: str) -> bool:
+def is_registry_write(method: str, path: str, query: str) -> bool:
+    """Return whether a request to the registry puts something into it or takes something out of it.
+
+    An upload is begun and continued without that; it is a blob once it is finished, or at once where it is mounted from
+    another repository or comes with the first request.
+    """
     if method == "DELETE":
         return True
-    return method == "PUT" and ("/manifests/" in path or "/blobs/uploads/" in path)
+    if method == "PUT":
+        return "/manifests/" in path or "/blobs/uploads/" in path
+    return method == "POST" and "/blobs/uploads" in path and not _PUTTING.isdisjoint(_names(query))
+
+
+def _names(query: str) -> set[str]:
+    return {unquote_plus(pair.partition("=")[0]) for pair in query.split("&")}
 
 
 def _is_secret(name: str) -> bool:

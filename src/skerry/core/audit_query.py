@@ -17,10 +17,11 @@ from skerry.api.audit import AuditEvent
 from skerry.api.errors import BadRequestError
 
 Outcome = Literal["", "allowed", "denied", "failed"]
+Part = Literal["", "main", "bulk"]
 COLUMNS = ("Time", "User", "Verb", "Object", "Namespace", "Code", "From")
 MAX_LENGTH = 253
 ANSWERED = frozenset({"ResponseStarted", "ResponseComplete", "Panic"})
-PARAMETERS = ("user", "verb", "resource", "namespace", "name", "since", "until", "outcome", "auditID", "stage")
+PARAMETERS = ("user", "verb", "resource", "namespace", "name", "since", "until", "outcome", "auditID", "stage", "part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class Question:
     until: datetime | None = None
     outcome: Outcome = ""
     audit_id: str = ""
+    part: Part = ""
+    """Which of the log's two chains; both of them, by time, unless one is named."""
     stages: frozenset[str] = ANSWERED
     """What was received and is not answered yet is not asked for, usually."""
 
@@ -111,6 +114,9 @@ def read_question(given: Mapping[str, str]) -> Question:
         raise BadRequestError(f'"{outcome}" is not known', element="outcome", hint="allowed, denied or failed")
     if stage not in ("", "all"):
         raise BadRequestError(f'"{stage}" is not known', element="stage", hint="leave it out, or write all")
+    part = given.get("part", "")
+    if part not in ("", "main", "bulk"):
+        raise BadRequestError(f'"{part}" is not known', element="part", hint="main or bulk; both without it")
     return Question(
         user=given.get("user", ""),
         verb=given.get("verb", ""),
@@ -121,6 +127,7 @@ def read_question(given: Mapping[str, str]) -> Question:
         until=_time(given, "until"),
         outcome=cast(Outcome, outcome),
         audit_id=given.get("auditID", ""),
+        part=cast(Part, part),
         stages=ANSWERED | {"RequestReceived"} if stage == "all" else ANSWERED,
     )
 

@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 MAX_LINE = 1024 * 1024
 """Bytes; entries are bounded far below it."""
+BULK = "bulk"
+"""The directory below the log's own that has the log's second part."""
 _NAME = re.compile(r"audit-([0-9]{20})\.jsonl")
 
 

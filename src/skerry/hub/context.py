@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from skerry.core.ports import ArtifactStore, Clock
-from skerry.hub.audit.log import AuditLog
+from skerry.hub.audit.ranked import RankedLog
 from skerry.hub.authentication.chain import Authentication
 from skerry.hub.authorization import AdminsOnly, Authorizer
 from skerry.hub.health import Health
@@ -47,7 +47,7 @@ class HubContext:
     """Held while the registry's garbage is collected: one at a time."""
     tunnels: Tunnels = field(default_factory=Tunnels)
     """Conversations with devices' workloads."""
-    audit: AuditLog | None = None
+    audit: RankedLog | None = None
     """Where it is recorded what is asked of the hub; None: nowhere."""
     forwarding: Forwarding | None = None
     """The way to the hub that leads, where several share a store."""

@@ -22,7 +22,8 @@ from skerry.drivers import audit_files
 from skerry.drivers.registry.directory import DirectoryStore
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub import pki
-from skerry.hub.audit.log import AuditLog, AuditSettings, open_log
+from skerry.hub.audit.log import AuditLog, AuditSettings
+from skerry.hub.audit.ranked import RankedLog, open_ranked_log
 from skerry.hub.context import HubContext
 from skerry.hub.identity import IDENTITY
 from skerry.hub.objects import Objects
@@ -40,7 +41,7 @@ CLOCK = SystemClock()
 class Hub:
     """An application whose callers are whoever the test says."""
 
-    def __init__(self, context: HubContext, log: AuditLog) -> None:
+    def __init__(self, context: HubContext, log: RankedLog) -> None:
         self.context, self.log = context, log
         self.app = build_app(context)
 
@@ -59,17 +60,20 @@ class Hub:
 
     def entries(self, stage: str = "ResponseComplete") -> list[AuditEvent]:
         found = []
-        for segment in audit_files.segments(self.log.directory):
-            with segment.path.open("rb") as file:
-                found += [msgspec.json.decode(line, type=AuditEvent) for line, _ in audit_files.lines(file)]
+        for part in (self.log.main, self.log.bulk):
+            for segment in audit_files.segments(part.directory):
+                with segment.path.open("rb") as file:
+                    found += [msgspec.json.decode(line, type=AuditEvent) for line, _ in audit_files.lines(file)]
         return [entry for entry in found if stage in ("", entry.stage)]
 
 
 @contextlib.asynccontextmanager
-async def hub_in(directory: Path, reads: Reads = "none") -> AsyncIterator[Hub]:
+async def hub_in(
+    directory: Path, reads: Reads = "none", *, most: int = AuditSettings.total_bytes
+) -> AsyncIterator[Hub]:
     async with (
         open_store(directory / "hub.db") as store,
-        open_log(directory / "audit", AuditSettings(reads=reads), CLOCK) as log,
+        open_ranked_log(directory / "audit", AuditSettings(reads=reads, total_bytes=most), CLOCK) as log,
     ):
         context = HubContext(
             objects=Objects(store, CLOCK),
@@ -93,9 +97,9 @@ async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
 
 
 @contextlib.contextmanager
-def log_full(hub: Hub) -> Iterator[None]:
+def log_full(part: AuditLog) -> Iterator[None]:
     """Have the system refuse to let the log grow; the store, whose files are larger already, does not need to."""
-    size = sum(segment.path.stat().st_size for segment in audit_files.segments(hub.log.directory))
+    size = sum(segment.path.stat().st_size for segment in audit_files.segments(part.directory))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, before[1]))
     try:
@@ -106,7 +110,7 @@ def log_full(hub: Hub) -> Iterator[None]:
 
 async def test_what_cannot_be_recorded_is_not_done_and_reads_go_on(hub: Hub) -> None:
     assert (await hub.create("one")).status_code == 201
-    with log_full(hub):
+    with log_full(hub.log.main):
         refused = await hub.create("two")
         seen = await hub.ask(ADMIN, "GET", f"{DEVICES}/one")
     assert (refused.status_code, refused.json()["reason"]) == (507, "StorageFull")
@@ -126,7 +130,7 @@ async def test_an_answer_whose_entry_cannot_be_written_is_not_given(hub: Hub, mo
     async def then_full(item: Any) -> Any:
         made = await create(item)
         begun.set()
-        stack.enter_context(log_full(hub))
+        stack.enter_context(log_full(hub.log.main))
         return made
 
     monkeypatch.setattr(hub.context.objects, "create", then_full)
@@ -232,7 +236,7 @@ async def test_a_watch_is_recorded_when_it_begins_and_when_it_ends(tmp_path: Pat
 async def test_nothing_lasting_begins_that_cannot_be_recorded(tmp_path: Path) -> None:
     async with hub_in(tmp_path, reads="metadata") as hub:
         assert (await hub.create("one")).status_code == 201
-        with log_full(hub):
+        with log_full(hub.log.bulk):
             async with asyncio.timeout(20):  # it ends by itself, though nobody hangs up
                 refused = await hub.ask(ADMIN, "GET", DEVICES, params={"watch": "true"})
         assert refused.status_code == 507
@@ -276,6 +280,8 @@ async def run(
     asked: str,
     receive: Callable[[], Awaitable[Any]],
     send: Callable[[Any], Awaitable[None]],
+    *,
+    headers: dict[str, str] | None = None,
 ) -> None:
     method, _, target = asked.partition(" ")
     path, _, query = target.partition("?")
@@ -286,7 +292,10 @@ async def run(
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": query.encode(),
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [
+            (name.lower().encode(), value.encode())
+            for name, value in {"Content-Type": "application/json", **(headers or {})}.items()
+        ],
         "client": ("192.0.2.7", 1),
         "server": ("hub", 1),
         "scheme": "https",

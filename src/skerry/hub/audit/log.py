@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from skerry.api.audit import EXPIRED, TORN, UNANSWERED, AuditEvent, ObjectReference, ResponseStatus, User
+from skerry.api.audit import EXPIRED, REQUEST, TORN, UNANSWERED, AuditEvent, ObjectReference, ResponseStatus, User
 from skerry.api.errors import SkerryError, StorageFullError, UnavailableError
 from skerry.core import audit
 from skerry.core.audit import Link
@@ -64,13 +64,28 @@ class _Waiting:
     written: asyncio.Future[None]
 
 
+class Growth:
+    """Tells who follows a log that something was appended to it."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        """Set, and replaced by another one, when something was appended."""
+
+    def tell(self) -> None:
+        """Wake everybody who waits."""
+        self.event.set()
+        self.event = asyncio.Event()
+
+
 @asynccontextmanager
-async def open_log(directory: Path, settings: AuditSettings, clock: Clock) -> AsyncIterator[AuditLog]:
-    """Open the log in its directory, mend its end, and close it afterwards.
+async def open_log(
+    directory: Path, settings: AuditSettings, clock: Clock, *, growth: Growth | None = None
+) -> AsyncIterator[AuditLog]:
+    """Open the log in its directory, mend its end, and close it afterwards; logs that are read as one share `growth`.
 
     Raises UnavailableError when another hub has it open or the directory cannot be used, StorageFullError.
     """
-    made = AuditLog(directory, settings, clock)
+    made = AuditLog(directory, settings, clock, growth or Growth())
     try:
         await made.open()
         yield made
@@ -79,12 +94,11 @@ async def open_log(directory: Path, settings: AuditSettings, clock: Clock) -> As
 
 
 class AuditLog:
-    """The log of one hub; see `open_log`."""
+    """One chain of entries in its own directory; see `open_log`."""
 
-    def __init__(self, directory: Path, settings: AuditSettings, clock: Clock) -> None:
+    def __init__(self, directory: Path, settings: AuditSettings, clock: Clock, growth: Growth) -> None:
         self.directory, self.settings = directory, settings
-        self.grown = asyncio.Event()
-        """Set, and replaced by another one, when something was appended."""
+        self._growth = growth
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._turn = asyncio.Lock()
@@ -166,8 +180,7 @@ class AuditLog:
             else:
                 waiting.written.set_exception(error)
                 waiting.written.exception()  # retrieved: whoever asked may be gone
-        self.grown.set()
-        self.grown = asyncio.Event()
+        self._growth.tell()
 
     # --- in the thread of the disk ----------------------------------------------------------------------------------
 
@@ -306,7 +319,7 @@ class AuditLog:
             response_status=ResponseStatus(
                 status="Failure", message="the hub ended before it had answered; it may have been carried out"
             ),
-            annotations={UNANSWERED: "true"},
+            annotations={UNANSWERED: "true", **{k: v for k, v in event.annotations.items() if k == REQUEST}},
         )
 
 

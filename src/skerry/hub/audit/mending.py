@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from skerry.api.audit import AuditEvent
+from skerry.api.audit import REQUEST, AuditEvent
 from skerry.core import audit
 from skerry.core.audit import Link
 from skerry.drivers import audit_files
@@ -39,7 +39,7 @@ class End:
     torn: int
     """Bytes that were cut off."""
     unanswered: Mapping[str, AuditEvent]
-    """Requests that were received and not answered, by audit id, as far as the two newest files tell."""
+    """Requests that were received and not answered, by their keys, as far as the two newest files tell."""
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,7 @@ class _Found:
     damaged: bool = False
     """Something before it cannot be read."""
     open: dict[str, AuditEvent] = field(default_factory=dict)
-    """What was begun here and not answered here, by audit id."""
+    """What was begun here and not answered here, by its key."""
     answered: set[str] = field(default_factory=set)
     """What was answered here and not begun here."""
 
@@ -76,8 +76,8 @@ def find_end(directory: Path) -> End:
         if older:  # what was begun at the end of one file may have been answered in the next
             before, _ = _read(older[-1].path)
             found.open = {**before.open, **found.open}
-            for name in found.answered:
-                found.open.pop(name, None)
+            for key in found.answered:
+                found.open.pop(key, None)
         return End(link=found.link, segment=segment, size=found.good, torn=torn, unanswered=found.open)
     return End(link=Link(), segment=None, size=0, torn=torn, unanswered={})
 
@@ -107,10 +107,20 @@ def _follow(found: _Found, line: bytes) -> None:
         event = _DECODER.decode(line)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return
+    key = _key(event)
     if event.stage == "RequestReceived":
-        found.open[event.audit_id] = event
-    elif found.open.pop(event.audit_id, None) is None:
-        found.answered.add(event.audit_id)
+        found.open[key] = event
+    elif found.open.pop(key, None) is None:
+        found.answered.add(key)
+
+
+def _key(event: AuditEvent) -> str:
+    """Return what the entries of one request have in common and those of no other one.
+
+    Clients choose the Audit-Id, and may choose one twice; it is all that a log of an older hub has.
+    """
+    name = event.annotations.get(REQUEST, "")
+    return f"request/{name}" if name else f"id/{event.audit_id}"
 
 
 def _cut(path: Path, size: int) -> None:

@@ -26,6 +26,8 @@ from skerry.api.audit import (
     CLAIMED,
     DIGEST,
     FIELDS,
+    READS_UNRECORDED,
+    REQUEST,
     UNRECORDED,
     AuditEvent,
     Level,
@@ -40,6 +42,7 @@ from skerry.core.access import ANONYMOUS, Identity
 from skerry.core.allowance import Bucket, Buckets, Rate
 from skerry.core.ports import Clock
 from skerry.hub.audit.log import AuditLog
+from skerry.hub.audit.ranked import RankedLog
 from skerry.hub.authentication.forwarded import VIA
 from skerry.hub.authorization import Attributes
 from skerry.hub.identity import IDENTITY
@@ -105,8 +108,12 @@ class Refusals:
         now = self._clock.monotonic()
         if self._each.take((caller, about), now) and (not shared or self._all.take(now)):
             return True
-        self._unrecorded += 1
+        self.count()
         return False
+
+    def count(self) -> None:
+        """Note one that is not written."""
+        self._unrecorded += 1
 
     def unrecorded(self) -> int:
         """Return how many were only counted since this was asked last."""
@@ -115,7 +122,7 @@ class Refusals:
 
 
 def recorded(
-    app: ASGIApp, *, audit: AuditLog | None, clock: Clock, attributes_of: Callable[[Scope], Attributes]
+    app: ASGIApp, *, audit: RankedLog | None, clock: Clock, attributes_of: Callable[[Scope], Attributes]
 ) -> ASGIApp:
     """Wrap an application so that what is asked of it is recorded; without a log requests only get their ids."""
     refusals = Refusals(clock)
@@ -173,6 +180,13 @@ def call_by_token(scope: Scope, subject: str) -> None:
         record.token = subject
 
 
+async def begin_in_registry(scope: Scope) -> None:
+    """Write down that the registry is about to be changed, by whom is known by now. Raises as `Record.begin`."""
+    record = scope.get(RECORD)
+    if isinstance(record, Record):
+        await record.begin_in_registry()
+
+
 def begun(app: ASGIApp) -> ASGIApp:
     """Wrap an application so that nothing is changed before it is written down that it is about to be."""
 
@@ -190,7 +204,7 @@ class Record:
     """One request and what is known of it so far."""
 
     scope: Scope
-    audit: AuditLog
+    audit: RankedLog
     clock: Clock
     refusals: Refusals
     audit_id: str
@@ -202,6 +216,10 @@ class Record:
     received: datetime = field(init=False)
     acts_as: Identity | None = field(default=None, init=False)
     """Whom the caller was let act as, if anybody."""
+    key: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+    """What its entries have in common: the audit id may be the client's choice."""
+    _part: AuditLog | None = field(default=None, init=False)
+    """Where its entries go, once one is written."""
     _digest: Any = field(default_factory=sha256, init=False)
     _body: bytearray = field(default_factory=bytearray, init=False)
     _held: Message | None = field(default=None, init=False)
@@ -227,9 +245,19 @@ class Record:
         self.audit.check()
         if self._is_registry or self._is_joining or self.attributes.subresource in _UNDONE:
             return  # whether they may is found out later on; what comes of it is recorded before it is answered
+        await self._begin()
+
+    async def begin_in_registry(self) -> None:
+        """The same for the registry, once it is known who asks it and that they may."""
+        if policy.is_registry_write(self._method, self.scope["path"], self._query):
+            await self._begin()
+
+    async def _begin(self) -> None:
         self._is_begun = True  # also for whoever is cancelled meanwhile: it is written nevertheless
+        event = self._event("RequestReceived")
+        self._part = self.audit.part_for(event, entries=2)
         try:
-            await self.audit.append(self._event("RequestReceived"))
+            await self._part.append(event)
         except SkerryError:
             self._is_begun = False
             raise
@@ -251,8 +279,8 @@ class Record:
             if self._held is not None:
                 await self._send({"type": "http.response.body", "body": b""}, send)
         except BaseException:
-            if self._lasting or (self._is_begun and not self._is_answered):
-                self.audit.note(self._event("ResponseComplete" if self._lasting else "Panic", code=self._code))
+            if self._part is not None and (self._lasting or (self._is_begun and not self._is_answered)):
+                self._part.note(self._event("ResponseComplete" if self._lasting else "Panic", code=self._code))
             raise
         if self._given_up:
             return
@@ -298,10 +326,17 @@ class Record:
         allowance = self._allowance(event)
         shared = self._code >= 400  # many devices may join at the same time, and each is written down
         if allowance is not None and not self._is_begun and not self.refusals.take(*allowance, shared=shared):
+            self._lasting = False
+            await send(head)
+            return
+        if self._part is None:
+            self._part = self._choose(event)
+        if self._part is None:  # it is counted
+            self._lasting = False
             await send(head)
             return
         try:
-            await self.audit.append(self._counted(event))
+            await self._part.append(self._counted(event))
         except SkerryError as error:
             self._given_up = True
             answer = status.respond_status(status.status_of(error))
@@ -312,6 +347,20 @@ class Record:
             return
         self._is_answered = True
         await send(head)
+
+    def _choose(self, event: AuditEvent) -> AuditLog | None:
+        """Return the part of the log that an entry goes to; None: its user has used up what reads and refusals have."""
+        if self._code in (401, 403):
+            part = self.audit.part_for_refusal(event)
+            if part is None:
+                self.refusals.count()
+            return part
+        entries = 2 if self._lasting else 1
+        if policy.is_bulk(
+            method=self._method, resource=self.attributes.resource, subresource=self.attributes.subresource
+        ):
+            return self.audit.part_for_read(event, entries=entries)
+        return self.audit.part_for(event, entries=entries)
 
     def _allowance(self, event: AuditEvent) -> tuple[str, str] | None:
         """Return whose allowance an entry takes from; None: it is written in any case.
@@ -327,22 +376,29 @@ class Record:
         return None
 
     async def _end(self, stage: Stage) -> None:
+        if self._part is None:
+            return
         try:
-            await self.audit.append(self._event(stage, code=self._code))
+            await self._part.append(self._event(stage, code=self._code))
         except SkerryError as error:
             log.error("audit.end_not_recorded audit_id=%s cause=%s", self.audit_id, error)
 
     def _counted(self, event: AuditEvent) -> AuditEvent:
-        count = self.refusals.unrecorded()
-        if not count:
-            return event
-        return msgspec.structs.replace(event, annotations={**event.annotations, UNRECORDED: str(count)})
+        refusals, reads = self.refusals.unrecorded(), self.audit.unrecorded_reads()
+        said = {UNRECORDED: str(refusals)} if refusals else {}
+        if reads:
+            said[READS_UNRECORDED] = msgspec.json.encode(reads).decode()
+        return msgspec.structs.replace(event, annotations={**event.annotations, **said}) if said else event
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
     @property
     def _method(self) -> str:
         return cast(str, self.scope["method"])
+
+    @property
+    def _query(self) -> str:
+        return cast(bytes, self.scope.get("query_string", b"")).decode("latin-1")
 
     @property
     def _is_write(self) -> bool:
@@ -370,6 +426,7 @@ class Record:
             subresource=self.attributes.subresource,
             code=self._code,
             reads=self.audit.settings.reads,
+            query=self._query,
         )
 
     @property
@@ -403,13 +460,14 @@ class Record:
                 level = "Request"
                 if policy.shows_body(self.attributes.resource, self.attributes.subresource):
                     shown = policy.read_body(raw)
-        query = self.scope.get("query_string", b"").decode("latin-1")
+        if self._is_begun or self._lasting:
+            annotations[REQUEST] = self.key
         username, address = self._caller
         return AuditEvent(
             level=level,
             audit_id=self.audit_id,
             stage=stage,
-            request_uri=policy.uri(self.scope["path"], query),
+            request_uri=policy.uri(self.scope["path"], self._query),
             verb=self.attributes.verb,
             user=User(username=username, groups=[TOKENS]) if self.token else _user(self.identity),
             impersonated_user=None if self.acts_as is None else _user(self.acts_as),

@@ -22,7 +22,7 @@ from skerry.api.audit import API_VERSION, AuditEvent, AuditEventList
 from skerry.api.errors import BadRequestError, NotFoundError
 from skerry.core.audit_query import COLUMNS, PARAMETERS, Question, cells_of, read_question
 from skerry.hub.audit import reading
-from skerry.hub.audit.log import AuditLog
+from skerry.hub.audit.ranked import RankedLog
 from skerry.hub.audit.reading import Page, Place
 from skerry.hub.context import HubContext
 from skerry.hub.server.stream import EventStream, duration
@@ -93,12 +93,12 @@ def _flag(text: str) -> bool:
     return text.lower() in ("1", "true")
 
 
-async def _read(log: AuditLog, question: Question, place: Place, limit: int) -> Page:
+async def _read(log: RankedLog, question: Question, place: Place, limit: int) -> Page:
     wanted = min(limit or _DEFAULT_LIMIT, reading.MAX_ITEMS)
     return await asyncio.to_thread(reading.read_page, log.directory, question, place, limit=wanted)
 
 
-async def _follow(log: AuditLog, asked: _Asked) -> AsyncGenerator[bytes]:
+async def _follow(log: RankedLog, asked: _Asked) -> AsyncGenerator[bytes]:
     """Yield entries as ADDED, for ever; with bookmarks also the place after them."""
     place, header = asked.place, True
     while True:

@@ -124,6 +124,7 @@ def _endpoint(context: HubContext, actions: Mapping[str, _Action]) -> Callable[[
                 manifests.check_repository(name)
             except InvalidError as error:
                 return answers.problem(400, "NAME_INVALID", error.sentence)
+            await audit.begin_in_registry(request.scope)
             return await action.handler(Call(request=request, name=name, caller=caller))
         except UnauthorizedError as error:
             asked = name if manifests.is_repository(name) else ""

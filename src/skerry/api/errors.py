@@ -108,6 +108,16 @@ class DeniedError(ForbiddenError):
         return f"{self.element} is forbidden: {self.cause}" if self.element else f"forbidden: {self.cause}"
 
 
+class NamespaceTerminatingError(DeniedError):
+    """Nothing is created in a namespace that is being deleted."""
+
+    def __init__(self, namespace: str, *, group: str, resource: str, name: str) -> None:
+        cause = f"unable to create new content in namespace {namespace} because it is being terminated"
+        super().__init__(cause, group=group, resource=resource, name=name, hint="wait until it is gone")
+        told = ForbiddenError(f"namespace {namespace} is being terminated", element="metadata.namespace")
+        self.each: tuple[SkerryError, ...] = (told,)
+
+
 class ExpiredError(SkerryError):
     """The requested revision has been compacted away; list again."""
 

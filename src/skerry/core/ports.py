@@ -57,14 +57,29 @@ class Change:
     previous: Record | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guard:
+    """Another record that a write depends on: it happens only while that one is as it was last written at `revision`.
+
+    Looked at in the write's own transaction, as a comparison in one of etcd's. ConflictError otherwise.
+    """
+
+    key: str
+    revision: int
+
+
 class Store(Protocol):
     """One global revision that rises by one with every write; a write that returned survives a power cut."""
 
     async def revision(self) -> int: ...
     async def get(self, key: str) -> Record | None: ...
-    async def create(self, key: str, value: bytes) -> Record: ...  # AlreadyExistsError
-    async def update(self, key: str, value: bytes, *, expected: int) -> Record: ...  # NotFoundError, ConflictError
-    async def delete(self, key: str, *, expected: int | None = None) -> Record: ...  # NotFoundError, ConflictError
+    async def create(self, key: str, value: bytes, *, guard: Guard | None = None) -> Record: ...  # AlreadyExistsError
+    async def update(
+        self, key: str, value: bytes, *, expected: int, guard: Guard | None = None
+    ) -> Record: ...  # NotFoundError, ConflictError
+    async def delete(
+        self, key: str, *, expected: int | None = None, guard: Guard | None = None
+    ) -> Record: ...  # NotFoundError, ConflictError
     async def list(self, prefix: str, *, limit: int = 0, start: str = "", revision: int = 0) -> Page:
         """Records under `prefix` in key order, from key `start` on, as of `revision` (0: now). ExpiredError."""
         ...

@@ -13,12 +13,14 @@ from contextlib import suppress
 import msgspec
 
 from skerry.api.errors import ConflictError, NotFoundError, SkerryError
+from skerry.api.kinds import KINDS, Resource
 from skerry.api.kinds.device import Device
+from skerry.api.kinds.namespace import Namespace
 from skerry.api.meta import Struct
 from skerry.core.ports import Record
-from skerry.hub import certificate_requests, join_tokens, kubeconfig, registry_tokens
+from skerry.hub import certificate_requests, join_tokens, kubeconfig, registry_tokens, removal
 from skerry.hub.context import HubContext
-from skerry.hub.objects import DESIRED_PREFIX, UNREADABLE, prefix_of
+from skerry.hub.objects import DESIRED_PREFIX, UNREADABLE, decode, prefix_of
 from skerry.hub.state import StateDirectory
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ COMPACT_SECONDS = 300.0
 """History older than this, to twice this, is forgotten; Kubernetes' API server keeps five minutes too."""
 DAILY_EVERY = 288
 """Rounds between looks at certificates and tokens."""
+_PAGE = 500
+_MARK = b'"deletionTimestamp":"'
+"""In every record that was marked, and in few others: who lacks it need not be decoded."""
 
 
 async def run(
@@ -41,6 +46,7 @@ async def run(
             revision = await _forget_history(context, revision)
             if rounds % DAILY_EVERY == 1:
                 await forget_orphans(context)  # soon after each start, too: it may follow a power cut
+                await finish_removals(context)
             await certificate_requests.forget_old(context)
             if rounds % DAILY_EVERY == 0:
                 await join_tokens.forget_expired(context)
@@ -100,6 +106,36 @@ async def forget_orphans(context: HubContext) -> int:
             await store.delete(record.key, expected=record.revision)
             log.info("housekeeping.orphan_removed key=%s", record.key)
     return len(orphans)
+
+
+async def finish_removals(context: HubContext) -> int:
+    """Remove what was marked for deletion and has no finalizer any more; returns how many.
+
+    A power cut may come between the end of the last finalizer and the removal. Namespaces have a finisher of their own.
+    """
+    objects, finished = context.objects, 0
+    for info in KINDS:
+        if not info.stored or info.storage is not None or info.type is Namespace:
+            continue
+        start: str | None = ""
+        while start is not None:
+            page = await objects.store.list(prefix_of(info.type), limit=_PAGE, start=start)
+            for record in page.records:
+                if _MARK in record.value:
+                    finished += await _finish_removal(context, info.type, record)
+            start = page.next_key
+    return finished
+
+
+async def _finish_removal(context: HubContext, kind: type[Resource], record: Record) -> bool:
+    try:
+        gone = await removal.finish(context.objects, decode(kind, record))
+    except (ConflictError, *UNREADABLE) as error:
+        log.warning("housekeeping.not_removed key=%s cause=%s", record.key, error)
+        return False
+    if gone:
+        log.info("housekeeping.removal_finished key=%s", record.key)
+    return gone
 
 
 def _uid_of(record: Record) -> str:

@@ -2,7 +2,9 @@
 
 An object is made for each namespace with the first object in it (`Objects.create`), so that namespaces can be listed,
 watched and labelled as anything else. A namespace that is being deleted takes nothing new; what is in it goes object by
-object, each as if it had been deleted by itself, and the namespace last of all. Must not live here: HTTP.
+object, each as if it had been deleted by itself, and the namespace last of all. All of that is of one namespace, not of
+its name: each write happens only while the very namespace that was marked is there (`Guard`), as each creation only
+while its namespace takes it. Must not live here: HTTP.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from contextlib import suppress
 import msgspec
 
 from skerry.api.errors import AlreadyExistsError, ConflictError, ForbiddenError, NotFoundError, SkerryError
-from skerry.api.kinds import KINDS, KindInfo, Resource
+from skerry.api.kinds import KINDS, KindInfo
 from skerry.api.kinds.namespace import Namespace, NamespaceCondition, NamespaceStatus
 from skerry.api.meta import ObjectMeta
-from skerry.core.ports import Clock
+from skerry.core.ports import Clock, Guard
 from skerry.hub import removal
-from skerry.hub.objects import UNREADABLE, Objects, prefix_of
+from skerry.hub.objects import UNREADABLE, Objects, key_of, prefix_of
 
 DEFAULT = "default"
 SWEEP_SECONDS = 10.0
@@ -30,6 +32,7 @@ ROUND_SECONDS = 5.0
 PAGE = 200
 _AFTER_SLASH = "0"  # the character that sorts right after "/", so that one key skips a whole namespace
 _REMAINING = "NamespaceContentRemaining"
+_FAILS = (SkerryError, OSError, *UNREADABLE)
 _WITHIN = tuple(info for info in KINDS if info.namespaced and info.stored and info.storage is None)
 
 log = logging.getLogger(__name__)
@@ -58,64 +61,82 @@ async def find(objects: Objects) -> set[str]:
     return names
 
 
-async def delete(objects: Objects, clock: Clock, name: str) -> Namespace:
-    """Mark the namespace and remove what is in it, as far as the time goes; return it as it is then.
+async def delete(objects: Objects, clock: Clock, namespace: Namespace) -> Namespace:
+    """Mark exactly this namespace and remove what is in it, as far as the time goes; return it as it is then.
 
-    Raises NotFoundError, and ForbiddenError for the default namespace.
+    Raises NotFoundError, ForbiddenError for the default namespace, and ConflictError when somebody wrote it meanwhile.
     """
+    name = namespace.metadata.name
     if name == DEFAULT:
         raise ForbiddenError("may not be deleted", element=f'namespaces "{name}"', hint="delete what is in it instead")
+    going = await removal.mark(objects, namespace, clock.now())
+    await finish(objects, clock, going)
+    left = await objects.find(Namespace, "", name)
+    return left if left is not None and left.metadata.uid == going.metadata.uid else going
 
-    def mark(current: Namespace) -> Namespace:
-        going = removal.marked(current, clock.now())
-        assert isinstance(going, Namespace)
-        return msgspec.structs.replace(going, status=msgspec.structs.replace(going.status, phase="Terminating"))
 
-    going = await objects.update_status(Namespace, "", name, mark)
+async def finish(objects: Objects, clock: Clock, namespace: Namespace) -> None:
+    """Do as much of `sweep` as a caller waits for; the rest goes on in the background."""
     try:
         async with asyncio.timeout(SWEEP_SECONDS):
-            await sweep(objects, clock, name)
+            await sweep(objects, clock, namespace)
     except TimeoutError:
-        log.info("namespace.goes_on name=%s", name)
-    except UNREADABLE as error:
-        log.warning("namespace.sweep_failed name=%s cause=%s", name, error)
-    return await objects.find(Namespace, "", name) or going
+        log.info("namespace.goes_on name=%s", namespace.metadata.name)
+    except (ConflictError, *UNREADABLE) as error:
+        log.warning("namespace.sweep_failed name=%s cause=%s", namespace.metadata.name, error)
 
 
-async def sweep(objects: Objects, clock: Clock, name: str) -> bool:
-    """Remove what is in a namespace, then the namespace; returns whether it is gone."""
-    left: dict[str, int] = {}
-    for info in _WITHIN:
-        if count := await _empty(objects, clock, info, name):
-            left[info.resource] = count
-    if left:
-        with suppress(NotFoundError):
-            await objects.update_status(Namespace, "", name, lambda current: _told(current, left, clock))
+async def sweep(objects: Objects, clock: Clock, namespace: Namespace) -> bool:
+    """Remove what is in exactly this namespace, which was marked, then the namespace; returns whether it is gone."""
+    try:
+        for info in _WITHIN:
+            await _empty(objects, clock, info, namespace)
+        current = await _going(objects, namespace)
+    except NotFoundError:
+        return True
+    # Nothing comes into it since the mark, so what is counted here is all there will be.
+    if left := await _count(objects, current.metadata.name):
+        await _tell(objects, clock, current, left)
         return False
-    current = await objects.find(Namespace, "", name)
-    if current is not None and current.metadata.finalizers:
+    if current.metadata.finalizers:
         return False
-    if current is not None:
+    with suppress(NotFoundError):
         try:
-            await objects.delete(Namespace, "", name, resource_version=current.metadata.resource_version)
-        except (ConflictError, NotFoundError):
+            await removal.remove(objects, current)
+        except ConflictError:
             return False
-    if await _holds(objects, name):  # made in between, by who had looked before the mark: it is named, so it is there
-        await _make(objects, name)
-    log.info("namespace.deleted name=%s", name)
+    log.info("namespace.deleted name=%s uid=%s", current.metadata.name, current.metadata.uid)
     return True
 
 
 async def run(objects: Objects, clock: Clock, *, round_seconds: float = ROUND_SECONDS) -> None:
     """Finish, forever, what calls had no time for and what waited for finalizers, also of a hub before this one."""
+    named = False
     while True:
         try:
-            for item in (await objects.list(Namespace)).items:
-                if item.metadata.deletion_timestamp is not None:
-                    await sweep(objects, clock, item.metadata.name)
-        except (SkerryError, OSError, *UNREADABLE) as error:
+            if not named:
+                await name_orphans(objects)
+                named = True
+            found = (await objects.list(Namespace)).items
+        except _FAILS as error:
             log.warning("namespace.sweep_failed cause=%s", error)
+            found = []
+        for item in found:
+            try:
+                if item.metadata.deletion_timestamp is not None:
+                    await sweep(objects, clock, item)
+            except _FAILS as error:  # one that cannot be finished must not keep the others
+                log.warning("namespace.sweep_failed name=%s cause=%s", item.metadata.name, error)
         await asyncio.sleep(round_seconds)
+
+
+async def name_orphans(objects: Objects) -> None:
+    """Make the object of each namespace that holds something and has none: then it can be seen, and deleted."""
+    held = await find(objects)
+    for name in sorted(held - {one.metadata.name for one in (await objects.list(Namespace)).items}):
+        if await _count(objects, name):
+            log.warning("namespace.orphan name=%s", name)
+            await _make(objects, name)
 
 
 async def _make(objects: Objects, name: str) -> None:
@@ -123,40 +144,55 @@ async def _make(objects: Objects, name: str) -> None:
         await objects.create(Namespace(metadata=ObjectMeta(name=name)))
 
 
-async def _holds(objects: Objects, namespace: str) -> bool:
+async def _going(objects: Objects, namespace: Namespace) -> Namespace:
+    """Return the namespace as it is now. Raises NotFoundError once it is gone, also when another one has its name."""
+    current = await objects.get(Namespace, "", namespace.metadata.name)
+    if current.metadata.uid != namespace.metadata.uid or current.metadata.deletion_timestamp is None:
+        raise NotFoundError(element=f'namespaces "{namespace.metadata.name}"')
+    return current
+
+
+async def _count(objects: Objects, name: str) -> dict[str, str]:
+    """Return how many objects a namespace has of which kind, in words, also of those that cannot be read."""
+    left: dict[str, str] = {}
     for info in _WITHIN:
-        if (await objects.store.list(prefix_of(info.type, namespace), limit=1)).records:
-            return True
-    return False
+        page = await objects.store.list(prefix_of(info.type, name), limit=1)
+        if page.records:
+            left[info.resource] = "very many" if page.remaining is None else str(1 + page.remaining)
+    return left
 
 
-async def _empty(objects: Objects, clock: Clock, info: KindInfo, namespace: str) -> int:
-    """Remove a kind's objects of a namespace; returns how many wait for their finalizers."""
-    waiting, start = 0, ""
+async def _empty(objects: Objects, clock: Clock, info: KindInfo, namespace: Namespace) -> None:
+    """Remove a kind's objects of exactly this namespace; those with finalizers are marked. Raises NotFoundError."""
+    name, start = namespace.metadata.name, ""
     while True:
-        page = await objects.list(info.type, namespace, limit=PAGE, start=start)
+        current = await _going(objects, namespace)
+        guard = Guard(key=key_of(Namespace, "", name), revision=int(current.metadata.resource_version))
+        try:
+            page = await objects.list(info.type, name, limit=PAGE, start=start)
+        except UNREADABLE as error:
+            log.error("namespace.unreadable name=%s kind=%s cause=%s", name, info.kind, error)
+            return
         for item in page.items:
-            waiting += not await _remove(objects, clock, item)
+            # Somebody wrote meanwhile, a finalizer perhaps, or the namespace: the next page or round looks again.
+            with suppress(NotFoundError, ConflictError):
+                await removal.remove_or_mark(objects, item, clock.now(), guard=guard)
         if page.next_key is None:
-            return waiting
+            return
         start = page.next_key
 
 
-async def _remove(objects: Objects, clock: Clock, item: Resource) -> bool:
-    meta = item.metadata
-    with suppress(NotFoundError):
-        if meta.finalizers:
-            now = clock.now()
-            await objects.update_status(type(item), meta.namespace, meta.name, lambda one: removal.marked(one, now))
-            return False
-        try:
-            await removal.remove(objects, item)
-        except ConflictError:
-            return False  # somebody wrote meanwhile, a finalizer perhaps: the next round looks again
-    return True
+async def _tell(objects: Objects, clock: Clock, namespace: Namespace, left: Mapping[str, str]) -> None:
+    def change(current: Namespace) -> Namespace:
+        if current.metadata.uid != namespace.metadata.uid:
+            raise ConflictError(element=f'namespaces "{namespace.metadata.name}"')
+        return _told(current, left, clock)
+
+    with suppress(NotFoundError, ConflictError):
+        await objects.update_status(Namespace, "", namespace.metadata.name, change)
 
 
-def _told(item: Namespace, left: Mapping[str, int], clock: Clock) -> Namespace:
+def _told(item: Namespace, left: Mapping[str, str], clock: Clock) -> Namespace:
     words = ", ".join(f"{resource} has {count} resource instances" for resource, count in left.items())
     old = next((one for one in item.status.conditions if one.type == _REMAINING), None)
     now = clock.now().replace(microsecond=0)

@@ -20,12 +20,18 @@ import msgspec
 
 from skerry.api import codec
 from skerry.api import selector as selectors
-from skerry.api.errors import AlreadyExistsError, ConflictError, ForbiddenError, IntegrityError, NotFoundError
+from skerry.api.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    IntegrityError,
+    NamespaceTerminatingError,
+    NotFoundError,
+)
 from skerry.api.kinds import KINDS, KindInfo, Resource
 from skerry.api.kinds.namespace import NAME_LABEL, Namespace
 from skerry.api.meta import GROUP, LabelSelectorRequirement, ObjectMeta
 from skerry.core.desired import DesiredRecord
-from skerry.core.ports import Clock, Record, Store
+from skerry.core.ports import Clock, Guard, Record, Store
 
 DESIRED_PREFIX = "desired/"
 UNREADABLE = (msgspec.DecodeError, ValueError)
@@ -104,10 +110,11 @@ class Objects:
         return None if record is None else decode(kind, record)
 
     async def create(self, item: T) -> T:
-        """Store a new object; sets uid (kept if given), creationTimestamp, generation. Raises AlreadyExistsError."""
+        """Store a new object; sets uid (kept if given), creationTimestamp, generation.
+
+        Raises AlreadyExistsError, NamespaceTerminatingError.
+        """
         kind, meta = type(item), item.metadata
-        if _INFOS[kind].namespaced and meta.namespace:
-            await self._place(meta.namespace)
         name = meta.name or f"{meta.generate_name}{secrets.token_hex(4)}"
         meta = msgspec.structs.replace(
             meta,
@@ -117,11 +124,17 @@ class Objects:
             creation_timestamp=self._clock.now().replace(microsecond=0),
             resource_version="",
         )
-        try:
-            record = await self.store.create(key_of(kind, meta.namespace, name), encode(_with_meta(item, meta)))
-        except AlreadyExistsError:
-            raise AlreadyExistsError(element=f'{_INFOS[kind].plural} "{name}"') from None
-        return self._tell(decode(kind, record), record)
+        key, value = key_of(kind, meta.namespace, name), encode(_with_meta(item, meta))
+        for _ in range(_ATTEMPTS):
+            guard = await self._place(_INFOS[kind], meta) if _INFOS[kind].namespaced and meta.namespace else None
+            try:
+                record = await self.store.create(key, value, guard=guard)
+            except AlreadyExistsError:
+                raise AlreadyExistsError(element=f'{_INFOS[kind].plural} "{name}"') from None
+            except ConflictError:
+                continue  # the namespace is another one by now, or is being deleted
+            return self._tell(decode(kind, record), record)
+        raise ConflictError(element=f'namespaces "{meta.namespace}"')
 
     async def replace(self, item: T, *, expected: str | None = None) -> T:
         """Write metadata and spec, keeping the stored status; the generation rises if the spec changed.
@@ -147,14 +160,26 @@ class Objects:
 
         return await self._change(type(item), item.metadata.namespace, item.metadata.name, change)
 
-    async def update_status(self, kind: type[T], namespace: str, name: str, change: Callable[[T], T]) -> T:
+    async def update_status(
+        self, kind: type[T], namespace: str, name: str, change: Callable[[T], T], *, guard: Guard | None = None
+    ) -> T:
         """Write what `change` makes of the object's status; runs again on a conflict, writes nothing when unchanged.
 
-        `change` must not touch the spec; metadata (labels, annotations) may change. Raises NotFoundError.
+        `change` must not touch the spec; metadata (labels, annotations) may change. With a `guard` a conflict is not
+        tried again. Raises NotFoundError, ConflictError.
         """
-        return await self._change(kind, namespace, name, change)
+        return await self._change(kind, namespace, name, change, guard)
 
-    async def delete(self, kind: type[T], namespace: str, name: str, *, uid: str = "", resource_version: str = "") -> T:
+    async def delete(
+        self,
+        kind: type[T],
+        namespace: str,
+        name: str,
+        *,
+        uid: str = "",
+        resource_version: str = "",
+        guard: Guard | None = None,
+    ) -> T:
         """Remove the object; the preconditions hold where given. Raises NotFoundError, ConflictError."""
         element = f'{_INFOS[kind].plural} "{name}"'
         for _ in range(_ATTEMPTS):
@@ -164,9 +189,9 @@ class Objects:
             # What is removed is the very object that was looked at, not another one that has its name by now.
             expected = int(resource_version or current.metadata.resource_version)
             try:
-                record = await self.store.delete(key_of(kind, namespace, name), expected=expected)
+                record = await self.store.delete(key_of(kind, namespace, name), expected=expected, guard=guard)
             except ConflictError:
-                if resource_version:
+                if resource_version or guard is not None:
                     raise
                 continue
             return self._tell(current, record, deleted=True)
@@ -249,22 +274,27 @@ class Objects:
             return StoredDesired(record=changed, revision=written.revision)
         raise ConflictError(element=f"desired state of device {empty.uid}")
 
-    async def _place(self, namespace: str) -> None:
-        """Make the namespace that is named for the first time. Raises ForbiddenError for one that is being deleted."""
-        record = await self.store.get(key_of(Namespace, "", namespace))
-        if record is None:
-            with suppress(AlreadyExistsError):
-                await self.create(Namespace(metadata=ObjectMeta(name=namespace)))
-            return
-        try:
-            going = decode(Namespace, record).metadata.deletion_timestamp is not None
-        except UNREADABLE:
-            return  # damaged, which is no reason to take nothing into it
-        if going:
-            cause = f"unable to create new content in namespace {namespace} because it is being terminated"
-            raise ForbiddenError(cause, element=f'namespaces "{namespace}"', hint="wait until it is gone")
+    async def _place(self, info: KindInfo, meta: ObjectMeta) -> Guard:
+        """Return what an object's namespace must still be when it is stored; make one that is named for the first time.
 
-    async def _change(self, kind: type[T], namespace: str, name: str, change: Callable[[T], T]) -> T:
+        Raises NamespaceTerminatingError for one that is being deleted.
+        """
+        key = key_of(Namespace, "", meta.namespace)
+        record = await self.store.get(key)
+        while record is None:
+            with suppress(AlreadyExistsError):
+                await self.create(Namespace(metadata=ObjectMeta(name=meta.namespace)))
+            record = await self.store.get(key)
+        going = False
+        with suppress(*UNREADABLE):  # damaged, which is no reason to take nothing into it
+            going = decode(Namespace, record).metadata.deletion_timestamp is not None
+        if going:
+            raise NamespaceTerminatingError(meta.namespace, group=info.group, resource=info.plural, name=meta.name)
+        return Guard(key=key, revision=record.revision)
+
+    async def _change(
+        self, kind: type[T], namespace: str, name: str, change: Callable[[T], T], guard: Guard | None = None
+    ) -> T:
         key = key_of(kind, namespace, name)
         for _ in range(_ATTEMPTS):
             current = await self.get(kind, namespace, name)
@@ -272,8 +302,11 @@ class Objects:
             if changed == current:
                 return current
             try:
-                record = await self.store.update(key, encode(changed), expected=int(current.metadata.resource_version))
+                expected = int(current.metadata.resource_version)
+                record = await self.store.update(key, encode(changed), expected=expected, guard=guard)
             except ConflictError:
+                if guard is not None:
+                    raise
                 continue
             return self._tell(decode(kind, record), record)
         raise ConflictError(element=f'{_INFOS[kind].plural} "{name}"')

@@ -14,7 +14,7 @@ from skerry.api.kinds.device import Device, DeviceStatus
 from skerry.api.kinds.model_deployment import ModelDeployment, ModelDeploymentSpec
 from skerry.api.meta import LabelSelector, ObjectMeta
 from skerry.core.desired import DesiredRecord
-from skerry.core.ports import Record, Store
+from skerry.core.ports import Guard, Record, Store
 from skerry.drivers.client.api import HubClient
 from skerry.hub.objects import Objects, key_of
 
@@ -34,10 +34,10 @@ class Interrupted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def delete(self, key: str, *, expected: int | None = None) -> Record:
+    async def delete(self, key: str, *, expected: int | None = None, guard: Guard | None = None) -> Record:
         if key == self._key and self._deeds:
             await self._deeds.pop()()
-        return await self._store.delete(key, expected=expected)
+        return await self._store.delete(key, expected=expected, guard=guard)
 
 
 @contextmanager

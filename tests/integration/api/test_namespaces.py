@@ -90,7 +90,7 @@ def test_finalizers_keep_a_namespace_and_nothing_new_comes_into_it(hub: Hub, adm
     with pytest.raises(ForbiddenError, match="because it is being terminated"):
         hub.add_device(admin.namespace, "till-8")
     admin.patch(Device, "till-7", {"metadata": {"finalizers": None}})
-    assert hub.call(namespaces.sweep(hub.objects, hub.context.clock, admin.namespace))
+    assert hub.call(namespaces.sweep(hub.objects, hub.context.clock, admin.get(Namespace, admin.namespace)))
     assert admin.namespace not in names(admin)
     hub.add_device(admin.namespace, "till-8")
     assert admin.get(Namespace, admin.namespace).status.phase == "Active"
@@ -150,7 +150,7 @@ def test_a_damaged_object_does_not_hide_that_a_namespace_goes(hub: Hub, admin: H
         assert admin.get(Namespace, admin.namespace).status.phase == "Terminating"
     finally:
         hub.call(hub.objects.store.delete(key))
-    assert hub.call(namespaces.sweep(hub.objects, hub.context.clock, admin.namespace))
+    assert hub.call(namespaces.sweep(hub.objects, hub.context.clock, admin.get(Namespace, admin.namespace)))
 
 
 def test_the_name_stays_among_the_labels(hub: Hub, admin: HubClient) -> None:

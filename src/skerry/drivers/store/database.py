@@ -239,7 +239,7 @@ class LogDatabase:
                 raise BehindError
             missed = news.rows
         newest = {**known, **{one.row.key: one.row for one in missed}}
-        names = sorted({write.key for write in writes} - newest.keys())
+        names = sorted({key for write in writes for key in write.keys} - newest.keys())
         if names:
             rows = (log.Row(*row) for row in connection.execute(statements.NEWEST, {"names": names}))
             newest.update((row.key, row) for row in rows)

@@ -20,7 +20,7 @@ from skerry.api.errors import (
     TooLargeError,
     UnavailableError,
 )
-from skerry.core.ports import Change, Record
+from skerry.core.ports import Change, Guard, Record
 
 MAX_KEY_LENGTH = 1024
 MAX_VALUE_BYTES = 1536 * 1024
@@ -55,6 +55,12 @@ class Write:
     expected: int | None = None
     term: int | None = None
     """Of the leader whose write it is; worth nothing once another one leads. None: anybody's."""
+    guard: Guard | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the keys whose newest rows decide what comes of it."""
+        return (self.key,) if self.guard is None else (self.key, self.guard.key)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +118,7 @@ def decide(writes: Sequence[Write], newest: Mapping[str, Row], last: int, term: 
     for write in writes:
         old = current.get(write.key)
         living = old if old is not None and not old.deleted else None
-        refusal = _refusal(write, living, term)
+        refusal = _refusal(write, living, current, term)
         if refusal is not None:
             outcomes.append(refusal)
             continue
@@ -141,10 +147,18 @@ def change_of(row: Row, value_before: bytes | None) -> Change:
     return Change(type="MODIFIED", revision=row.revision, record=row.record(), previous=previous)
 
 
-def _refusal(write: Write, living: Row | None, term: int) -> Refusal | None:
+def _is_kept(guard: Guard, current: Mapping[str, Row]) -> bool:
+    row = current.get(guard.key)
+    return row is not None and not row.deleted and row.revision == guard.revision
+
+
+def _refusal(write: Write, living: Row | None, current: Mapping[str, Row], term: int) -> Refusal | None:
     key = write.key
     if write.term is not None and write.term != term:
         return lambda: UnavailableError("another hub leads by now", element=key, hint="it carries on with this")
+    if write.guard is not None and not _is_kept(write.guard, current):
+        other = write.guard.key
+        return lambda: ConflictError("has been modified, and this depends on it; look at it again", element=other)
     if write.verb == "create":
         return None if living is None else lambda: AlreadyExistsError(element=key)
     if living is None:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from skerry.api.errors import ExpiredError, InvalidError, SkerryError, UnavailableError
-from skerry.core.ports import Change, Page, Record
+from skerry.core.ports import Change, Guard, Page, Record
 from skerry.drivers.store import log
 from skerry.drivers.store.database import LogDatabase, Stand
 from skerry.drivers.store.feed import Feed, FeedSettings, Watcher
@@ -90,20 +90,26 @@ class LogStore:
         row = await self._look_up(key)
         return None if row is None or row.deleted else row.record()
 
-    async def create(self, key: str, value: bytes, *, term: int | None = None) -> Record:
+    async def create(self, key: str, value: bytes, *, guard: Guard | None = None, term: int | None = None) -> Record:
         """Store a new record. Raises AlreadyExistsError, InvalidError, TooLargeError, StorageFullError.
 
-        Of each write: with a `term`, it is refused with UnavailableError unless that is still the leader's.
+        Of each write: with a `term`, it is refused with UnavailableError unless that is still the leader's; with a
+        `guard`, with ConflictError unless that record is still the same.
         """
-        return await self._write(log.Write(verb="create", key=key, value=value, term=term))
+        return await self._write(log.Write(verb="create", key=key, value=value, guard=guard, term=term))
 
-    async def update(self, key: str, value: bytes, *, expected: int, term: int | None = None) -> Record:
+    async def update(
+        self, key: str, value: bytes, *, expected: int, guard: Guard | None = None, term: int | None = None
+    ) -> Record:
         """Replace a record last written at `expected`. Raises NotFoundError, ConflictError, as `create` otherwise."""
-        return await self._write(log.Write(verb="update", key=key, value=value, expected=expected, term=term))
+        write = log.Write(verb="update", key=key, value=value, expected=expected, guard=guard, term=term)
+        return await self._write(write)
 
-    async def delete(self, key: str, *, expected: int | None = None, term: int | None = None) -> Record:
+    async def delete(
+        self, key: str, *, expected: int | None = None, guard: Guard | None = None, term: int | None = None
+    ) -> Record:
         """Remove a record; return its last value at the deletion's revision. Raises NotFoundError, ConflictError."""
-        return await self._write(log.Write(verb="delete", key=key, expected=expected, term=term))
+        return await self._write(log.Write(verb="delete", key=key, expected=expected, guard=guard, term=term))
 
     async def list(self, prefix: str, *, limit: int = 0, start: str = "", revision: int = 0) -> Page:
         """Return one page of the records under a prefix. See `core.ports.Store`. Raises ExpiredError, InvalidError."""
@@ -230,7 +236,7 @@ class LogStore:
         self._idle.clear()
         self._followers = []
         writes = [pending.write for pending in batch]
-        known = self._recent.known({write.key for write in writes})
+        known = self._recent.known({key for write in writes for key in write.keys})
         running = asyncio.get_running_loop().run_in_executor(self._writing, self._writer.take_turn, writes, known)
         running.add_done_callback(partial(self._finish_turn, batch, followers))
 

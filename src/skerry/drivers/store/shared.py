@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from skerry.core.ports import Record
+from skerry.core.ports import Guard, Record
 from skerry.drivers.store import log
 from skerry.drivers.store.database import NOW, Stand
 from skerry.drivers.store.logstore import LogStore
@@ -86,17 +86,17 @@ class FencedStore:
         self.compact = store.compact
         self.close = store.close
 
-    async def create(self, key: str, value: bytes) -> Record:
+    async def create(self, key: str, value: bytes, *, guard: Guard | None = None) -> Record:
         """As `LogStore.create`. Raises UnavailableError once another hub leads."""
-        return await self._store.create(key, value, term=self._term())
+        return await self._store.create(key, value, guard=guard, term=self._term())
 
-    async def update(self, key: str, value: bytes, *, expected: int) -> Record:
+    async def update(self, key: str, value: bytes, *, expected: int, guard: Guard | None = None) -> Record:
         """As `LogStore.update`. Raises UnavailableError once another hub leads."""
-        return await self._store.update(key, value, expected=expected, term=self._term())
+        return await self._store.update(key, value, expected=expected, guard=guard, term=self._term())
 
-    async def delete(self, key: str, *, expected: int | None = None) -> Record:
+    async def delete(self, key: str, *, expected: int | None = None, guard: Guard | None = None) -> Record:
         """As `LogStore.delete`. Raises UnavailableError once another hub leads."""
-        return await self._store.delete(key, expected=expected, term=self._term())
+        return await self._store.delete(key, expected=expected, guard=guard, term=self._term())
 
     def _term(self) -> int:
         return -1 if self._fence.term is None else self._fence.term

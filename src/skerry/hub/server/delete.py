@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
@@ -64,17 +63,13 @@ async def _delete(
         call.check_preconditions(current, uid=meant, revision=revision)
         if call.dry_run or options.get("dryRun"):
             return current, False
-        if isinstance(current, Namespace):
-            return await namespaces.delete(objects, call.context.clock, call.name), True
-        if current.metadata.finalizers:
-            now = call.context.clock.now()
-            mark = functools.partial(removal.marked, now=now)
-            return await objects.update_status(call.info.type, call.namespace, call.name, mark), True
         try:
-            await removal.remove(objects, current)
+            if isinstance(current, Namespace):
+                return await namespaces.delete(objects, call.context.clock, current), True
+            waiting = await removal.remove_or_mark(objects, current, call.context.clock.now())
         except ConflictError:
             continue  # somebody wrote meanwhile, a finalizer perhaps: look again
-        return current, False
+        return waiting or current, waiting is not None
     raise ConflictError(element=f'{call.info.plural} "{call.name}"')
 
 
@@ -82,9 +77,9 @@ async def finish(call: Call, item: Resource) -> Resource:
     """Remove an object that was marked for deletion, once its last finalizer is gone."""
     if item.metadata.deletion_timestamp is not None and not item.metadata.finalizers:
         if isinstance(item, Namespace):
-            await namespaces.sweep(call.context.objects, call.context.clock, item.metadata.name)
+            await namespaces.finish(call.context.objects, call.context.clock, item)
         else:
-            await removal.remove(call.context.objects, item)
+            await removal.finish(call.context.objects, item)
     return item
 
 

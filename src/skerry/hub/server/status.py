@@ -37,6 +37,12 @@ CODES: Mapping[type[errors.SkerryError], tuple[int, str]] = {
     errors.StorageFullError: (507, "StorageFull"),
 }
 """HTTP code and reason of each error type; `drivers.client.failures` reads the reasons back."""
+_OF_SEVERAL = errors.InvalidError | errors.FieldConflictError | errors.NamespaceTerminatingError
+_WHY: Mapping[type[errors.SkerryError], str] = {
+    errors.FieldConflictError: "FieldManagerConflict",
+    errors.NamespaceTerminatingError: "NamespaceTerminating",
+}
+"""What the causes of an error are called, as clients look for it."""
 
 
 def code_and_reason(error: errors.SkerryError) -> tuple[int, str]:
@@ -49,12 +55,12 @@ def status_of(
 ) -> dict[str, Any]:
     """Return the Status object for an error; the kind and name of what was asked for go into its details."""
     code, reason = code_and_reason(error)
-    each = error.each if isinstance(error, errors.InvalidError | errors.FieldConflictError) else (error,)
+    each = error.each if isinstance(error, _OF_SEVERAL) else (error,)
     invalid = reason == "Invalid"
     message = error.sentence
     if invalid and kind:
         message = f'{kind} "{name}" is invalid: {error.sentence}' if name else f"{kind} is invalid: {error.sentence}"
-    why = "FieldManagerConflict" if isinstance(error, errors.FieldConflictError) else "FieldValueInvalid"
+    why = next((why for kind, why in _WHY.items() if isinstance(error, kind)), "FieldValueInvalid")
     details: dict[str, Any] = {"causes": [_cause(problem, why) for problem in each]}
     if kind:
         # kubectl names an invalid object by its kind and everything else by its resource

@@ -23,8 +23,12 @@ CONNECT_SECONDS = 5.0
 PING_SECONDS = 20.0
 MAX_STREAMS = 128
 """Two for each connection."""
-MAX_EARLY = 8
-"""Frames kept for a connection that is being made; the rest waits, and with it the others, as kubectl does itself."""
+MAX_EARLY_BYTES = 256 * 1024
+"""Kept for all connections that are being made; the rest waits, and with it the others, as kubectl does itself."""
+HALF_SECONDS = 30.0
+"""From one stream of a connection to the other, as kubelets have it."""
+_FRAME_BYTES = 256
+"""What keeping a frame takes beside its content."""
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -126,10 +130,22 @@ class _Pair:
     port: int = 0
     early: list[spdy.Data] = field(default_factory=list)
     """What came before there was a connection."""
+    whole: asyncio.Event = field(default_factory=asyncio.Event)
+    """Both streams are open."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """There is a connection, or there will be none."""
     writer: asyncio.StreamWriter | None = None
     task: asyncio.Task[None] | None = None
+
+    begun: bool = False
+    refused: bool = False
+
+    def give_up(self) -> None:
+        """End it; a task that has not begun would, cancelled, not even tidy up."""
+        self.refused = True
+        self.whole.set()
+        if self.begun and self.task is not None:
+            self.task.cancel()
 
 
 class _Streams:
@@ -139,6 +155,8 @@ class _Streams:
         self._requests: dict[str, _Pair] = {}
         self._pairs: dict[int, _Pair] = {}
         """By the streams' numbers."""
+        self._early = 0
+        """Bytes that wait for connections."""
         self._tasks: asyncio.TaskGroup
 
     async def run(self) -> None:
@@ -154,8 +172,7 @@ class _Streams:
             finally:
                 pinging.cancel()
                 for pair in self._requests.values():
-                    if pair.task is not None:
-                        pair.task.cancel()
+                    pair.give_up()
 
     async def _ping(self) -> None:
         """Have the client's end of the connection tell whether there is a client; hubs pass SPDY on as it is."""
@@ -172,8 +189,8 @@ class _Streams:
                 await self._data(frame)
             case spdy.Reset(stream):
                 pair = self._pairs.get(stream)
-                if pair is not None and pair.task is not None:
-                    pair.task.cancel()
+                if pair is not None:
+                    pair.give_up()
             case spdy.Pinged(number):
                 await self._say(self._spdy.pong(number))
 
@@ -190,21 +207,24 @@ class _Streams:
         setattr(pair, kind, frame.stream)
         self._pairs[frame.stream] = pair
         await self._say(self._spdy.reply(frame.stream))
+        if pair.task is None:
+            pair.task = self._tasks.create_task(self._carry(request, pair))
         if pair.error and pair.data:
-            pair.task = self._tasks.create_task(self._forward(request, pair))
+            pair.whole.set()
 
     async def _data(self, frame: spdy.Data) -> None:
         pair = self._pairs.get(frame.stream)
         if pair is None or frame.stream != pair.data:
             return
-        if pair.writer is None and len(pair.early) >= MAX_EARLY:
-            if pair.task is None:  # a client that opens one of the two and never the other
-                await self._say(self._spdy.reset(frame.stream))
-                return
+        if not pair.whole.is_set():  # clients open both before they say anything
+            pair.give_up()
+            return
+        if pair.writer is None and self._early + len(frame.data) + _FRAME_BYTES > MAX_EARLY_BYTES:
             await pair.settled.wait()
         if pair.writer is not None:
             await self._pass_on(pair.writer, frame)
         elif not pair.settled.is_set():
+            self._early += len(frame.data) + _FRAME_BYTES
             pair.early.append(frame)
 
     async def _pass_on(self, writer: asyncio.StreamWriter, frame: spdy.Data) -> None:
@@ -215,33 +235,53 @@ class _Streams:
             if frame.last and writer.can_write_eof():
                 writer.write_eof()
 
-    async def _forward(self, request: str, pair: _Pair) -> None:
-        """One connection, from its beginning to its end."""
+    async def _carry(self, request: str, pair: _Pair) -> None:
+        """Carry one connection, from its first stream to its end."""
+        pair.begun, ending = True, self._spdy.reset
         try:
-            reader, writer = await connect(self._asked, pair.port)
-            try:
-                while pair.early:
-                    await self._pass_on(writer, pair.early.pop(0))
-                pair.writer = writer
-                pair.settled.set()
-
-                async def send(data: bytes) -> None:
-                    await self._say(self._spdy.data(pair.data, data))
-
-                await _copy(reader, send)
-            finally:
-                await _close(writer)
+            async with asyncio.timeout(HALF_SECONDS):
+                await pair.whole.wait()
+            if not pair.refused:
+                ending = self._last
+                await self._forward(pair)
+        except TimeoutError:
+            log.info("remote.half_opened port=%d", pair.port)
         except UnavailableError as error:
             with contextlib.suppress(SkerryError):
                 await self._say(self._spdy.data(pair.error, error.sentence.encode()))
         finally:
             pair.settled.set()
+            self._drop_early(pair)
+            streams = [stream for stream in (pair.data, pair.error) if stream]
             with contextlib.suppress(SkerryError):
-                await self._say(self._spdy.data(pair.data, last=True))
-                await self._say(self._spdy.data(pair.error, last=True))
-            for stream in (pair.data, pair.error):
+                for stream in streams:
+                    await self._say(ending(stream))
+            for stream in streams:
                 self._pairs.pop(stream, None)
             self._requests.pop(request, None)
+
+    async def _forward(self, pair: _Pair) -> None:
+        reader, writer = await connect(self._asked, pair.port)
+        try:
+            while pair.early:
+                await self._pass_on(writer, pair.early[0])
+                self._early -= len(pair.early.pop(0).data) + _FRAME_BYTES
+            pair.writer = writer
+            pair.settled.set()
+
+            async def send(data: bytes) -> None:
+                await self._say(self._spdy.data(pair.data, data))
+
+            await _copy(reader, send)
+        finally:
+            await _close(writer)
+
+    def _last(self, stream: int) -> bytes:
+        return self._spdy.data(stream, last=True)
+
+    def _drop_early(self, pair: _Pair) -> None:
+        self._early -= sum(len(frame.data) + _FRAME_BYTES for frame in pair.early)
+        pair.early.clear()
 
     async def _say(self, raw: bytes) -> None:
         await self._asked.socket.send(raw)

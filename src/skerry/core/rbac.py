@@ -23,8 +23,15 @@ MAX_ATOMS = 5000
 """Combinations of verb, group, resource and name that one check of escalation looks at."""
 MAX_NAMESPACES = 50
 """In which somebody's rules are compared with another's."""
-MAX_STEPS = 500_000
-"""Comparisons of one such combination with one rule; a second or so, during which nobody else is answered."""
+MAX_STEPS = 1_000_000
+"""Comparisons of one rule, or of one such combination, with another one in a whole check; a second or so."""
+MAX_RULES = 50_000
+"""Of one identity in one place, as far as they are compared."""
+_FEWER = "write fewer rules, with more words in each"
+_RULE_STEPS = 10
+"""What taking a rule up costs, in comparisons."""
+_WORDS = 8
+"""Of a long rule, that take about as long as a comparison by itself."""
 _ACCOUNT = "system:serviceaccount:"
 
 
@@ -103,6 +110,30 @@ def rules_of(identity: Identity, namespace: str, policy: Policy) -> list[PolicyR
     if is_master(identity):
         return list(EVERYTHING)
     return [rule for rules, _ in _granted(identity, namespace, policy) for rule in rules]
+
+
+@dataclass(kw_only=True, slots=True)
+class Budget:
+    """What a check of escalation may still cost; rules are made by those whom it is to hold off."""
+
+    combinations: int = MAX_ATOMS
+    steps: int = MAX_STEPS
+
+    def take_combinations(self, count: int) -> None:
+        """Raise InvalidError when it is used up."""
+        self.combinations -= count
+        if self.combinations < 0:
+            raise InvalidError(
+                f"have more than {MAX_ATOMS} combinations of verbs, groups, resources and names",
+                element="rules",
+                hint="write them as several roles",
+            )
+
+    def take_steps(self, count: int) -> None:
+        """Raise InvalidError when it is used up."""
+        self.steps -= count
+        if self.steps < 0:
+            raise InvalidError(f"take more than {MAX_STEPS} comparisons with yours", element="rules", hint=_FEWER)
 
 
 EVERYTHING = (
@@ -187,40 +218,66 @@ def aggregated(role: ClusterRole, others: Iterable[ClusterRole]) -> list[PolicyR
     return list(found.values())
 
 
-def uncovered(owned: Sequence[PolicyRule], wanted: Sequence[PolicyRule]) -> list[PolicyRule]:
+def uncovered(
+    owned: Sequence[PolicyRule], wanted: Sequence[PolicyRule], *, budget: Budget | None = None
+) -> list[PolicyRule]:
     """Return what of the wanted rules goes beyond the owned ones; nothing when all is covered.
 
     Each combination of verb, group, resource and name must be covered by one owned rule as a whole, `*` only by `*`.
-    Raises InvalidError for rules of more than `MAX_ATOMS` combinations that no single owned rule covers.
+    Raises InvalidError for rules of more than `MAX_ATOMS` combinations that no single owned rule covers, and where the
+    comparison would take more than `MAX_STEPS`.
     """
-    held = [_span(own) for own in compact(owned)]
-    missing, left = [], min(MAX_ATOMS, MAX_STEPS // max(1, len(held)))
-    for rule in wanted:
-        if _is_covered(held, rule):
-            continue
-        left -= _count(rule)
-        if left < 0:
-            raise InvalidError(
-                f"have more than {MAX_ATOMS} combinations of verbs, groups, resources and names",
-                element="rules",
-                hint="write them as several roles",
-            )
-        missing += [atom for atom in _atoms(rule) if not _is_covered(held, atom)]
+    left = budget or Budget()
+    asked = {_key(rule): rule for rule in wanted}
+    missing: list[PolicyRule] = []
+    if not asked:
+        return missing
+    own = _Held(owned, left)
+    for key, rule in asked.items():
+        if not own.covers(rule, key):
+            left.take_combinations(_count(rule))
+            missing += [atom for atom in _atoms(rule) if not own.covers(atom)]
     return missing
 
 
 def beyond(identity: Identity, other: Identity, policy: Policy) -> list[PolicyRule]:
     """Return what somebody may do, anywhere, that the other may not do there. Raises InvalidError as `uncovered`."""
-    held, wanted = (rules_of(one, "", policy) for one in (other, identity))
-    missing, left = uncovered(held, wanted), MAX_NAMESPACES
+    return lacking(compared(identity, other, policy))
+
+
+def compared(identity: Identity, other: Identity, policy: Policy) -> list[tuple[list[PolicyRule], list[PolicyRule]]]:
+    """Return what `beyond` compares: everywhere, then by namespace, what the other has and what is to be covered by it.
+
+    It only looks the rules up. Raises InvalidError for rules of too many namespaces, and for too many.
+    """
+    everywhere = held(identity, "", policy)
+    known, left = {id(rule) for rule in everywhere}, MAX_NAMESPACES
+    pairs = [(held(other, "", policy), everywhere)]
     for namespace in policy.namespaces():
         bindings = policy.bindings(namespace)
         if any(applies(subject, identity, namespace=namespace) for one in bindings for subject in one.subjects):
             left -= 1
             if left < 0:
                 raise InvalidError(f"are of more than {MAX_NAMESPACES} namespaces", element="rules")
-            missing += uncovered(rules_of(other, namespace, policy), rules_of(identity, namespace, policy))
-    return missing
+            more = [rule for rule in held(identity, namespace, policy) if id(rule) not in known]
+            pairs.append((held(other, namespace, policy), more))
+    return pairs
+
+
+def lacking(pairs: Iterable[tuple[Sequence[PolicyRule], Sequence[PolicyRule]]]) -> list[PolicyRule]:
+    """Return what of each pair's second rules its first do not cover, all within one budget. Raises as `uncovered`."""
+    budget = Budget()
+    return [rule for owned, wanted in pairs for rule in uncovered(owned, wanted, budget=budget)]
+
+
+def held(identity: Identity, namespace: str, policy: Policy) -> list[PolicyRule]:
+    """Return all rules that hold for the identity there, those of a role once. Raises InvalidError for too many."""
+    if is_master(identity):
+        return list(EVERYTHING)
+    roles = {id(rules): rules for rules, _ in _granted(identity, namespace, policy)}
+    if sum(map(len, roles.values())) > MAX_RULES:
+        raise InvalidError(f'of "{identity.username}" are more than {MAX_RULES}', element="rules", hint=_FEWER)
+    return [rule for rules in roles.values() for rule in rules]
 
 
 def compact(rules: Iterable[PolicyRule]) -> list[PolicyRule]:
@@ -310,6 +367,11 @@ class _Span:
     names: frozenset[str]
     paths: frozenset[str]
 
+    @property
+    def words(self) -> int:
+        """How long it is."""
+        return len(self.verbs) + len(self.groups) + len(self.resources) + len(self.names)
+
 
 def _span(rule: PolicyRule) -> _Span:
     return _Span(
@@ -321,10 +383,27 @@ def _span(rule: PolicyRule) -> _Span:
     )
 
 
-def _is_covered(held: Sequence[_Span], rule: PolicyRule) -> bool:
-    """Return whether a single one of the rules held allows all that this one does."""
-    wanted = _span(rule)
-    return any(_covers(own, wanted) for own in held)
+class _Held:
+    """Rules that somebody has, as they are compared with others: each once, those that allow the most first."""
+
+    def __init__(self, rules: Sequence[PolicyRule], budget: Budget) -> None:
+        budget.take_steps(_RULE_STEPS * len(rules))
+        self._budget = budget
+        self._keys = {_key(rule) for rule in rules}
+        spans = (_span(rule) for rule in compact(rules))
+        self._spans = sorted(spans, key=lambda own: (ALL not in own.verbs) + (ALL not in own.resources))
+
+    def covers(self, rule: PolicyRule, key: bytes = b"") -> bool:
+        """Return whether a single one of the rules allows all that this one does. Raises InvalidError."""
+        if key in self._keys:
+            return True
+        wanted = _span(rule)
+        steps = 1 + wanted.words // _WORDS
+        for own in self._spans:
+            self._budget.take_steps(steps + len(wanted.paths) * len(own.paths) // _WORDS)
+            if _covers(own, wanted):
+                return True
+        return False
 
 
 def _covers(own: _Span, wanted: _Span) -> bool:

@@ -7,6 +7,7 @@ here: what covers what (`core.rbac`). Source: Kubernetes "Using RBAC Authorizati
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,7 +75,8 @@ async def check_token(call: Call) -> None:
         return
     account = service_account(call.namespace, call.name, "")
     try:
-        missing = rbac.compact(rbac.beyond(account, call.identity, await _policy(call)))
+        pairs = rbac.compared(account, call.identity, await _policy(call))
+        missing = rbac.compact(await asyncio.to_thread(rbac.lacking, pairs))
         cause = f"the account may do what you may not: {_listed(missing)}"
     except InvalidError as error:
         missing, cause = list(rbac.EVERYTHING), f"cannot be compared with what you may do: the rules {error.cause}"
@@ -93,13 +95,10 @@ def repository_attributes(action: str, repository: str) -> Attributes:
 async def _check_role(call: Call, item: Role | ClusterRole, current: Resource | None) -> None:
     if await _may(call, "escalate", call.info.plural, item.metadata.name):
         return
-    policy = await _policy(call)
-    held = rbac.rules_of(call.identity, item.metadata.namespace, policy)
+    wanted: Sequence[PolicyRule] = item.rules
     if any(isinstance(one, ClusterRole) and one.aggregation_rule is not None for one in (item, current)):
-        if rbac.uncovered(held, rbac.EVERYTHING):
-            raise _denied(call, item, "must have cluster-admin privileges to use the aggregationRule", "escalate")
-        return
-    _check_covered(call, item, held, item.rules)
+        wanted = rbac.EVERYTHING
+    await _check_covered(call, item, item.metadata.namespace, wanted)
 
 
 async def _check_binding(call: Call, item: RoleBinding | ClusterRoleBinding) -> None:
@@ -107,19 +106,23 @@ async def _check_binding(call: Call, item: RoleBinding | ClusterRoleBinding) -> 
     plural = "roles" if ref.kind == "Role" else "clusterroles"
     if await _may(call, "bind", plural, ref.name):
         return
-    policy, namespace = await _policy(call), item.metadata.namespace
-    rules = rbac.rules_of_role(ref, namespace, policy)
+    namespace = item.metadata.namespace
+    rules = rbac.rules_of_role(ref, namespace, await _policy(call))
     if rules is None:
         raise NotFoundError(element=f'{plural}.{GROUP} "{ref.name[:300]}"', hint="make the role first, then bind it")
-    _check_covered(call, item, rbac.rules_of(call.identity, namespace, policy), rules)
+    await _check_covered(call, item, namespace, rules)
 
 
-def _check_covered(call: Call, item: Resource, held: Sequence[PolicyRule], wanted: Sequence[PolicyRule]) -> None:
+async def _check_covered(call: Call, item: Resource, namespace: str, wanted: Sequence[PolicyRule]) -> None:
+    """Return when the caller has all of these rules himself. Others are answered meanwhile. Raises DeniedError."""
     verb = "bind" if isinstance(item, RoleBinding | ClusterRoleBinding) else "escalate"
     try:
-        missing = rbac.compact(rbac.uncovered(held, wanted))
+        held = rbac.held(call.identity, namespace, await _policy(call))
+        missing = rbac.compact(await asyncio.to_thread(rbac.uncovered, held, wanted))
     except InvalidError as error:
         raise _denied(call, item, f"cannot be compared with what you may do: the rules {error.cause}", verb) from None
+    if missing and wanted is rbac.EVERYTHING:
+        raise _denied(call, item, "must have cluster-admin privileges to use the aggregationRule", verb)
     if not missing:
         return
     groups = ", ".join(f'"{group}"' for group in call.identity.groups)

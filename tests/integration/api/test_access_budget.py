@@ -23,13 +23,13 @@ def named(prefix: str, count: int) -> list[dict[str, Any]]:
 
 def test_a_check_that_would_take_too_long_is_refused_in_words(people: People, namespace: str) -> None:
     writes = rule(["create", "update"], ["roles"], group="rbac.authorization.k8s.io")
-    people.grant("carol", namespace, rule(["get"], ["devices"]), writes, name="own")
     for number in range(2):
         people.grant("carol", namespace, *named(f"x{number}-", 1000), name=f"junk-{number}")
+    people.grant("carol", namespace, rule(["get"], ["devices"]), writes, name="own")
     carol = people.user("carol")
     for rules, code in ((named("y", 50), 201), (named("x0-", 1000), 201), (named("y", 1000), 403)):
         made = document("Role", f"made-{len(rules)}-{rules[0]['resourceNames'][0]}", rules=rules)
         answer = carol.post(place("Role", namespace), json=made)
-        assert answer.status_code == code, answer.text
+        assert answer.status_code == code, answer.text[:500]
     assert "the rules take more than 1000000 comparisons with yours" in answer.json()["message"]
     assert answer.json()["reason"] == "Forbidden"

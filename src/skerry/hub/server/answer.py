@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import msgspec
 from starlette.responses import Response
 
 from skerry.api import codec, validation
@@ -45,7 +46,7 @@ class Shape:
                 return codec.present(item)
 
     def many(self, items: Sequence[Resource], metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a list of objects in this shape."""
+        """Return a list of objects in this shape, to be encoded as JSON."""
         if self.form == "Table":
             return self._table(items, metadata=metadata, header=True)
         whole = self.form == "Object"
@@ -53,7 +54,7 @@ class Shape:
             "kind": f"{self.call.info.kind}List" if whole else "PartialObjectMetadataList",
             "apiVersion": self.call.info.api_version if whole else "meta.k8s.io/v1",
             "metadata": metadata,
-            "items": [codec.present(item) if whole else table.partial(item) for item in items],
+            "items": [msgspec.Raw(codec.encode(item)) if whole else table.partial(item) for item in items],
         }
 
     def bookmark(self, revision: int) -> dict[str, Any]:

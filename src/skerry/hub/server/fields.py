@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -20,12 +20,22 @@ _STEP = re.compile(r"([A-Za-z0-9]+)(\[(?:([A-Za-z0-9]+)=([^\]]*))?\])?")
 
 def values_at(item: Resource, path: str) -> list[Any]:
     """Return every value at the path; what is None or missing on the way is left out."""
-    values: Iterable[Any] = (item,)
-    for name, listed, key, wanted in _steps(path):
-        values = [inner for value in values for inner in _inner(value, name)]
-        if listed:
-            values = [entry for value in values for entry in value if not key or _inner(entry, key) == [wanted]]
-    return list(values)
+    values: list[Any] = [item]
+    for name, listed, key, wanted in _steps(path):  # plain loops: a page of a table asks for some ten thousand values
+        found: list[Any] = []
+        for value in values:
+            attribute = _ATTRIBUTES[type(value)].get(name)
+            inner = getattr(value, attribute) if attribute else None
+            if inner is None:
+                continue
+            if not listed:
+                found.append(inner)
+            elif not key:
+                found += inner
+            else:
+                found += [entry for entry in inner if _inner(entry, key) == [wanted]]
+        values = found
+    return values
 
 
 def selectable(info: KindInfo) -> tuple[str, ...]:
@@ -52,12 +62,21 @@ def _steps(path: str) -> tuple[tuple[str, bool, str, str], ...]:
     return tuple(parsed())
 
 
-@functools.cache
-def _attributes(kind: type[msgspec.Struct]) -> dict[str, str]:
-    return dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True))
+class _Attributes(dict[type[object], dict[str, str]]):
+    """Structs' attributes by their names on the wire; other values have nothing inside."""
+
+    def __missing__(self, kind: type[object]) -> dict[str, str]:
+        names: dict[str, str] = {}
+        if issubclass(kind, msgspec.Struct):
+            names = dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True))
+        self[kind] = names
+        return names
+
+
+_ATTRIBUTES = _Attributes()
 
 
 def _inner(value: Any, name: str) -> list[Any]:
-    attribute = _attributes(type(value)).get(name) if isinstance(value, msgspec.Struct) else None
+    attribute = _ATTRIBUTES[type(value)].get(name)
     found = getattr(value, attribute) if attribute else None
     return [] if found is None else [found]

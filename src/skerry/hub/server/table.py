@@ -106,12 +106,16 @@ def _cell(column: Column, item: Resource, now: datetime) -> str:
             return quantity.human_bytes(sum(values)) if any(values) else "<none>"
         case "count":
             return str(len(values))
+        case _ if len(values) == 1:
+            return _word(values[0]) or "<none>"
         case _:
             words = [_word(value) for value in values if value != ""]
             return ",".join(dict.fromkeys(words)) or "<none>"
 
 
 def _word(value: Any) -> str:
+    if type(value) is str:
+        return value
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%dT%H:%M:%SZ")
     if isinstance(value, float):

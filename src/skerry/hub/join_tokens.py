@@ -148,9 +148,11 @@ def check_usable(context: HubContext, token: JoinToken) -> None:
 async def find(context: HubContext, presented: Presented) -> JoinToken:
     """Return the stored token that was presented, comparing hashes in constant time.
 
-    Raises UnauthorizedError, the same for a token that does not exist and for a wrong secret.
+    Raises UnauthorizedError, the same for a token that does not exist or is being deleted and for a wrong secret.
     """
     token = await context.objects.find(JoinToken, presented.namespace, presented.name)
+    if token is not None and token.metadata.deletion_timestamp is not None:
+        token = None
     stored = ("" if token is None else token.status.hash) or "-" * 64
     if not hmac.compare_digest(_hash(presented.secret).encode(), stored.encode()) or token is None:
         raise UnauthorizedError("is not a token of this hub", element=f'join token "{presented.name}"', hint=HINT)

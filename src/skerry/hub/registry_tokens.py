@@ -86,6 +86,8 @@ async def find(context: HubContext, text: str) -> RegistryToken:
     except UNREADABLE as error:
         log.error("registry_token.unreadable token=%s/%s cause=%s", presented[1], presented[2], error)
         raise refusal from None
+    if token is not None and token.metadata.deletion_timestamp is not None:
+        token = None  # being deleted
     stored = ("" if token is None else token.status.hash) or "-" * 64
     if not hmac.compare_digest(_hash(presented[3]).encode(), stored.encode()) or token is None:
         raise refusal

@@ -121,12 +121,12 @@ class Hub:
         meta = ObjectMeta(name=name, namespace=namespace, labels=labels)
         return self.call(self.objects.create(Device(metadata=meta, status=status)))
 
-    def wait_known(self, uid: str) -> None:
-        """Wait until the gateway has heard of a device."""
+    def wait_known(self, uid: str, *, known: bool = True) -> None:
+        """Wait until the gateway has heard of a device, or of its end."""
 
         async def wait() -> None:
             async with asyncio.timeout(WAIT):
-                while not self.context.gateway.known(uid):  # noqa: ASYNC110 - it has no event for outsiders
+                while self.context.gateway.known(uid) is not known:  # noqa: ASYNC110 - it has no event for outsiders
                     await asyncio.sleep(0.01)
 
         self.call(wait())

@@ -50,7 +50,8 @@ class ServiceAccountTokens:
     ) -> Issued:
         """Return a new token of an account that there is; with `uid`, of that very one.
 
-        Raises NotFoundError, InvalidError for a life or audiences out of bounds, ConflictError for another uid.
+        Raises NotFoundError, InvalidError for a life or audiences out of bounds, ConflictError for another uid and for
+        an account that is being deleted.
         """
         life = claims.choose_life(seconds)
         meant = claims.check_audiences(audiences, default=self.issuer)
@@ -59,6 +60,8 @@ class ServiceAccountTokens:
             raise ConflictError(
                 f"its uid is {account.metadata.uid}, not {uid[:80]}", element=f'serviceaccounts "{name}"'
             )
+        if account.metadata.deletion_timestamp is not None:
+            raise ConflictError("is being deleted", element=f'serviceaccounts "{name}"', hint="wait until it is gone")
         now, token_id, key = self.clock.now().replace(microsecond=0), str(uuid.uuid4()), self.keys.signing()
         payload = claims.service_account_claims(
             issuer=self.issuer,
@@ -95,6 +98,8 @@ class ServiceAccountTokens:
         except UNREADABLE as error:
             log.error("service_account.unreadable account=%s/%s cause=%s", read.namespace, read.name, error)
             account = None
-        if account is None or account.metadata.uid != read.uid:
+        if (
+            account is None or account.metadata.uid != read.uid or account.metadata.deletion_timestamp is not None
+        ):  # at once: whoever deletes an account does not mean what its finalizers wait for
             raise UnauthorizedError("its service account was deleted", element="bearer token", hint="make a new one")
         return Authenticated(identity=read.identity, audiences=read.audiences)

@@ -2,17 +2,18 @@
 
 Writes, refusals, and what reaches into a device or hands out a credential are always recorded; reads when the hub is
 set to. Bodies are recorded when the hub is set to, without secrets and up to a bound; else their digest alone.
-Must not live here: the log (`hub.audit`), who may do what.
+Must not live here: the log (`hub.audit`), which values are secrets (`redaction`), who may do what.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, unquote_plus
 
 import msgspec
+
+from skerry.core import redaction
 
 Reads = Literal["none", "metadata", "request"]
 """How much is recorded: reads not at all; reads too; reads too, and what was sent with every request."""
@@ -22,8 +23,6 @@ MAX_AGENT = 256
 MAX_BODY_BYTES = 64 * 1024
 """A larger body is known by its digest alone."""
 MAX_FIELDS = 50
-MAX_DEPTH = 40
-REDACTED = "[redacted]"
 
 OPEN_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/version", "/cacerts"})
 """Asked all day long by whoever watches the hub."""
@@ -46,12 +45,6 @@ _UNSHOWN = frozenset({"tokenreviews"})
 _PUTTING = frozenset({"digest", "mount"})
 """Parameters of a POST that may put a blob into the registry at once."""
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_SECRET = re.compile(
-    r"(?i)(token|secret|password|passwd|passphrase|credential|authorization|api.?key|private.?key|bearer)"
-)
-_NOT_SECRET = frozenset({"tokenid", "tokenttl", "automountserviceaccounttoken", "secretref", "secretname"})
-_SECRET_PARAMETERS = re.compile(r"(?i)((?:access_|id_|refresh_)?token|code|password|secret|authorization)=[^&]*")
-_JOIN_TOKEN = re.compile(r"skj1\.[A-Za-z0-9_.~-]{8,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")
 
 
 def is_write(method: str, resource: str) -> bool:
@@ -90,16 +83,16 @@ def shows_body(resource: str, subresource: str) -> bool:
 
 
 def uri(path: str, query: str) -> str:
-    """Return a request's path and query, bounded, without the values of parameters that may be secret."""
-    text = quote(path, safe="/:@!$&'()*+,;=~-._", errors="replace")
+    """Return a request's path and query, bounded, without credentials and values that may be secret."""
+    text = quote(redaction.credentials(path), safe="/:@!$&'()*+,;=~-._[]", errors="replace")
     if query:
-        text += "?" + _SECRET_PARAMETERS.sub(rf"\1={REDACTED}", query)
+        text += "?" + redaction.query(query)
     return _bounded(text, MAX_URI)
 
 
 def agent(text: str) -> str:
-    """Return a User-Agent, bounded."""
-    return _bounded(text, MAX_AGENT)
+    """Return a User-Agent, or another thing that a caller says of itself, bounded and without credentials."""
+    return _bounded(redaction.text(text), MAX_AGENT)
 
 
 def read_body(raw: bytes) -> Any:
@@ -107,25 +100,9 @@ def read_body(raw: bytes) -> Any:
     if not raw or len(raw) > MAX_BODY_BYTES:
         return None
     try:
-        return redacted(msgspec.json.decode(raw))
+        return redaction.redacted(msgspec.json.decode(raw))
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
-
-
-def redacted(value: Any, depth: int = 0) -> Any:
-    """Return a JSON value without what may be secret: by a field's name, the path it is patched to, or its looks."""
-    if depth > MAX_DEPTH:
-        return REDACTED
-    if isinstance(value, dict):
-        if _is_secret(str(value.get("path", "")).rpartition("/")[2]) and "value" in value:
-            value = {**value, "value": REDACTED}
-        return {
-            key: REDACTED if _is_secret(key) and _says_something(item) else redacted(item, depth + 1)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [redacted(item, depth + 1) for item in value]
-    return _JOIN_TOKEN.sub(REDACTED, value) if isinstance(value, str) else value
 
 
 def patched_fields(raw: bytes) -> str:
@@ -141,7 +118,7 @@ def patched_fields(raw: bytes) -> str:
         if len(paths) == MAX_FIELDS:
             paths.append("...")
             break
-        paths.append(path)
+        paths.append(redaction.text(path))
     return _bounded(",".join(paths), MAX_URI)
 
 
@@ -152,7 +129,7 @@ def _named(operations: list[Any]) -> Iterator[str]:
 
 
 def _leaves(value: Any, path: str, depth: int) -> Iterator[str]:
-    if isinstance(value, dict) and value and depth < MAX_DEPTH:
+    if isinstance(value, dict) and value and depth < redaction.MAX_DEPTH:
         for key, item in value.items():
             yield from _leaves(item, f"{path}.{key[:100]}" if path else key[:100], depth + 1)
     elif path not in ("", "apiVersion", "kind", "metadata.name", "metadata.namespace"):
@@ -174,14 +151,6 @@ def is_registry_write(method: str, path: str, query: str) -> bool:
 
 def _names(query: str) -> set[str]:
     return {unquote_plus(pair.partition("=")[0]) for pair in query.split("&")}
-
-
-def _is_secret(name: str) -> bool:
-    return _SECRET.search(name) is not None and name.lower() not in _NOT_SECRET
-
-
-def _says_something(value: Any) -> bool:
-    return value is not None and not isinstance(value, bool | int | float)
 
 
 def _bounded(text: str, most: int) -> str:

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skerry.core import audit_policy as policy
-from skerry.core.audit_policy import REDACTED, Reads
+from skerry.core import redaction
+from skerry.core.audit_policy import Reads
+from skerry.core.redaction import REDACTED
 
 DEVICES = "/apis/skerry.dev/v1alpha1/namespaces/default/devices"
 SECRET = "s3cr3t-value"
@@ -60,13 +62,13 @@ def test_secrets_are_taken_out_by_name_by_path_and_by_looks() -> None:
         "note": f"use skj1.abc.{SECRET}xx.0000 to join",
         "jwt": "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ4IiwiYSI6MX0.c2lnbmF0dXJl",
     }
-    shown = policy.redacted(value)
+    shown = redaction.redacted(value)
     assert SECRET not in str(shown)
     assert "eyJ" not in str(shown)
     assert shown["spec"]["tokenId"] == "t-1"
     assert shown["spec"]["automountServiceAccountToken"] is True
-    assert policy.redacted([{"op": "replace", "path": "/status/token", "value": SECRET}])[0]["value"] == REDACTED
-    assert policy.redacted([{"op": "replace", "path": "/spec/uses", "value": 4}])[0]["value"] == 4
+    assert redaction.redacted([{"op": "replace", "path": "/status/token", "value": SECRET}])[0]["value"] == REDACTED
+    assert redaction.redacted([{"op": "replace", "path": "/spec/uses", "value": 4}])[0]["value"] == 4
 
 
 _JSON: Any = st.recursive(
@@ -91,7 +93,7 @@ def test_bodies_are_bounded_and_only_json_is_shown() -> None:
     deep: Any = SECRET
     for _ in range(200):
         deep = [deep]
-    assert SECRET not in str(policy.redacted(deep))
+    assert SECRET not in str(redaction.redacted(deep))
     assert not policy.shows_body("tokenreviews", "")
     assert not policy.shows_body("devices", "infer")
     assert policy.shows_body("devices", "")

@@ -38,6 +38,7 @@ from skerry.api.audit import (
 )
 from skerry.api.errors import SkerryError
 from skerry.core import audit_policy as policy
+from skerry.core import redaction
 from skerry.core.access import ANONYMOUS, Identity
 from skerry.core.allowance import Bucket, Buckets, Rate
 from skerry.core.ports import Clock
@@ -133,7 +134,7 @@ def recorded(
             return
         headers = Headers(scope=scope)
         asked = headers.get(HEADER, "")
-        found = asked if _ID.fullmatch(asked) else str(uuid.uuid4())
+        found = asked if _ID.fullmatch(asked) and redaction.text(asked) == asked else str(uuid.uuid4())
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -486,24 +487,32 @@ class Record:
         if not asked.is_resource:
             return None
         meta = said.metadata if said.kind != "Status" else _Meta()
+        path: str = self.scope["path"]
+        shown = redaction.credentials(path)
+        steps = shown.split("/")
+
+        def of(part: str) -> str:  # a credential may have slashes, so that a part of it stands for something else
+            return part if shown == path or not part or part in steps else redaction.REDACTED
+
         return ObjectReference(
-            resource=asked.resource,
-            namespace=asked.namespace,
-            name=asked.name or meta.name,
+            resource=of(asked.resource),
+            namespace=of(asked.namespace),
+            name=of(asked.name) or meta.name,
             uid=meta.uid,
-            api_group=asked.group,
-            api_version=asked.version,
+            api_group=of(asked.group),
+            api_version=of(asked.version),
             resource_version=meta.resourceVersion if asked.name or meta.name else "",
-            subresource=asked.subresource,
+            subresource=of(asked.subresource),
         )
 
 
 def _user(identity: Identity) -> User:
+    shown = redaction.credentials  # whoever may act as others may act as anything
     return User(
-        username=identity.username,
-        uid=identity.uid,
-        groups=list(identity.groups),
-        extra={key: list(values) for key, values in identity.extra.items()},
+        username=shown(identity.username),
+        uid=shown(identity.uid),
+        groups=[shown(group) for group in identity.groups],
+        extra={shown(key): [shown(value) for value in values] for key, values in identity.extra.items()},
     )
 
 
@@ -517,7 +526,7 @@ def _status(code: int, said: _Answer) -> ResponseStatus:
         status="Failure",
         code=code,
         reason=str(reason)[:128],
-        message=str(policy.redacted(str(message)[:1000])),
+        message=redaction.text(str(message)[:1000]),
     )
 
 

@@ -23,6 +23,8 @@ HUBS = "skerry:hubs"
 PEERS = "skerry:peers"
 """Devices as servers of their neighbours; nobody to the hub."""
 
+MASTERS = "system:masters"
+"""Who may do everything, whatever roles there are, as in all of Kubernetes; the hub's admins are."""
 AUTHENTICATED = "system:authenticated"
 UNAUTHENTICATED = "system:unauthenticated"
 SERVICE_ACCOUNTS = "system:serviceaccounts"
@@ -31,13 +33,15 @@ RESERVED_PREFIXES = ("system:", "skerry:")
 """Names and groups that begin so come from the hub itself: no request and no foreign issuer can bring one."""
 SERVER = "skerry-hub"
 """The hub's own name as a server."""
+ADMIN = "admin"
+"""The user that the hub's own kubeconfig is for."""
 
 MAX_NAME = 512
 """Characters of a user's or a group's name."""
 MAX_GROUPS = 256
 
 _ROLE_GROUPS = {
-    "admin": (ADMINS, AUTHENTICATED),
+    "admin": (ADMINS, MASTERS, AUTHENTICATED),
     "device": (DEVICES, AUTHENTICATED),
     "user": (AUTHENTICATED,),
     "anonymous": (UNAUTHENTICATED,),
@@ -103,7 +107,7 @@ def account_of(username: str) -> tuple[str, str] | None:
 def is_reserved(name: str) -> bool:
     """Return whether only the hub may give this name to a user or a group. Case does not help to pass for one."""
     folded = name.strip().lower()
-    return folded.startswith(RESERVED_PREFIXES) or folded == SERVER
+    return folded.startswith(RESERVED_PREFIXES) or folded in (SERVER, ADMIN)
 
 
 def is_name(text: str) -> bool:
@@ -127,7 +131,7 @@ def check_user(name: str, groups: Sequence[str], *, element: str) -> None:
             raise ForbiddenError(
                 f'{what} "{text[:80]}" is reserved',
                 element=element,
-                hint="only the hub gives system: and skerry: names",
+                hint=f"only the hub gives system: and skerry: names, and {ADMIN}",
             )
 
 

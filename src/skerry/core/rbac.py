@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from skerry.api import selector
 from skerry.api.errors import InvalidError
 from skerry.api.kinds.rbac import ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject
-from skerry.core.access import Identity
+from skerry.core.access import MASTERS, Identity
 
 ALL = "*"
-MASTERS = "system:masters"
-"""The group that may do everything, whatever roles there are; the admin's certificate is in it."""
 MAX_ATOMS = 5000
 """Combinations of verb, group, resource and name that one check of escalation looks at."""
 MAX_NAMESPACES = 50

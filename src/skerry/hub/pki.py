@@ -189,7 +189,7 @@ class Authority:
         """
         renewed = [
             name
-            for name, organisation, common in (("hub", access.HUBS, "hub"), ("admin", access.ADMINS, "admin"))
+            for name, organisation, common in (("hub", access.HUBS, "hub"), ("admin", access.ADMINS, access.ADMIN))
             if self._renew_leaf(name, _subject(organisation, common), ExtendedKeyUsageOID.CLIENT_AUTH, ())
         ]
         if self._renew_leaf(

@@ -24,7 +24,7 @@ from skerry.api.kinds.rbac import (
 from skerry.api.meta import GROUP as SKERRY
 from skerry.api.meta import LabelSelector, ObjectMeta
 from skerry.core import rbac
-from skerry.core.access import AUTHENTICATED, UNAUTHENTICATED
+from skerry.core.access import AUTHENTICATED, MASTERS, UNAUTHENTICATED
 from skerry.core.rbac import Attributes
 from skerry.hub.objects import UNREADABLE, Objects
 
@@ -133,7 +133,7 @@ CLUSTER_ROLES = (
 """In the order in which they are proposed to somebody who lacks a right: the least first."""
 
 CLUSTER_ROLE_BINDINGS = (
-    _bound("cluster-admin", rbac.MASTERS),
+    _bound("cluster-admin", MASTERS),
     _bound("system:discovery", AUTHENTICATED),
     _bound("system:public-info-viewer", AUTHENTICATED, UNAUTHENTICATED),
     _bound("system:basic-user", AUTHENTICATED),

@@ -340,6 +340,8 @@ def test_a_denied_request_is_never_signed(namespace: str, people: People) -> Non
         ({"request": csr("system:serviceaccount:default:ci")}, 403),
         ({"request": csr("system:admin", "dev")}, 403),
         ({"request": csr("skerry-hub")}, 403),
+        ({"request": csr("admin", "dev")}, 403),
+        ({"request": csr("ADMIN")}, 403),
         ({"request": csr("skerry:device:default:d1")}, 403),
         ({"request": csr(" skerry:admins")}, 422),
         ({"request": csr("ada", *(f"g{n}" for n in range(access.MAX_GROUPS + 1)))}, 422),

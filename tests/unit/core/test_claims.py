@@ -169,7 +169,7 @@ def test_an_address_that_is_not_verified_is_nobody_s(verified: dict[str, Any], *
             claims.read_oidc(payload, rules, now=NOW)
 
 
-@pytest.mark.parametrize("name", ["system:masters", "System:Masters", "skerry:admins", "skerry-hub", "system:node:x"])
+@pytest.mark.parametrize("name", ["system:masters", "System:Masters", "skerry:admins", "skerry-hub", "system:node:x", "admin", "Admin"])
 def test_no_issuer_reaches_reserved_names(name: str) -> None:
     rules = OidcRules(
         issuer=RULES.issuer, client_id="skerry", username_prefix="-", groups_claim="groups", groups_prefix=""
@@ -217,7 +217,7 @@ def test_required_claims_are_parsed() -> None:
 
 
 def test_identities_have_their_role_s_groups() -> None:
-    assert Identity(role="admin", name="a").groups == ("skerry:admins", "system:authenticated")
+    assert Identity(role="admin", name="a").groups == ("skerry:admins", "system:masters", "system:authenticated")
     assert Identity(role="user", name="a", groups=("g", "g")).groups == ("g", "system:authenticated")
     assert access.ANONYMOUS.groups == ("system:unauthenticated",)
     assert access.ANONYMOUS.username == "system:anonymous"

@@ -349,6 +349,8 @@ ORG, OU, CN = NameOID.ORGANIZATION_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME, NameO
         ([(ORG, "skerry:hubs"), (CN, "hub")], ANONYMOUS),
         ([(ORG, "Skerry:Admins"), (CN, "ada")], ANONYMOUS),
         ([(CN, "skerry-hub")], ANONYMOUS),
+        ([(CN, "admin")], ANONYMOUS),
+        ([(ORG, "dev"), (CN, "Admin")], ANONYMOUS),
         ([], ANONYMOUS),
     ],
 )

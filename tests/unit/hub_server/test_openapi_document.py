@@ -34,7 +34,8 @@ def test_every_part_of_a_path_is_a_parameter(document: dict[str, Any]) -> None:
 
 def _operations(info: KindInfo | Picture) -> int:
     verbs = [verb for verb in info.verbs if verb != "watch"]
-    status = len({"get", "update", "patch"} & {*verbs}) if info.has_status else 0
+    shown = info.status_verbs if isinstance(info, KindInfo) else {"get", "update", "patch"} & {*verbs}
+    status = len(shown) if info.has_status else 0
     return len(verbs) + status + (info.namespaced and "list" in verbs)
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from starlette.datastructures import Headers
 
 from skerry.api.errors import BadRequestError, DeniedError, ForbiddenError, UnauthorizedError
-from skerry.core import access, rbac
+from skerry.core import access
 from skerry.core.access import Identity
 from skerry.core.rbac import Attributes
 from skerry.hub.authorization import Authorizer
@@ -97,5 +97,5 @@ def _denied(identity: Identity, asked: Attributes) -> DeniedError:
         group=asked.group,
         resource=asked.resource,
         name=asked.name,
-        hint=f"only who has the verb impersonate may act as others; {rbac.MASTERS} has",
+        hint=f"only who has the verb impersonate may act as others; {access.MASTERS} has",
     )

@@ -60,12 +60,30 @@ def components(group: str = meta.GROUP, version: str = meta.VERSION) -> Mapping[
     _, found = msgspec.json.schema_components(types, ref_template=f"#/components/schemas/{prefix}{{name}}")
     classes = {cls.__name__: cls for kind in types for cls in _struct_types(kind)}
     schemas = {f"{prefix}{name}": _described(schema, classes.get(name), found) for name, schema in found.items()}
+    for name in _said_elsewhere(schemas) - {f"{prefix}{kind.__name__}" for kind in types}:
+        del schemas[name][
+            "description"
+        ]  # kubectl explains a field by its own words and its type's, one after the other
     for info in infos:
         name = f"{prefix}{info.type.__name__}"
         schemas[name]["x-kubernetes-group-version-kind"] = [group_version_kind(info)]
         if "list" in info.verbs:
             schemas[f"{name}List"] = _list_schema(info, name)
     return schemas
+
+
+def _said_elsewhere(schemas: Mapping[str, dict[str, Any]]) -> set[str]:
+    """Return the schemas whose words a field says that refers to them."""
+    properties = (inner for schema in schemas.values() for inner in schema["properties"].values())
+    said = ((_referred(inner), inner.get("description", "")) for inner in properties)
+    return {name for name, text in said if name in schemas and text and text == schemas[name].get("description")}
+
+
+def _referred(schema: Mapping[str, Any]) -> str:
+    """Return the name of the schema that a property refers to, or "": by itself, or as what it has several of."""
+    options = [schema, *schema.get("allOf", ()), schema.get("items") or {}]
+    reference: str = next((option["$ref"] for option in options if "$ref" in option), "")
+    return reference.rpartition("/")[2]
 
 
 def _list_schema(info: KindInfo | Picture, name: str) -> dict[str, Any]:
@@ -116,8 +134,7 @@ def _property(schema: dict[str, Any], text: str, found: Mapping[str, Any]) -> di
 
 def _text_of_reference(schema: dict[str, Any], found: Mapping[str, Any]) -> str:
     """A field without words of its own says what its type says."""
-    reference = schema.get("$ref") or (schema.get("items") or {}).get("$ref") or ""
-    return str(found.get(reference.rpartition(".")[2], {}).get("description", ""))
+    return str(found.get(_referred(schema).rpartition(".")[2], {}).get("description", ""))
 
 
 def _translated(schema: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,28 @@ def test_every_kind_can_be_explained(kubectl: Run) -> None:
 
 
 @needs_kubectl
+@pytest.mark.parametrize(
+    ("field", "listed"),
+    [("device.spec", "device"), ("device.status.hardware", "device.status"), ("namespace.spec", "namespace")],
+)
+def test_nothing_is_said_twice(kubectl: Run, field: str, listed: str) -> None:
+    said = kubectl("explain", field).stdout.partition("DESCRIPTION:\n")[2].partition("FIELDS:")[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    assert lines
+    assert len(lines) == len(set(lines))
+    name = field.rpartition(".")[2]
+    assert f"  {name}\t" in kubectl("explain", listed).stdout
+    assert lines[0] in kubectl("explain", listed).stdout, "and it is said where the fields are listed"
+
+
+@needs_kubectl
+def test_a_field_has_words_of_its_own_and_its_types(kubectl: Run) -> None:
+    said = kubectl("explain", "modeldeployment.spec.strategy.waves").stdout
+    assert "Cumulative, in order" in said
+    assert "How far one step of the rollout goes" in said
+
+
+@needs_kubectl
 def test_every_field_at_once(kubectl: Run) -> None:
     said = kubectl("explain", "device.status.hardware", "--recursive").stdout
     assert "memoryBytes\t<integer>" in said

@@ -84,7 +84,7 @@ class CommandStreams:
             content = channels.sentence(content)
         await self._wire.send(self._spdy.data(stream, content))
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:  # noqa: ARG002 - the status says it
+    async def close(self, code: int = 1000, reason: str = "", *, patience: float = 0.0) -> None:  # noqa: ARG002 - the status says it
         """End every stream, and wait for the client to leave: it loses what it has not read yet when we leave first."""
         ending = [self._spdy.data(stream, last=True) for stream in self._streams.values()]
         self._streams.clear()

@@ -136,7 +136,7 @@ class RawUpgrade:
             raise Gone
         await self.connection.send(data)
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:  # noqa: ARG002 - bytes have no word for it
+    async def close(self, code: int = 1000, reason: str = "", *, patience: float = LINGER_SECONDS) -> None:  # noqa: ARG002 - bytes have no word for it
         """End it; an end that is there already is fine."""
         if self.connection is not None:
             self.connection.close()

@@ -22,7 +22,8 @@ from skerry.api.errors import ExpiredError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Device
 from skerry.core import channels, messages
 from skerry.core.access import Identity
-from skerry.hub.upgrade import LEAVE_SECONDS, Gone, Wire
+from skerry.core.shares import Shed, has_room
+from skerry.hub.upgrade import LEAVE_SECONDS, LINGER_SECONDS, Gone, Wire
 
 if TYPE_CHECKING:
     from skerry.hub.gateway import Gateway
@@ -49,6 +50,7 @@ class Tunnel:
 
     uid: str
     id: str
+    namespace: str
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """The device's connection is there, and waits."""
     begin: asyncio.Future[bool] = field(default_factory=asyncio.Future)
@@ -70,8 +72,9 @@ class Tunnel:
 class Tunnels:
     """All tunnels of this hub."""
 
-    def __init__(self) -> None:
+    def __init__(self, shed: Shed | None = None) -> None:
         self._open: dict[str, Tunnel] = {}
+        self._shed = shed or Shed()
 
     @asynccontextmanager
     async def open(
@@ -82,8 +85,8 @@ class Tunnels:
         Raises UnavailableError, TimedOutError, and what the device answers that does not want to.
         """
         uid, element = device.metadata.uid, f"device {device.metadata.name}"
-        self._check_room(uid, element)
-        tunnel = Tunnel(uid, secrets.token_urlsafe(32))
+        self._check_room(device, element)
+        tunnel = Tunnel(uid, secrets.token_urlsafe(32), device.metadata.namespace)
         self._open[tunnel.id] = tunnel
         log.info("tunnel.asked uid=%s purpose=%s workload=%s user=%s", uid, session.purpose, workload, session.user)
         try:
@@ -120,8 +123,11 @@ class Tunnels:
             raise gone
         return tunnel
 
-    def _check_room(self, uid: str, element: str) -> None:
-        if len(self._open) >= MAX_TUNNELS:
+    def _check_room(self, device: Device, element: str) -> None:
+        uid, namespace = device.metadata.uid, device.metadata.namespace
+        held = sum(one.namespace == namespace for one in self._open.values())
+        if not has_room(held, len(self._open), MAX_TUNNELS):
+            self._shed.count("conversations", namespace)
             raise UnavailableError("too many conversations with devices are open", element=element, hint="try again")
         if sum(one.uid == uid for one in self._open.values()) >= MAX_OF_DEVICE:
             raise UnavailableError("too many conversations are open with it", element=element, hint="end one of them")
@@ -147,10 +153,10 @@ class Tunnels:
             await asyncio.gather(arriving, asking, return_exceptions=True)
 
 
-async def tell(client: Wire, failure: str) -> None:
+async def tell(client: Wire, failure: str, *, patience: float = CLOSE_SECONDS) -> None:
     """Say on a command's last channel that it failed, to a client that still listens."""
     with contextlib.suppress(Gone, TimeoutError):
-        async with asyncio.timeout(CLOSE_SECONDS):
+        async with asyncio.timeout(patience):
             await client.send(channels.failed(failure))
 
 
@@ -170,6 +176,8 @@ class Splice:
     """Bytes to the client."""
     why: str = "ended"
     _told: bool = False
+    _all_said: bool = False
+    """The device has said its last, so that the client alone is waited for."""
 
     async def run(self) -> None:
         """Pass messages until either end has said its last."""
@@ -194,6 +202,7 @@ class Splice:
         while True:
             done, _ = await asyncio.wait({up, down, going}, timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if down in done:
+                self._all_said = True
                 return
             if up in done or going in done:
                 self.why = "the client has left"
@@ -226,5 +235,9 @@ class Splice:
     async def _end_client(self) -> None:
         if self.status_channel and not self._told:
             said = self.why if self.why != "ended" else "the connection to the device broke"
-            await tell(self.client, said)
-        await self.client.close(1000 if self.why == "ended" else FAILED, self.why)
+            await tell(self.client, said, patience=self.idle_seconds if self._all_said else CLOSE_SECONDS)
+        await self.client.close(
+            1000 if self.why == "ended" else FAILED,
+            self.why,
+            patience=self.idle_seconds if self._all_said else LINGER_SECONDS,
+        )

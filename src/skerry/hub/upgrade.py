@@ -9,8 +9,12 @@ library. Must not live here: what is said over such a connection (`tunnels`, `se
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import logging
 import ssl
+import sys
+import termios
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -37,6 +41,15 @@ MAX_ANSWER_BYTES = 1024 * 1024
 
 
 FAILED = 1011
+ABNORMAL = 1006
+POLICY_VIOLATION = 1008
+TOO_BIG = 1009
+MAX_PINGS = 10_000
+"""From a peer that takes no answers: several hours of those that clients send."""
+MAX_FRAGMENTS = 4096
+"""Of one message."""
+TAKEN_SECONDS = 0.2
+"""How often it is looked whether a peer has taken the last of what it was sent, of which no system tells."""
 MAX_PROTOCOLS = 16
 MAX_PROTOCOL_CHARACTERS = 1000
 LINGER_SECONDS = 10.0
@@ -69,8 +82,8 @@ class Wire(Protocol):
         """Send; returns when there is room for more. Raises Gone."""
         ...
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        """End it; an end that is there already is fine."""
+    async def close(self, code: int = 1000, reason: str = "", *, patience: float = LINGER_SECONDS) -> None:
+        """End it; the peer has so many seconds to take what it was sent. An end that is there already is fine."""
         ...
 
     async def gone(self) -> None:
@@ -128,16 +141,17 @@ class Upgrade:
         except (ClientDisconnected, RuntimeError) as error:
             raise Gone from error
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        """End it; an end that is there already is fine, and a peer that takes nothing is not waited for."""
+    async def close(self, code: int = 1000, reason: str = "", *, patience: float = LINGER_SECONDS) -> None:
+        """End it; a peer has so many seconds to take what it was sent. An end that is there already is fine."""
         reason = reason.encode()[:123].decode(errors="ignore")
         try:
-            async with asyncio.timeout(LINGER_SECONDS):
+            async with asyncio.timeout(patience):
                 await self._protocol.send({"type": "websocket.close", "code": code, "reason": reason})
+                await self._protocol.taken()
         except (ClientDisconnected, RuntimeError):
             return
         except TimeoutError:
-            self._protocol.transport.abort()
+            self._protocol.abort()
 
     async def gone(self) -> None:
         """Return once the peer is no more there; the listener's pings find out."""
@@ -196,6 +210,11 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
         self._asked = False
         self._switched = False
         self._sent = 0
+        self._failed = False
+        self._pings = 0
+        """That came since the peer took nothing."""
+        self._pong = b""
+        """To be sent when it does."""
 
     def ask(self, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Begin with a request that was read already: it is not read a second time, by another parser's rules.
@@ -230,13 +249,90 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
         self.offered = words(listed)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits."""
+        """Tell whoever waits; that nothing was said at the end is no end like others."""
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": ABNORMAL})
         super().connection_lost(exc)
         self._lost.set()
 
     async def gone(self) -> None:
         """Return when the peer has hung up."""
         await hung_up(self.transport, self._lost)
+
+    async def taken(self) -> None:
+        """Wait until the peer has what it was sent, or is gone, before the library ends the connection."""
+        if self.close_timer is None or self._lost.is_set():
+            return
+        self.close_timer.cancel()
+        pause = TAKEN_SECONDS / 64
+        while self._unsent() and not self._lost.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._lost.wait()
+            pause = min(2 * pause, TAKEN_SECONDS)
+        if not self._lost.is_set():
+            self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def abort(self) -> None:
+        """Close without a word."""
+        with contextlib.suppress(AttributeError):  # Python before 3.11.4, of a TLS transport that was closed twice
+            self.transport.abort()
+
+    def _unsent(self) -> int:
+        """Return how many bytes the peer's system has not acknowledged, as far as this one says."""
+        waiting = self.transport.get_write_buffer_size()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            count = bytearray(4)
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+            waiting += int.from_bytes(count, sys.byteorder)
+        return waiting
+
+    def pause_writing(self) -> None:
+        """Have senders wait, and pings."""
+        super().pause_writing()
+        self._pings = 0
+
+    def resume_writing(self) -> None:
+        """Go on, with an answer to the last ping that waited."""
+        super().resume_writing()
+        self._answer_ping()
+
+    def handle_ping(self) -> None:
+        """Answer, when the peer takes answers; of those that wait, the last is enough (RFC 6455, 5.5.3)."""
+        answers = [answer for answer in self.conn.data_to_send() if answer]
+        if self.writable.is_set() and self.handshake_complete:
+            self.transport.write(b"".join(answers))
+            return
+        self._pong, self._pings = answers[-1] if answers else self._pong, self._pings + 1
+        if self._pings > MAX_PINGS and not self._failed:
+            self._fail(POLICY_VIOLATION, "pings, and takes no answer")
+
+    def _answer_ping(self) -> None:
+        pong, self._pong = self._pong, b""
+        if pong and not self.close_sent and not self.transport.is_closing():
+            self.transport.write(pong)
+
+    def handle_cont(self, event: Any) -> None:
+        """Take a piece of a message, whose number is bounded as its bytes are."""
+        if self._failed:
+            return
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self._fail(TOO_BIG, f"a message has more than {MAX_FRAGMENTS} pieces")
+            return
+        super().handle_cont(event)
+
+    def handle_parser_exception(self) -> None:
+        """End a connection whose peer breaks the protocol; before the switch there are no words for it."""
+        self._failed = True
+        if self.conn.close_sent is not None and self.handshake_complete:
+            super().handle_parser_exception()
+            return
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": ABNORMAL})
+        self.transport.abort()
+
+    def _fail(self, code: int, reason: str) -> None:
+        log.info("upgrade.refused client=%s cause=%r", self.client, reason)
+        self.conn.fail(code, reason)
+        self.handle_parser_exception()
 
     async def run_asgi(self) -> None:
         """Have the application answer the request."""
@@ -273,6 +369,7 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
             self._switched = True
             headers = [(name, value) for name, value in message.get("headers", [])]
             await self.send({"type": "websocket.accept", "headers": headers})
+            self._answer_ping()
         elif self._switched:
             return  # the end of the response is the end of the connection
         else:

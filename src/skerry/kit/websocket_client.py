@@ -65,6 +65,17 @@ class WebSocket:
         self.moved += len(data) + 1
         await self._write(self._frames.message(data))
 
+    async def finish(self) -> None:
+        """Say goodbye, and wait until the other end has taken everything and says so too, or is gone.
+
+        As long as it takes; nobody else may receive any more. Raises UnavailableError.
+        """
+        if not self._said_goodbye:
+            self._said_goodbye = True
+            await self._write(self._frames.close())
+        while await self.receive() is not None:
+            pass
+
     async def close(self, code: int = websocket.NORMAL, reason: str = "") -> None:
         """Say goodbye and close; never raises."""
         if not self._said_goodbye:

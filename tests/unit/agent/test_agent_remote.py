@@ -49,6 +49,9 @@ class Socket:
         self.closed = self.closed or (code, reason)
         self.over.set()
 
+    async def finish(self) -> None:
+        """The hub has taken everything at once."""
+
     async def gone(self) -> None:
         await self.left.wait()
 

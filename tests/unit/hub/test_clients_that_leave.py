@@ -52,7 +52,7 @@ class Busy:
         self.asked.set()
         await asyncio.Event().wait()
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
+    async def close(self, code: int = 1000, reason: str = "", **_: Any) -> None:
         self.closed = (code, reason)
 
     async def gone(self) -> None:

@@ -65,7 +65,7 @@ class End:
             raise Gone
         self.sent.append(data)
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
+    async def close(self, code: int = 1000, reason: str = "", **_: Any) -> None:
         self.closed = (code, reason)
 
     async def gone(self) -> None:

@@ -192,6 +192,7 @@ class Door:
                 ports=ports,
             )
         )
+        await socket.finish()
 
     async def _watch(self, talking: asyncio.Future[None], socket: WebSocket) -> str:
         """Wait for the end, or for so long that nothing is said; return why."""

@@ -18,7 +18,7 @@ from skerry.kit.websocket_client import WebSocket
 
 CHUNK = 32 * 1024
 DRAIN_SECONDS = 5.0
-"""For the rest of the output once the command has ended; everything that could write more was killed."""
+"""For more of the output to come once the command has ended; everything that could write it was killed."""
 
 
 async def talk(asked: Conversation) -> None:
@@ -26,9 +26,10 @@ async def talk(asked: Conversation) -> None:
     session, socket = asked.session, asked.socket
     running = await asked.execute(asked.place.name, list(session.argv), terminal=session.tty)
     try:
-        outputs = [asyncio.ensure_future(_send(running.output, channels.STDOUT, socket, wanted=session.stdout))]
+        pumps = [_Pump(running.output, channels.STDOUT, socket, wanted=session.stdout)]
         if running.errors >= 0:
-            outputs.append(asyncio.ensure_future(_send(running.errors, channels.STDERR, socket, wanted=session.stderr)))
+            pumps.append(_Pump(running.errors, channels.STDERR, socket, wanted=session.stderr))
+        outputs = [asyncio.ensure_future(pump.run()) for pump in pumps]
         if not session.stdin:
             running.close_input()
         listening = asyncio.ensure_future(_listen(running, socket))
@@ -38,9 +39,14 @@ async def talk(asked: Conversation) -> None:
             if not ending.done():
                 return  # nobody listens any more
             await running.kill()
-            await asyncio.wait(outputs, timeout=DRAIN_SECONDS)
+            while any(not output.done() for output in outputs) and not listening.done():
+                rest = {output for output in outputs if not output.done()}
+                done, _ = await asyncio.wait(
+                    {*rest, listening}, timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done and not any(pump.sends for pump in pumps):
+                    break
             await socket.send(channels.ended(ending.result()))
-            await socket.close()
         finally:
             for task in (*outputs, listening, ending):
                 task.cancel()
@@ -49,20 +55,33 @@ async def talk(asked: Conversation) -> None:
         await running.end()
 
 
-async def _send(descriptor: int, channel: int, socket: WebSocket, *, wanted: bool) -> None:
-    """Send what comes out, until its end; what nobody wants is read all the same, or the command would wait."""
-    while True:
-        try:
-            data = os.read(descriptor, CHUNK)
-        except BlockingIOError:
-            await readable(descriptor)
-            continue
-        except OSError:  # a terminal nobody has open any more
-            return
-        if not data:
-            return
-        if wanted:
-            await socket.send(channels.frame(channel, data))
+class _Pump:
+    """Sends what comes out, until its end; what nobody wants is read all the same, or the command would wait."""
+
+    def __init__(self, descriptor: int, channel: int, socket: WebSocket, *, wanted: bool) -> None:
+        self.sends = False
+        """It waits for whoever takes the output, not for more of it."""
+        self._descriptor = descriptor
+        self._channel = channel
+        self._socket = socket
+        self._wanted = wanted
+
+    async def run(self) -> None:
+        """Raises UnavailableError for a client that has left."""
+        while True:
+            try:
+                data = os.read(self._descriptor, CHUNK)
+            except BlockingIOError:
+                await readable(self._descriptor)
+                continue
+            except OSError:  # a terminal nobody has open any more
+                return
+            if not data:
+                return
+            if self._wanted:
+                self.sends = True
+                await self._socket.send(channels.frame(self._channel, data))
+                self.sends = False
 
 
 async def _listen(running: Executed, socket: WebSocket) -> None:

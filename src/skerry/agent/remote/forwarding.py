@@ -237,7 +237,8 @@ class _Streams:
 
     async def _carry(self, request: str, pair: _Pair) -> None:
         """Carry one connection, from its first stream to its end."""
-        pair.begun, ending = True, self._spdy.reset
+        pair.begun = True
+        ending: Callable[[int], bytes] = self._spdy.reset
         try:
             async with asyncio.timeout(HALF_SECONDS):
                 await pair.whole.wait()

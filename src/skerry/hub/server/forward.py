@@ -28,6 +28,7 @@ from skerry.hub.forwarding import HINT, Forwarding, disbelieved, unreachable
 from skerry.hub.identity import IDENTITY
 from skerry.hub.leadership import Leader
 from skerry.hub.server import attributes, audit
+from skerry.hub.tunnels import IDLE_SECONDS
 from skerry.hub.upgrade import FAILED, LEAVE_SECONDS, UPGRADE, Gone, Switching, Upgrade
 from skerry.kit.websocket import ABNORMAL, Closed, RefusedError
 
@@ -236,9 +237,9 @@ async def _join(client: Any, leading: _Leading) -> None:
     if leading.ended is None:
         await leading.close(_sendable(client.code), client.reason)
     elif leading.ended.code == ABNORMAL:
-        await client.close(FAILED, "the connection to the hub that leads broke")
+        await client.close(FAILED, "the connection to the hub that leads broke", patience=IDLE_SECONDS)
     else:
-        await client.close(_sendable(leading.ended.code), leading.ended.reason)
+        await client.close(_sendable(leading.ended.code), leading.ended.reason, patience=IDLE_SECONDS)
 
 
 async def _until_either_ends(client: Any, leading: _Leading) -> None:

@@ -82,6 +82,22 @@ class InvalidError(SkerryError):
         return self.problems or (self,)
 
 
+class ForbiddenFieldError(InvalidError):
+    """Must not be set here."""
+
+
+class ListOptionsError(InvalidError):
+    """What a list or a watch is asked for by is not valid."""
+
+    @classmethod
+    def of(cls, problems: Sequence[InvalidError]) -> ListOptionsError:
+        """Return one error that says all problems, with the words of the only one, or a line for each."""
+        whole = super().of(problems)
+        error = cls(whole.cause, element=whole.element, hint=whole.hint)
+        error.problems = tuple(problems)
+        return error
+
+
 class BadRequestError(SkerryError):
     """The request cannot be understood."""
 
@@ -140,6 +156,14 @@ class TimedOutError(SkerryError):
 
 class IntegrityError(SkerryError):
     """The content does not match its digest, size or signature."""
+
+
+class DivergedError(IntegrityError):
+    """The store is another one than this hub has been using."""
+
+
+class UnreadableError(IntegrityError, ValueError):
+    """What is stored of it cannot be read."""
 
 
 class StorageFullError(SkerryError):

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
-from skerry.api.errors import IntegrityError, SkerryError, UnsupportedError
+from skerry.api.errors import DivergedError, SkerryError, UnsupportedError
 from skerry.core.ports import Change
 from skerry.drivers.store import log, statements
 
@@ -37,13 +37,21 @@ class Stand(NamedTuple):
     """Of the hub that leads; 0 while none ever did."""
 
 
+class Tip(NamedTuple):
+    """The end of the log as somebody knows it, by which he tells that it is still the same log."""
+
+    revision: int
+    row: log.Row | None = None
+    """What was written there; None where that is not known."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class News:
-    """What stands in the log after a revision that was known, in order and without a gap."""
+    """What stands in the log after a tip that was known, in order and without a gap."""
 
     rows: Sequence[log.Written] = ()
-    reached: int
-    """The revision up to which that is everything."""
+    tip: Tip
+    """Up to which that is everything."""
     more: bool = False
     lost: bool = False
     """Some of it is compacted away already: whoever follows has to list again."""
@@ -55,6 +63,7 @@ class Appended:
 
     missed: Sequence[log.Written] = ()
     outcomes: list[log.Written | log.Refusal] = field(default_factory=list)
+    tip: Tip
 
 
 class BehindError(Exception):
@@ -81,21 +90,28 @@ class LogDatabase:
         """
         return self._commit(self._initialise)
 
-    def append(self, writes: Sequence[log.Write], last: int, known: Mapping[str, log.Row]) -> Appended:
+    def append(self, writes: Sequence[log.Write], tip: Tip, known: Mapping[str, log.Row]) -> Appended:
         """Carry out writes in one transaction; all that are not refused are durable then.
 
-        Everything up to revision `last` is known here, and `known` are the newest rows of some of the keys as of then;
-        the others are looked up. Raises BehindError.
+        Everything up to the tip is known here, and `known` are the newest rows of some of the keys as of then; the
+        others are looked up. Raises BehindError, DivergedError.
         """
-        return self._commit(partial(self._append, writes, last, known))
+        return self._commit(partial(self._append, writes, tip, known))
 
     def stand(self) -> Stand:
         """Return where the log stands now."""
         return self._read(_stand)
 
-    def news(self, after: int) -> News:
-        """Return some of what was written after a revision, whoever wrote it."""
-        return self._read(partial(self._news, after))
+    def news(self, tip: Tip) -> News:
+        """Return some of what was written after a tip, whoever wrote it.
+
+        Raises DivergedError; where readers may be led to a replica that lags, `check` knows better.
+        """
+        return self._read(partial(self._news, tip))
+
+    def check(self, tip: Tip) -> None:
+        """Raise DivergedError unless this is the log that has this tip, by the word of who writes it."""
+        self._commit(partial(self._find, tip))
 
     def get(self, key: str, revision: int) -> log.Row | None:
         """Return the key's row as of a revision, deletions included."""
@@ -229,15 +245,15 @@ class LogDatabase:
             connection.execute(statements.SET_FACT, {"fact": "schema", "value": version})
 
     def _append(
-        self, writes: Sequence[log.Write], last: int, known: Mapping[str, log.Row], connection: sa.Connection
+        self, writes: Sequence[log.Write], tip: Tip, known: Mapping[str, log.Row], connection: sa.Connection
     ) -> Appended:
-        stand = _stand(connection)
+        stand, found = self._find(tip, connection)
         missed: Sequence[log.Written] = ()
-        if stand.newest != last:
-            news = self._news(last, connection)
-            if news.lost or news.reached != stand.newest:
+        if stand.newest != tip.revision:
+            news = self._news(tip, connection)
+            if news.lost or news.tip.revision != stand.newest:
                 raise BehindError
-            missed = news.rows
+            missed, found = news.rows, news.tip
         newest = {**known, **{one.row.key: one.row for one in missed}}
         names = sorted({key for write in writes for key in write.keys} - newest.keys())
         if names:
@@ -248,25 +264,39 @@ class LogDatabase:
         if appended:
             connection.execute(statements.APPEND, [row._asdict() for row in appended])
             self._announce(connection, appended[-1].revision)
-        return Appended(missed=missed, outcomes=outcomes)
+            found = Tip(appended[-1].revision, appended[-1])
+        return Appended(missed=missed, outcomes=outcomes, tip=found)
 
-    def _news(self, after: int, connection: sa.Connection) -> News:
-        found = [
+    def _news(self, tip: Tip, connection: sa.Connection) -> News:
+        rows = [
             (log.Row(*row[:-1]), row[-1])
-            for row in connection.execute(statements.NEWS, {"after": after, "limit": HISTORY_PAGE})
+            for row in connection.execute(statements.NEWS, {"after": tip.revision, "limit": HISTORY_PAGE})
         ]
-        stand = _stand(connection)  # afterwards: compaction may have taken rows away while they were read
-        if stand.newest < after:
-            raise IntegrityError(
-                f"ends at revision {stand.newest}, and revision {after} was written",
-                element=self.name,
-                hint="was a backup put in its place, or a replica that lagged behind? then restart the hubs",
-            )
-        if stand.compacted > after:
-            return News(reached=stand.newest, lost=True)
-        written = [log.Written(row=row, change=log.change_of(row, before)) for row, before in found]
-        reached = written[-1].row.revision if written else after
-        return News(rows=written, reached=reached, more=reached < stand.newest)
+        # Afterwards: compaction may have taken rows away while they were read, or a backup have come in their place.
+        stand, found = self._find(tip, connection)
+        if stand.compacted > tip.revision:
+            return News(tip=Tip(stand.newest), lost=True)
+        written = [log.Written(row=row, change=log.change_of(row, before)) for row, before in rows]
+        reached = Tip(written[-1].row.revision, written[-1].row) if written else found
+        return News(rows=written, tip=reached, more=reached.revision < stand.newest)
+
+    def _find(self, tip: Tip, connection: sa.Connection) -> tuple[Stand, Tip]:
+        """Return where the log stands, and the tip with what was written there. Raises DivergedError."""
+        newest, compacted, term, *columns = connection.execute(statements.STAND_AT, {"tip": tip.revision}).one()
+        stand = Stand(newest=max(newest, compacted), compacted=compacted, term=term)
+        row = None if columns[0] is None else log.Row(*columns)
+        if stand.newest < tip.revision:
+            raise self._diverged(f"ends at revision {stand.newest}, and revision {tip.revision} was written")
+        if row is None:  # there are no gaps, so where it is not compacted away it has never been in this log
+            if compacted < tip.revision:
+                raise self._diverged(f"has no revision {tip.revision}, which was written")
+        elif tip.row not in (None, row):
+            raise self._diverged(f"has something else at revision {tip.revision} than what was written there")
+        return stand, Tip(tip.revision, row or tip.row)
+
+    def _diverged(self, cause: str) -> DivergedError:
+        hint = "was a backup put in its place, or a replica that lagged behind? then restart the hubs"
+        return DivergedError(cause, element=self.name, hint=hint)
 
 
 def _stand(connection: sa.Connection) -> Stand:

@@ -52,6 +52,7 @@ class AdvisoryElection:
         """Wait until this hub leads, and return its term."""
         while True:
             try:
+                self._store.check()
                 async with asyncio.timeout(self._settings.lease_seconds):
                     if await self._try():
                         return await self._store.begin_term()
@@ -67,9 +68,13 @@ class AdvisoryElection:
             await asyncio.sleep(self._settings.renew_seconds)
             asked = time.monotonic()
             try:
+                self._store.check()
                 async with asyncio.timeout(max(0.1, renewed + self._settings.lease_seconds - asked)):
                     if not await self._still(term):
                         return
+            except SkerryError as error:
+                log.error("election.given_up term=%d cause=%s", term, error)
+                return
             except (psycopg.Error, OSError, TimeoutError) as error:
                 log.warning("election.not_renewed term=%d cause=%s", term, " ".join(str(error).split())[:200])
                 await self.resign()

@@ -59,10 +59,10 @@ class Feed:
         """Forget this watcher; leaving twice is harmless."""
         self._watchers.discard(watcher)
 
-    def close(self) -> None:
-        """End every watch with UnavailableError."""
+    def close(self, end: Callable[[], SkerryError] | None = None) -> None:
+        """End every watch, with what `end` makes or with UnavailableError."""
         for watcher in tuple(self._watchers):
-            watcher.stop(lambda: UnavailableError("the store was closed", element="watch"))
+            watcher.stop(end or (lambda: UnavailableError("the store was closed", element="watch")))
 
 
 class Watcher:

@@ -244,6 +244,11 @@ class LogStore:
         progress = running.result()
         self._take_in(progress)
         if progress.error is not None:
+            if progress.diverged:
+                self._give_up(progress.error)
+                batch, followers = [*batch, *self._pending], [*followers, *self._followers]
+                self._pending.clear()
+                self._followers = []
             self._fail(batch, followers, progress.error)
         elif progress.behind:
             self._pending.extendleft(reversed(batch))
@@ -270,6 +275,13 @@ class LogStore:
             self._recent.put(one.row)
         if progress.news:
             self._feed.publish([one.change for one in progress.news], progress.reached)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Refuse everything from now on: all that is known here, also to whoever asked, is of another log."""
+        if self._closed is None:
+            _log.critical("store.diverged cause=%s", error)
+            self._closed = partial(_again, error)
+            self._feed.close(self._closed)
 
     def _fail(self, batch: _Batch, followers: _Followers, error: BaseException) -> None:
         if batch:
@@ -305,10 +317,10 @@ class LogStore:
             raise self._closed()
 
 
-def _again(error: BaseException) -> BaseException:
+def _again(error: BaseException) -> SkerryError:
     """Return an error of the same kind of its own for another caller: one instance must not be raised twice."""
     if isinstance(error, SkerryError):
-        copy = type(error)(error.cause, element=error.element, hint=error.hint)
+        copy: SkerryError = type(error)(error.cause, element=error.element, hint=error.hint)
     else:
         copy = UnavailableError(f"a write failed unexpectedly: {error}", element="store")
     copy.__cause__ = error

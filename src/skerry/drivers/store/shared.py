@@ -33,6 +33,10 @@ class SharedLogStore(LogStore):
         """The revision up to which watchers here have been told everything."""
         return self._feed.revision
 
+    def check(self) -> None:
+        """Raise what every call raises once the store cannot be used any more: UnavailableError, DivergedError."""
+        self._check_open()
+
     async def begin_term(self) -> int:
         """Begin the term of a new leader and return it; what is written in earlier ones is refused from now on."""
         self._check_open()

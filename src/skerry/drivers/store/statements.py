@@ -72,6 +72,13 @@ STAND = sa.select(
 )
 """The newest row's revision, the compacted revision, the term of whoever leads: as of one moment."""
 
+_tip = log.alias("tip")
+_one = sa.select(sa.literal(1).label("one")).subquery("one")
+STAND_AT = STAND.add_columns(*_tip.c).select_from(
+    _one.outerjoin(_tip, _tip.c.revision == sa.bindparam("tip", type_=sa.BigInteger))
+)
+"""The same, and the row at one revision, if it is there."""
+
 APPEND = sa.insert(log)
 
 GET = (

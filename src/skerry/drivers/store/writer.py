@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from skerry.api.errors import DivergedError, SkerryError
 from skerry.drivers.store import log
-from skerry.drivers.store.database import BehindError, LogDatabase
+from skerry.drivers.store.database import BehindError, LogDatabase, Tip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,8 @@ class Progress:
     """One for each write, in order."""
     error: BaseException | None = None
     """Why nothing came of the writes."""
+    diverged: bool = False
+    """This is another log than before: nothing that is known of it holds any more."""
 
 
 class LogWriter:
@@ -36,28 +39,37 @@ class LogWriter:
 
     def __init__(self, database: LogDatabase, last: int) -> None:
         self._database = database
-        self._last = last
+        self._tip = Tip(last)
 
     def take_turn(self, writes: Sequence[log.Write], known: Mapping[str, log.Row]) -> Progress:
         """Carry out writes, or none, and tell what is new. `known` are newest rows as of the last turn's end."""
         try:
-            progress = self._write(writes, known) if writes else self._follow()
+            return self._write(writes, known) if writes else self._follow()
+        except DivergedError as error:
+            return Progress(reached=self._tip.revision, error=error, diverged=self._has_diverged())
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for the writes
-            return Progress(reached=self._last, error=error)
-        self._last = progress.reached
-        return progress
+            return Progress(reached=self._tip.revision, error=error)
 
     def _write(self, writes: Sequence[log.Write], known: Mapping[str, log.Row]) -> Progress:
         try:
-            appended = self._database.append(writes, self._last, known)
+            appended = self._database.append(writes, self._tip, known)
         except BehindError:
-            news = self._database.news(self._last)
-            return Progress(news=news.rows, reached=news.reached, lost=news.lost, behind=True)
+            return self._follow(behind=True)
         own = [outcome for outcome in appended.outcomes if isinstance(outcome, log.Written)]
-        news_rows = [*appended.missed, *own]
-        reached = news_rows[-1].row.revision if news_rows else self._last
-        return Progress(news=news_rows, reached=reached, outcomes=appended.outcomes)
+        self._tip = appended.tip
+        return Progress(news=[*appended.missed, *own], reached=self._tip.revision, outcomes=appended.outcomes)
 
-    def _follow(self) -> Progress:
-        news = self._database.news(self._last)
-        return Progress(news=news.rows, reached=news.reached, lost=news.lost, behind=news.more)
+    def _follow(self, *, behind: bool = False) -> Progress:
+        news = self._database.news(self._tip)
+        self._tip = news.tip
+        return Progress(news=news.rows, reached=self._tip.revision, lost=news.lost, behind=behind or news.more)
+
+    def _has_diverged(self) -> bool:
+        """Return whether it has for certain: a reader may have been led to a replica that lags behind."""
+        try:
+            self._database.check(self._tip)
+        except DivergedError:
+            return True
+        except SkerryError:
+            pass  # away just now; the next turn tells
+        return False

@@ -31,7 +31,9 @@ CODES: Mapping[type[errors.SkerryError], tuple[int, str]] = {
     errors.TooLargeError: (413, "RequestEntityTooLarge"),
     errors.UnsupportedError: (415, "UnsupportedMediaType"),
     errors.InvalidError: (422, "Invalid"),
+    errors.DivergedError: (503, "ServiceUnavailable"),  # another hub may know better
     errors.IntegrityError: (422, "Invalid"),
+    errors.UnreadableError: (500, "StorageReadError"),
     errors.UnavailableError: (503, "ServiceUnavailable"),
     errors.TimedOutError: (504, "Timeout"),
     errors.StorageFullError: (507, "StorageFull"),
@@ -41,6 +43,7 @@ _OF_SEVERAL = errors.InvalidError | errors.FieldConflictError | errors.Namespace
 _WHY: Mapping[type[errors.SkerryError], str] = {
     errors.FieldConflictError: "FieldManagerConflict",
     errors.NamespaceTerminatingError: "NamespaceTerminating",
+    errors.ForbiddenFieldError: "FieldValueForbidden",
 }
 """What the causes of an error are called, as clients look for it."""
 
@@ -56,12 +59,13 @@ def status_of(
     """Return the Status object for an error; the kind and name of what was asked for go into its details."""
     code, reason = code_and_reason(error)
     each = error.each if isinstance(error, _OF_SEVERAL) else (error,)
+    if isinstance(error, errors.ListOptionsError):
+        group, kind, name = "meta.k8s.io", "ListOptions", ""  # which are wrong, not the object
     invalid = reason == "Invalid"
     message = error.sentence
     if invalid and kind:
         message = f'{kind} "{name}" is invalid: {error.sentence}' if name else f"{kind} is invalid: {error.sentence}"
-    why = next((why for kind, why in _WHY.items() if isinstance(error, kind)), "FieldValueInvalid")
-    details: dict[str, Any] = {"causes": [_cause(problem, why) for problem in each]}
+    details: dict[str, Any] = {"causes": [_cause(problem, _why(error, problem)) for problem in each]}
     if kind:
         # kubectl names an invalid object by its kind and everything else by its resource
         details |= _group(group) | {"kind": kind if invalid else plural}
@@ -99,6 +103,11 @@ def respond_status(status: dict[str, Any]) -> Response:
     if code == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return respond(status, code=code, headers=headers)
+
+
+def _why(error: errors.SkerryError, problem: errors.SkerryError) -> str:
+    found = (why for kind, why in _WHY.items() if isinstance(error, kind) or isinstance(problem, kind))
+    return next(found, "FieldValueInvalid")
 
 
 def _group(group: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from skerry.api.kinds.event import Event
 from skerry.api.meta import LabelSelectorRequirement
 from skerry.hub import objects
 from skerry.hub.objects import ObjectPage
-from skerry.hub.server import answer, fields, long_list
+from skerry.hub.server import answer, fields, list_options, long_list
 from skerry.hub.server.call import Call
 from skerry.hub.server.long_list import Part
 from skerry.hub.server.projection import events
@@ -132,7 +132,11 @@ async def _selected(call: Call, selection: Selection, *, limit: int, begin: Posi
 
 
 async def position(call: Call) -> Position:
-    """Return where the list is to begin. Raises BadRequestError, TimedOutError for a revision that is yet to come."""
+    """Return where the list is to begin. Raises BadRequestError, TimedOutError for a revision that is yet to come.
+
+    Raises ListOptionsError for parameters that do not go together.
+    """
+    list_options.check_list(call)
     token, version = call.text("continue"), call.text("resourceVersion")
     if token:
         if version not in ("", "0"):

@@ -10,7 +10,7 @@ import msgspec
 from starlette.responses import Response
 
 from skerry.api import codec
-from skerry.api.errors import ConflictError, ForbiddenError, InvalidError
+from skerry.api.errors import ConflictError, ForbiddenError, ForbiddenFieldError, InvalidError
 from skerry.api.kinds import Resource
 from skerry.api.ownership import Entries
 from skerry.hub.server import answer, delete, escalation, owners
@@ -76,6 +76,7 @@ async def rewrite(
 
 def _all_but_status(call: Call, current: Resource, wanted: Resource) -> Resource:
     _check_immutable(call, current, wanted)
+    _check_finalizers(current, wanted)
     old = current.metadata
     metadata = msgspec.structs.replace(
         wanted.metadata,
@@ -102,6 +103,18 @@ def _check_immutable(call: Call, current: Resource, wanted: Resource) -> None:
     if paths:
         hint = f"create a new {call.info.kind} with another name"
         raise InvalidError.of([InvalidError("is immutable", element=path, hint=hint) for path in paths[:20]])
+
+
+def _check_finalizers(current: Resource, wanted: Resource) -> None:
+    """Raises ForbiddenFieldError for finalizers that are new on what is being deleted: nobody could wait for them."""
+    new = sorted({*wanted.metadata.finalizers} - {*current.metadata.finalizers})
+    if new and current.metadata.deletion_timestamp is not None:
+        named = ", ".join(f'"{name[:80]}"' for name in new[:20])
+        raise ForbiddenFieldError(
+            "Forbidden: no new finalizers can be added if the object is being deleted, "
+            f"found new finalizers []string{{{named}}}",
+            element="metadata.finalizers",
+        )
 
 
 def _only_status(current: Resource, wanted: Resource) -> Resource:

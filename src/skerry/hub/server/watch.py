@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from skerry.api.kinds import Resource
 from skerry.hub.objects import ObjectChange
-from skerry.hub.server import answer
+from skerry.hub.server import answer, list_options
 from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call
 from skerry.hub.server.stream import EventStream, EventType, duration, line
@@ -26,6 +26,7 @@ BOOKMARK_SECONDS = 30.0
 
 async def watch(call: Call) -> Response:
     """Return the stream. Raises BadRequestError for its parameters; what happens later is an ERROR event in it."""
+    list_options.check_watch(call)
     revision = call.number("resourceVersion", default=0, most=2**62)
     shape = answer.shape_of(call)
     shape.many([], {})  # says now, not in the stream, what is wrong with the parameters

@@ -20,7 +20,7 @@ from skerry.api.kinds.device import Device
 from skerry.core.messages import MAX_TAIL_LINES
 from skerry.hub.context import HubContext
 from skerry.hub.objects import ObjectChange
-from skerry.hub.server import answer, logs, long_list, status
+from skerry.hub.server import answer, list_options, logs, long_list, status
 from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call
 from skerry.hub.server.long_list import Part
@@ -157,6 +157,7 @@ async def find_pod(call: Call) -> tuple[Device, str]:
 
 
 async def _watch(call: Call, view: View) -> Response:
+    list_options.check_watch(call)
     revision = call.number("resourceVersion", default=0, most=2**62)
     shape = _Shape(call=call, view=view)
     shape.many([], {})  # says now, not in the stream, what is wrong with the parameters

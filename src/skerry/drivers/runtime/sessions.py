@@ -1,9 +1,10 @@
 """A command beside a server, for somebody who is connected: pipes or a terminal, and nothing left of it afterwards.
 
-It has the server's directory, environment, user and control group, and may gain no privileges. Everything it starts
-carries the marker `SKERRY_SESSION`, by which it is found and killed: when the command ends, when the client leaves,
-and at the agent's next start. A keeper beside it does so when the agent is killed. Lives here: fork, terminals,
-signals. Must not live here: who may (the agent's settings), the client's protocol.
+It has the server's directory, environment, user and control group, and may gain no privileges. Between it and the
+agent is a `keeper`, below which everything of it is, and which ends all of that when the command ends, when the client
+leaves, and when the agent is killed. What a keeper that was killed itself has left is found by the marker
+`SKERRY_SESSION`.
+Lives here: fork, terminals, signals. Must not live here: who may (the agent's settings), the client's protocol.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import secrets
 import signal
 import struct
 import subprocess
+import sys
 import termios
 from collections.abc import Sequence
 from pathlib import Path
 
 from skerry.api.errors import UnavailableError
 from skerry.core.ports import Execution
-from skerry.drivers.runtime import cgroups, proc, spawn
+from skerry.drivers.runtime import cgroups, keeper, proc, spawn
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +36,21 @@ END_ROUNDS = 20
 _TERMINAL = 'exec 0<>/proc/self/fd/0 1>&0 2>&0; exec "$@"'
 """Opened by the leader of a session, a terminal becomes the session's."""
 _PLAIN = 'exec "$@"'
-_KEEPER = f"""trap "" HUP INT TERM; read _; kill -KILL -"$1"
-for round in 1 2 3; do for found in /proc/[0-9]*/environ; do
-grep -qs "{MARKER}=$2" "$found" || continue; found=${{found#/proc/}}; kill -KILL "${{found%/environ}}"
-done; done"""
-"""Reads from a pipe whose other end the agent alone has; at its end, kills the group, and what carries the marker."""
+_KEEPER = (sys.executable, "-I", "-S", keeper.__file__)
+KEEPER_SECONDS = keeper.END_SECONDS + 2.0
 
 
 class Session:
     """One command that was started; `end` must be called."""
 
-    def __init__(self, process: subprocess.Popen[bytes], keeper: subprocess.Popen[bytes] | None, marker: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], marker: str) -> None:
         self.input = -1
         """Descriptor, not blocking; -1 when there is none."""
         self.output = -1
         self.errors = -1
         self.terminal = False
         self._process = process
-        self._keeper = keeper
+        """The keeper, which ends as the command does, when nothing is left of it."""
         self._marker = marker
 
     async def wait(self) -> int:
@@ -61,7 +60,7 @@ class Session:
         code = self._process.poll()
         if code is None:
             code = await asyncio.to_thread(self._process.wait)
-        return code if code >= 0 else 128 - code
+        return code if code >= 0 else 128 - code  # a keeper that was killed itself
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal its size."""
@@ -81,7 +80,7 @@ class Session:
 
     async def kill(self) -> None:
         """End whatever runs of it."""
-        await asyncio.to_thread(end_all, self._marker)
+        await asyncio.to_thread(self._kill)
 
     async def end(self) -> None:
         """End what still runs, and let go of everything; takes its time, but not for ever."""
@@ -95,17 +94,19 @@ class Session:
             await asyncio.wait({work})
             raise
 
-    def _end(self) -> None:
+    def _kill(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KEEPER_SECONDS)
         end_all(self._marker)
+
+    def _end(self) -> None:
+        self._kill()
         if self._process.poll() is None:
             self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
-        if self._keeper is not None:
-            self._keeper.kill()
-            self._keeper.wait()
-            if self._keeper.stdin is not None:
-                self._keeper.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
 
 
 async def start(execution: Execution, runtime: str, group: Sequence[Path]) -> Session:
@@ -115,7 +116,8 @@ async def start(execution: Execution, runtime: str, group: Sequence[Path]) -> Se
 
 def _start(execution: Execution, runtime: str, group: Sequence[Path]) -> Session:
     marker = f"{runtime}/{secrets.token_hex(8)}"
-    environment = {**execution.environment, MARKER: marker}
+    environment = dict(execution.environment)
+    environment.pop(MARKER, None)  # or the keeper would be taken for what it keeps
     if execution.terminal:
         environment.setdefault("TERM", "xterm")
     argv = ["/bin/sh", "-c", _TERMINAL if execution.terminal else _PLAIN, "sh", *execution.argv]
@@ -123,13 +125,15 @@ def _start(execution: Execution, runtime: str, group: Sequence[Path]) -> Session
     ours: list[int] = []
     try:
         ends = _open_ends(execution, theirs, ours)
+        wanted = [f"{MARKER}={marker}", str(spawn.OOM_SCORE), *map(str, ends)]
         process = subprocess.Popen(
-            cgroups.joining(group, argv) if group else argv,
+            [*_KEEPER, *wanted, *(cgroups.joining(group, argv) if group else argv)],
             cwd=execution.directory,
             env=environment,
-            stdin=ends[0],
-            stdout=ends[1],
-            stderr=ends[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=set(ends),
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
@@ -138,15 +142,13 @@ def _start(execution: Execution, runtime: str, group: Sequence[Path]) -> Session
         raise UnavailableError(f"cannot be started: {error}", element=execution.argv[0][:200]) from None
     for descriptor in set(theirs):
         os.close(descriptor)
-    session = Session(process, _keep(process.pid, marker), marker)
+    session = Session(process, marker)
     session.terminal = execution.terminal
     for descriptor in set(ours):
         os.set_blocking(descriptor, False)
     session.input, session.output, session.errors = (ours * 3)[:3] if execution.terminal else (*ours,)
     if execution.terminal:
         session.errors = -1
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(spawn.OOM_SCORE), encoding="ascii")
     return session
 
 
@@ -163,21 +165,6 @@ def _open_ends(execution: Execution, theirs: list[int], ours: list[int]) -> tupl
         theirs.append(writer if outward else reader)
         ours.append(reader if outward else writer)
     return theirs[0], theirs[1], theirs[2]
-
-
-def _keep(pid: int, marker: str) -> subprocess.Popen[bytes] | None:
-    """Start what ends the session when this process is killed."""
-    try:
-        return subprocess.Popen(
-            ["/bin/sh", "-c", _KEEPER, "sh", str(pid), marker],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    except OSError as error:
-        log.warning("session.no_keeper error=%s", error)
-        return None
 
 
 def end_all(marker: str) -> int:

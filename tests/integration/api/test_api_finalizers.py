@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from tests.integration.api.paths import Make, path, status
 
+from skerry.api.kinds.device import Device
 from skerry.api.kinds.model_deployment import ModelDeployment
 from skerry.drivers.client.api import HubClient
+
+if TYPE_CHECKING:
+    from tests.integration.api.conftest import Hub
 
 APPLY = "application/apply-patch+yaml"
 
@@ -58,3 +62,28 @@ def test_the_last_one_lets_it_go(admin: HubClient, going: str, way: str) -> None
     assert changed(admin, going, way, ["example.com/hold"]).status_code == 200
     assert changed(admin, going, way, []).status_code == 200
     status(admin.http.get(going), 404, "NotFound")
+
+
+@pytest.mark.parametrize("of", ["metadata", "spec"])
+def test_a_namespaces_finalizers_end_by_a_path_of_their_own(hub: Hub, admin: HubClient, of: str) -> None:
+    where = f"/api/v1/namespaces/{admin.namespace}"
+    hub.add_device(admin.namespace, "till-7")
+    current = admin.http.get(where).json()
+    current["metadata"]["finalizers"] = ["example.com/hold"]
+    current["spec"]["finalizers"] = ["kubernetes"]
+    assert admin.http.put(where, json=current).status_code == 200
+    going = admin.http.request("DELETE", where).json()
+    assert going["status"]["phase"] == "Terminating"
+    going[of]["finalizers"] = []
+    answer = admin.http.put(f"{where}/finalize", json=going)
+    assert (answer.status_code, answer.json()["kind"]) == (200, "Namespace")
+    if of == "spec":
+        assert admin.http.get(where).json()["metadata"]["finalizers"] == ["example.com/hold"]
+        assert admin.http.get(where).json()["spec"].get("finalizers", []) == []
+        going = admin.http.get(where).json()
+        going["metadata"]["finalizers"] = []
+        admin.http.put(f"{where}/finalize", json=going)
+    status(admin.http.get(where), 404, "NotFound")
+    assert not admin.list(Device)
+    status(admin.http.put(f"{where}/finalize", json=going), 404, "NotFound")
+    status(admin.http.get(f"{where}/finalize"), 405, "MethodNotAllowed")

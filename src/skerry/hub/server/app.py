@@ -88,6 +88,7 @@ _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
     ("devices", "reconcile"): {"POST": subresources.reconcile},
     ("modeldeployments", "explain"): {"GET": subresources.explain},
     ("serviceaccounts", "token"): {"POST": authentication.create_token},
+    ("namespaces", "finalize"): {"PUT": update.update},
     # Decisions go by their own path, and only the hub signs.
     ("certificatesigningrequests", "approval"): {
         "GET": get.get,
@@ -158,9 +159,10 @@ def _resource_routes(context: HubContext, path: str) -> list[BaseRoute]:
     routes: list[BaseRoute] = [
         Route(base + rest, endpoint, methods=_METHODS) for base in (within, without) for rest in below
     ]
-    if path == _NAMESPACES.path:  # a namespace's own subresource, where one of its resources would stand
-        status_of = _resource_endpoint(context, path, plural=_NAMESPACES.plural, subresource="status")
-        routes.insert(0, Route(f"{path}/namespaces/{{name}}/status", status_of, methods=_METHODS))
+    if path == _NAMESPACES.path:  # a namespace's own subresources, where its resources would stand
+        for name in attributes.OF_NAMESPACES:
+            its_own = _resource_endpoint(context, path, plural=_NAMESPACES.plural, subresource=name)
+            routes.insert(0, Route(f"{path}/namespaces/{{name}}/{name}", its_own, methods=_METHODS))
     return routes
 
 

@@ -20,7 +20,7 @@ from skerry.core.rbac import Attributes
 
 _VERBS = {"POST": "create", "GET": "get", "HEAD": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _OF_COLLECTIONS = {"get": "list", "delete": "deletecollection"}
-_OF_NAMESPACES = ("status", "finalize")
+OF_NAMESPACES = ("status", "finalize")
 """What follows a namespace's name and is a part of it, not a resource in it."""
 _CONVERSATIONS = {("", "pods", name) for name in ("exec", "attach", "portforward")}
 """They do something, also where WebSocket makes a GET of them: who may only read may not begin one."""
@@ -53,7 +53,7 @@ def _resource(rest: list[str], group: str) -> Attributes:
     namespace = ""
     if rest[0] == "namespaces" and len(rest) > 1:
         namespace = rest[1]
-        if len(rest) > 2 and rest[2] not in _OF_NAMESPACES:
+        if len(rest) > 2 and rest[2] not in OF_NAMESPACES:
             rest = rest[2:]
     resource, name, subresource, *_ = (*rest, "", "")
     return Attributes(verb="", group=group, resource=resource, name=name, subresource=subresource, namespace=namespace)

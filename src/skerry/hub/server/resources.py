@@ -52,6 +52,7 @@ _SUBRESOURCES: Mapping[str, tuple[Subresource, ...]] = {
         Subresource(name="reconcile", kind="Device", verbs=("create",)),
     ),
     "modeldeployments": (Subresource(name="explain", kind="ModelDeployment", verbs=("get",)),),
+    "namespaces": (Subresource(name="finalize", kind="Namespace", verbs=("update",)),),
     "serviceaccounts": (
         Subresource(name="token", kind="TokenRequest", verbs=("create",), group="authentication.k8s.io", version="v1"),
     ),

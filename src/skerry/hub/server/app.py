@@ -96,6 +96,11 @@ _SUBRESOURCES: dict[tuple[str, str], dict[str, Verb]] = {
         "PATCH": certificates.patch_approval,
     },
 }
+_HINTS = {
+    "scale": "nothing here has a number of replicas: a model deployment runs on every device that its selector means, "
+    "and spec.strategy.waves says how many at a time"
+}
+"""For subresources that clients know from elsewhere."""
 
 
 def build_app(context: HubContext) -> Starlette:
@@ -223,7 +228,7 @@ def _verb(call: Call) -> Verb:
     if call.subresource:
         verbs = _SUBRESOURCES.get((call.info.plural, call.subresource))
         if verbs is None:
-            raise _unknown_path(call.request)
+            raise _unknown_path(call.request, hint=_HINTS.get(call.subresource, ""))
     else:
         verbs = {method: verb for method, (verb, name) in _found(call).items() if name in call.info.verbs}
     method = "GET" if call.request.method == "HEAD" else call.request.method
@@ -241,10 +246,9 @@ def _found(call: Call) -> dict[str, tuple[Verb, str]]:
     return _EVERYWHERE if call.info.namespaced and not call.namespace else _COLLECTION
 
 
-def _unknown_path(request: Request) -> NotFoundError:
-    return NotFoundError(
-        "the server could not find the requested resource", element=f"{request.method} {request.url.path[:200]}"
-    )
+def _unknown_path(request: Request, *, hint: str = "") -> NotFoundError:
+    element = f"{request.method} {request.url.path[:200]}"
+    return NotFoundError("the server could not find the requested resource", element=element, hint=hint)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -172,18 +172,23 @@ class LogDatabase:
         """Write down that history up to and including this revision may go."""
         self._commit(lambda connection: connection.execute(statements.SET_COMPACTED, {"value": revision}))
 
-    def remove_obsolete(self, before: int, cursor: int) -> int | None:
-        """Remove one slice of obsolete rows after `cursor`; return where to go on, None when done."""
+    def find_obsolete(self, before: int, cursor: int) -> list[int]:
+        """Return one slice of obsolete rows' revisions after `cursor`; fewer than `COMPACTION_SLICE` are the last ones.
+
+        It takes as long as there are rows, living ones too, and holds up no write.
+        """
         values = {"before": before, "cursor": cursor, "limit": COMPACTION_SLICE}
+        return self._read(lambda connection: list(connection.execute(statements.OBSOLETE, values).scalars()))
 
-        def work(connection: sa.Connection) -> list[int]:
-            revisions = list(connection.execute(statements.OBSOLETE, values).scalars())
-            if revisions:
-                connection.execute(statements.REMOVE, {"revisions": revisions})
-            return revisions
+    def remove_obsolete(self, before: int, revisions: Sequence[int]) -> None:
+        """Remove a slice that was found, as far as it is obsolete; what is, is so for good, unless a backup is put back."""
+        values = {"before": before, "revisions": list(revisions)}
 
-        revisions = self._commit(work)
-        return revisions[-1] if len(revisions) == COMPACTION_SLICE else None
+        def work(connection: sa.Connection) -> None:
+            if sure := list(connection.execute(statements.OBSOLETE_AMONG, values).scalars()):
+                connection.execute(statements.REMOVE, {"revisions": sure})
+
+        self._commit(work)
 
     def dispose(self) -> None:
         """Close all connections."""

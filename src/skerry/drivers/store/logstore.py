@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from skerry.api.errors import ExpiredError, InvalidError, SkerryError, UnavailableError
 from skerry.core.ports import Change, Guard, Page, Record
 from skerry.drivers.store import log
-from skerry.drivers.store.database import LogDatabase, Stand
+from skerry.drivers.store.database import COMPACTION_SLICE, LogDatabase, Stand
 from skerry.drivers.store.feed import Feed, FeedSettings, Watcher
 from skerry.drivers.store.recent import Recent
 from skerry.drivers.store.writer import LogWriter, Progress
@@ -158,10 +158,13 @@ class LogStore:
         if before > self._compacted:
             await self._in_writer(partial(self._database.set_compacted, before))
             self._compacted = max(self._compacted, before)
-        cursor: int | None = 0
-        while cursor is not None:
+        done, upto = 0, self._compacted
+        while found := await self._read(partial(self._database.find_obsolete, upto, done)):
             self._check_open()
-            cursor = await self._in_writer(partial(self._database.remove_obsolete, self._compacted, cursor))
+            await self._in_writer(partial(self._database.remove_obsolete, upto, found))
+            done = found[-1]
+            if len(found) < COMPACTION_SLICE:
+                break
 
     async def close(self) -> None:
         """Finish the writes that are under way, end all watches, close the database. Closing twice is harmless."""

@@ -131,20 +131,20 @@ ROWS = (
 """The log itself."""
 SIZE = sa.select(sa.func.count()).select_from(log)
 
+_obsolete = (
+    log.c.revision <= sa.bindparam("before"),
+    sa.or_(
+        log.c.deleted,
+        sa.exists().where(
+            _newer.c.key == log.c.key,
+            _newer.c.revision > log.c.revision,
+            _newer.c.revision <= sa.bindparam("before"),
+        ),
+    ),
+)
 OBSOLETE = (
     sa.select(log.c.revision)
-    .where(
-        log.c.revision > sa.bindparam("cursor"),
-        log.c.revision <= sa.bindparam("before"),
-        sa.or_(
-            log.c.deleted,
-            sa.exists().where(
-                _newer.c.key == log.c.key,
-                _newer.c.revision > log.c.revision,
-                _newer.c.revision <= sa.bindparam("before"),
-            ),
-        ),
-    )
+    .where(log.c.revision > sa.bindparam("cursor"), *_obsolete)
     .order_by(log.c.revision)
     .limit(sa.bindparam("limit"))
 )
@@ -152,4 +152,7 @@ OBSOLETE = (
 
 They must go in this order: were a deletion removed before the write it deleted, that write would live again.
 """
+OBSOLETE_AMONG = sa.select(log.c.revision).where(
+    log.c.revision.in_(sa.bindparam("revisions", expanding=True)), *_obsolete
+)
 REMOVE = sa.delete(log).where(log.c.revision.in_(sa.bindparam("revisions", expanding=True)))

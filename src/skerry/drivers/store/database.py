@@ -181,7 +181,7 @@ class LogDatabase:
         return self._read(lambda connection: list(connection.execute(statements.OBSOLETE, values).scalars()))
 
     def remove_obsolete(self, before: int, revisions: Sequence[int]) -> None:
-        """Remove a slice that was found, as far as it is obsolete; what is, is so for good, unless a backup is put back."""
+        """Remove a slice that was found, as far as it is obsolete; that is for good, unless a backup is put back."""
         values = {"before": before, "revisions": list(revisions)}
 
         def work(connection: sa.Connection) -> None:

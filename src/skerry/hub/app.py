@@ -27,6 +27,7 @@ from skerry.api.errors import IntegrityError, InvalidError, SkerryError, Unavail
 from skerry.api.meta import GROUP
 from skerry.core.audit_policy import Reads
 from skerry.core.ports import ArtifactStore, Clock
+from skerry.core.shares import Shed
 from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.local import LocalHubLink
 from skerry.drivers.registry import elsewhere
@@ -50,6 +51,7 @@ from skerry.hub.serving_certificate import ServingCertificate
 from skerry.hub.settings import DEFAULT_API_PORT, DEFAULT_MQTT_PORT, HubSettings, read_registry
 from skerry.hub.state import HubRecord, StateDirectory, claim
 from skerry.hub.stores import Shared
+from skerry.hub.tunnels import Tunnels
 from skerry.kit.clock import SystemClock
 
 log = logging.getLogger(__name__)
@@ -209,7 +211,8 @@ async def _open_rest(
         await stack.enter_async_context(broker)
     objects = Objects(store, clock)
     led = Objects(shared.led, clock) if shared else objects
-    gateway = Gateway(led, LocalHubLink(broker), authority.desired_key, authority.desired_key_id, clock)
+    shed = Shed()
+    gateway = Gateway(led, LocalHubLink(broker), authority.desired_key, authority.desired_key_id, clock, shed=shed)
     gateways.append(gateway)
     artifacts = await stack.enter_async_context(_open_artifacts(settings, state))
     aggregation = await stack.enter_async_context(open_aggregation(settings, authority, clock))
@@ -227,6 +230,8 @@ async def _open_rest(
         hub_url=hub_url,
         mqtt_host=place.told,
         mqtt_port=mqtt_port if shared else broker.port,
+        shed=shed,
+        tunnels=Tunnels(shed),
         audit=await stack.enter_async_context(_open_audit(settings, state, clock)),
         authorizer=aggregation.authorizer or RoleAuthorizer(objects),
         authentication=_authentication(settings, clock, hub_url, aggregation, _passed_on(forwarding, gateway)),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from skerry.core.ports import ArtifactStore, Clock
+from skerry.core.shares import Shed
 from skerry.hub.audit.ranked import RankedLog
 from skerry.hub.authentication.chain import Authentication
 from skerry.hub.authorization import AdminsOnly, Authorizer
@@ -45,6 +46,8 @@ class HubContext:
     """Uses of one token are taken one after the other; the store's revisions make it right, this makes it quick."""
     collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the registry's garbage is collected: one at a time."""
+    shed: Shed = field(default_factory=Shed)
+    """What was refused or left out for one namespace's share."""
     tunnels: Tunnels = field(default_factory=Tunnels)
     """Conversations with devices' workloads."""
     audit: RankedLog | None = None

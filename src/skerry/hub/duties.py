@@ -99,8 +99,8 @@ def _led_objects(context: HubContext, shared: Shared) -> Objects:
 def _tell_events(group: asyncio.TaskGroup, context: HubContext, ttl: timedelta) -> list[asyncio.Task[None]]:
     """Start what makes events of what happens, and what removes them when they are old."""
     store, clock = context.objects.store, context.clock
-    recorder = Recorder(context.objects, clock, instance=socket.gethostname()[:128])
-    expiry = EventExpiry(store, clock, ttl=ttl)
+    recorder = Recorder(context.objects, clock, instance=socket.gethostname()[:128], shed=context.shed)
+    expiry = EventExpiry(store, clock, ttl=ttl, shed=context.shed)
     return [
         group.create_task(happenings.Happenings(store, recorder).run(), name="happenings"),
         group.create_task(recorder.run(), name="events"),

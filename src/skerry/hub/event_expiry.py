@@ -1,5 +1,7 @@
 """How long events are kept: an hour unless set otherwise, and no more of them than a bound, whoever writes them.
 
+Beyond the bound the oldest go of the namespace that has most.
+
 The store is listed once, then followed: what is due is known without looking at anything else. Must not live here:
 writing events.
 """
@@ -18,13 +20,14 @@ from skerry.api.errors import ConflictError, ExpiredError, NotFoundError, Skerry
 from skerry.api.kinds.event import Event
 from skerry.api.meta import Struct
 from skerry.core.ports import Change, Clock, Record, Store
+from skerry.core.shares import Shed
 from skerry.hub.objects import UNREADABLE, prefix_of
 
 log = logging.getLogger(__name__)
 
 TTL = timedelta(hours=1)
 MAX_EVENTS = 50_000
-"""Kept at the same time; beyond it the oldest go before their time."""
+"""Kept at the same time; beyond it some go before their time."""
 _PAGE = 500
 _RETRY_SECONDS = 1.0
 _FARTHEST = 60.0
@@ -50,11 +53,16 @@ class _Dated(Struct, frozen=True, kw_only=True):
 class EventExpiry:
     """Removes events that are old, or too many; see `run`."""
 
-    def __init__(self, store: Store, clock: Clock, *, ttl: timedelta = TTL, most: int = MAX_EVENTS) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, *, ttl: timedelta = TTL, most: int = MAX_EVENTS, shed: Shed | None = None
+    ) -> None:
         self._store, self._clock, self._ttl, self._most = store, clock, ttl, most
         self._prefix = prefix_of(Event)
         self._kept: OrderedDict[str, tuple[datetime, int]] = OrderedDict()
         """When each is due, and its revision; in the order in which they were written."""
+        self._of = dict[str, OrderedDict[str, None]]()
+        """The same keys in the same order, by namespace."""
+        self._shed = shed or Shed()
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -89,17 +97,35 @@ class EventExpiry:
             if page.next_key is None:
                 break
             start = page.next_key
-        self._kept = OrderedDict((key, (due, number)) for due, key, number in sorted(found))
+        self._kept.clear()
+        self._of.clear()
+        for due, key, number in sorted(found):
+            self._keep(key, due, number)
         self._changed.set()
         return revision
 
     def _note(self, change: Change) -> None:
         if change.record is None:
             return
-        self._kept.pop(change.record.key, None)
+        self._drop(change.record.key)
         if change.type != "DELETED":
-            self._kept[change.record.key] = (self._clock.now() + self._ttl, change.record.revision)
+            self._keep(change.record.key, self._clock.now() + self._ttl, change.record.revision)
         self._changed.set()
+
+    def _keep(self, key: str, due: datetime, revision: int) -> None:
+        self._kept[key] = (due, revision)
+        self._of.setdefault(self._namespace(key), OrderedDict())[key] = None
+
+    def _drop(self, key: str) -> None:
+        if self._kept.pop(key, None) is None:
+            return
+        namespace = self._namespace(key)
+        del self._of[namespace][key]
+        if not self._of[namespace]:
+            del self._of[namespace]
+
+    def _namespace(self, key: str) -> str:
+        return key.removeprefix(self._prefix).partition("/")[0]
 
     async def _remove(self) -> None:
         while True:
@@ -114,8 +140,13 @@ class EventExpiry:
         while self._kept:
             key, (due, revision) = next(iter(self._kept.items()))
             left = (due - self._clock.now()).total_seconds()
-            if left > 0 and len(self._kept) <= self._most:
-                return min(left, _FARTHEST)
+            if left > 0:
+                if len(self._kept) <= self._most:
+                    return min(left, _FARTHEST)
+                namespace = max(self._of, key=lambda one: len(self._of[one]))
+                key = next(iter(self._of[namespace]))
+                due, revision = self._kept[key]
+                self._shed.count("events-expired", namespace)
             try:
                 await self._store.delete(key, expected=revision)
             except (NotFoundError, ConflictError):
@@ -124,7 +155,7 @@ class EventExpiry:
                 log.warning("events.not_removed key=%s cause=%s", key, error)
                 return _RETRY_SECONDS
             if self._kept.get(key, (due, 0))[1] == revision:
-                self._kept.pop(key, None)
+                self._drop(key)
         return _FARTHEST
 
     def _written(self, record: Record) -> datetime:

@@ -2,8 +2,9 @@
 
 `normal` and `warning` only note something: they never wait and never fail. One writer puts what was noted into the
 store, at a bounded rate. The same again raises a count; one object alone cannot take all of the rate; and what happens
-to many objects at the same time is told in one event about their namespace. Must not live here: what is worth telling
-(`core.events`), how long events are kept (`event_expiry`).
+to many objects at the same time is told in one event about their namespace. Namespaces take turns, and when there is no
+room the one that has most gives way. Must not live here: what is worth telling (`core.events`), how long events are
+kept (`event_expiry`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from skerry.api.meta import ObjectMeta
 from skerry.core.allowance import Bucket, Buckets, Rate
 from skerry.core.events import MAX_MESSAGE, EventType
 from skerry.core.ports import Clock
+from skerry.core.shares import FairQueue, Shed, in_turn
 from skerry.hub.objects import Objects
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,14 @@ class _Key(NamedTuple):
     message: str
 
 
+class _Sort(NamedTuple):
+    """What is told all together: the same that happened to objects of one kind."""
+
+    kind: str
+    type: EventType
+    reason: str
+
+
 @dataclass(kw_only=True)
 class _Pending:
     """One event that is to be written."""
@@ -105,24 +115,34 @@ class Recorder:
     """Takes notes at once and writes them by and by; see `run`."""
 
     def __init__(
-        self, objects: Objects, clock: Clock, *, instance: str = "", limits: EventLimits | None = None
+        self,
+        objects: Objects,
+        clock: Clock,
+        *,
+        instance: str = "",
+        limits: EventLimits | None = None,
+        shed: Shed | None = None,
     ) -> None:
         self._objects, self._clock = objects, clock
         self._limits = limits or EventLimits()
         self._instance = instance
         self._each: Buckets[str] = Buckets(self._limits.each, most=self._limits.objects)
         self._all = Bucket(self._limits.all, clock.monotonic())
-        self._pending: OrderedDict[_Key, _Pending] = OrderedDict()
+        self._pending = FairQueue[str, _Key, _Pending](self._limits.pending)
         self._of_object: dict[str, int] = {}
         self._known: OrderedDict[_Key, _Known] = OrderedDict()
-        self._summaries: dict[tuple[str, str, EventType, str], _Summary] = {}
+        self._summaries = FairQueue[str, _Sort, _Summary](self._limits.summaries)
+        self._turns: list[str] = []
+        """Namespaces, the one that was written of longest ago first."""
+        self._shed = shed or Shed()
+        self._writing = 0
         self._dropped = 0
         self._wake = asyncio.Event()
 
     @property
     def waiting(self) -> int:
         """How much is noted and not written yet."""
-        return len(self._pending) + len(self._summaries)
+        return len(self._pending) + len(self._summaries) + self._writing
 
     def normal(self, about: Resource | ObjectReference, reason: str, message: str, *, part: str = "") -> None:
         """Note something that is as it should be: a reason in one word, a message in one sentence."""
@@ -152,29 +172,42 @@ class Recorder:
         found = msgspec.structs.replace(found, field_path=part) if part else found
         object_id, now = found.uid or f"{found.kind}/{found.namespace}/{found.name}", self._clock.now()
         key = _Key(found.namespace or DEFAULT, object_id, part, kind, reason[:128], message[:MAX_MESSAGE])
-        if key not in self._pending and self._of_object.get(object_id, 0) >= self._limits.per_object:
+        namespace = key.namespace
+        if self._pending.get(namespace, key) is None and self._of_object.get(object_id, 0) >= self._limits.per_object:
             key = key._replace(message=_COMBINED)
-        known = self._pending.get(key)
+        known = self._pending.get(namespace, key)
         if known is not None:
             known.count, known.last, known.message = known.count + 1, now, message
-        elif len(self._pending) < self._limits.pending:
-            self._pending[key] = _Pending(about=found, message=message, first=now, last=now)
-            self._of_object[object_id] = self._of_object.get(object_id, 0) + 1
         else:
-            self._sum_up(found, key, message, now)
+            self._of_object[object_id] = self._of_object.get(object_id, 0) + 1
+            gone = self._pending.put(namespace, key, _Pending(about=found, message=message, first=now, last=now))
+            if gone is not None:
+                _, other, item = gone
+                self._forget_one(other.about)
+                self._sum_up(other, item)
         self._wake.set()
 
-    def _sum_up(self, about: ObjectReference, key: _Key, message: str, now: datetime) -> None:
-        kind = (key.namespace, about.kind, key.type, key.reason)
-        known = self._summaries.get(kind)
+    def _forget_one(self, object_id: str) -> None:
+        self._of_object[object_id] -= 1
+        if not self._of_object[object_id]:
+            del self._of_object[object_id]
+
+    def _sum_up(self, key: _Key, item: _Pending) -> None:
+        """Tell something all together with others, which has no room of its own."""
+        self._shed.count("events-together", key.namespace, item.count)
+        sort = _Sort(item.about.kind, key.type, key.reason)
+        known = self._summaries.get(key.namespace, sort)
         if known is None:
-            if len(self._summaries) >= self._limits.summaries:
-                self._dropped += 1
-                return
-            example = f"{about.name}: {message}"[:MAX_MESSAGE]
+            example = f"{item.about.name}: {item.message}"[:MAX_MESSAGE]
             since = self._clock.monotonic()
-            known = self._summaries[kind] = _Summary(since=since, example=example, first=now, last=now)
-        known.count, known.last = known.count + 1, now
+            known = _Summary(since=since, example=example, first=item.first, last=item.last)
+            gone = self._summaries.put(key.namespace, sort, known)
+            if gone is not None:
+                namespace, _, summary = gone
+                dropped = summary.count or item.count
+                self._dropped += dropped
+                self._shed.count("events-dropped", namespace, dropped)
+        known.count, known.last = known.count + item.count, max(known.last, item.last)
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -183,32 +216,47 @@ class Recorder:
         if self._dropped:
             log.warning("events.dropped count=%d", self._dropped)
             self._dropped = 0
-        held = 0
-        for kind, summary in list(self._summaries.items()):
-            if self._clock.monotonic() - summary.since < self._limits.summary_seconds:
-                continue
-            if not self._all.take(self._clock.monotonic()):
-                return self._all.wait(self._clock.monotonic())
-            del self._summaries[kind]
-            await self._write_summary(kind, summary)
-        for key in list(self._pending):
+        held, due = 0, self._due()
+        known = [one for one in self._turns if one in due]
+        self._turns = [*(one for one in due if one not in known), *known]
+        for namespace, key in in_turn(due, tuple(self._turns)):
             now = self._clock.monotonic()
             if self._all.wait(now):
                 return self._all.wait(now)
-            if not self._each.take(key.about, now):
-                held += 1
-                continue
-            self._all.take(now)
-            item = self._pending.pop(key)
-            self._of_object[key.about] -= 1
-            if not self._of_object[key.about]:
-                del self._of_object[key.about]
-            await self._write(key, item)
-        if not held and not self._summaries:
+            if isinstance(key, _Key):
+                if self._pending.get(namespace, key) is None:  # it has given way meanwhile
+                    continue
+                if not self._each.take(key.about, now):
+                    held += 1
+                    continue
+                self._served(namespace, now)
+                self._forget_one(key.about)
+                await self._write(key, self._pending.pop(namespace, key))
+            elif self._summaries.get(namespace, key) is not None:
+                self._served(namespace, now)
+                await self._write_summary(namespace, key, self._summaries.pop(namespace, key))
+        if not held and not len(self._summaries):
             return None
         return min(self._limits.each.seconds, self._limits.summary_seconds)
 
+    def _due(self) -> dict[str, list[_Key | _Sort]]:
+        """Return what may be written, by namespace: what was gathered for long enough, then the rest."""
+        latest = self._clock.monotonic() - self._limits.summary_seconds
+        due: dict[str, list[_Key | _Sort]] = {
+            namespace: [sort for sort, summary in items if summary.since <= latest]
+            for namespace, items in self._summaries.items().items()
+        }
+        for namespace, items in self._pending.items().items():
+            due.setdefault(namespace, []).extend(key for key, _ in items)
+        return {namespace: keys for namespace, keys in due.items() if keys}
+
+    def _served(self, namespace: str, now: float) -> None:
+        self._all.take(now)
+        self._turns.remove(namespace)
+        self._turns.append(namespace)
+
     async def _write(self, key: _Key, item: _Pending) -> None:
+        self._writing += 1
         try:
             known = self._known.get(key)
             if known is None or not await self._repeat(known, item):
@@ -220,6 +268,8 @@ class Recorder:
                 self._known.move_to_end(key)
         except SkerryError as error:  # what it is about has happened nevertheless
             log.warning("events.not_written reason=%s about=%s cause=%s", key.reason, key.about, error)
+        finally:
+            self._writing -= 1
 
     async def _has_place(self, namespace: str) -> bool:
         """Return whether the namespace is there to stay: news of what was in it must not bring it back."""
@@ -247,8 +297,8 @@ class Recorder:
             return False
         return True
 
-    async def _write_summary(self, kind: tuple[str, str, EventType, str], summary: _Summary) -> None:
-        namespace, what, type_, reason = kind
+    async def _write_summary(self, namespace: str, sort: _Sort, summary: _Summary) -> None:
+        what, type_, reason = sort
         about = ObjectReference(kind="Namespace", name=namespace, namespace=namespace, api_version="v1")
         text = f"{summary.count} more of kind {what}, for example {summary.example}"[:MAX_MESSAGE]
         key = _Key(namespace, f"Namespace//{namespace}", "", type_, reason, text)

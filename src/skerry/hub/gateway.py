@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from skerry.api.kinds.device import Device
 from skerry.api.meta import Struct
 from skerry.core import messages, trust
 from skerry.core.ports import Change, Clock, HubConnection, HubLink, Record
+from skerry.core.shares import Shed
 from skerry.hub.objects import UNREADABLE, Objects, key_of, prefix_of
 from skerry.hub.observer import Observer
 from skerry.hub.publisher import Publisher
@@ -93,6 +95,7 @@ class Gateway:
         *,
         settings: GatewaySettings | None = None,
         jitter: Callable[[float, float], float] = random.uniform,
+        shed: Shed | None = None,
     ) -> None:
         self.ready = asyncio.Event()
         """Set once it knows which devices there are."""
@@ -107,6 +110,9 @@ class Gateway:
         self._uids: dict[str, str] = {}
         """By the Device's key in the store."""
         self._waiting: dict[str, tuple[str, asyncio.Future[messages.CommandResult]]] = {}
+        self._waited_for = Counter[str]()
+        """How many of them there are of each namespace."""
+        self._shed = shed or Shed()
         self._telemetry: dict[str, messages.Sample] = {}
         self._connection: HubConnection | None = None
         self._begin()
@@ -208,8 +214,8 @@ class Gateway:
             raise UnavailableError("is offline", element=element, hint="ask again when it is connected")
         if not 0 <= tail_lines <= messages.MAX_TAIL_LINES:
             raise InvalidError(f"{tail_lines} is not between 0 and {messages.MAX_TAIL_LINES}", element="tailLines")
-        if len(self._waiting) >= self._settings.max_commands:
-            raise UnavailableError("too many commands wait for their answers", element=element, hint="try again")
+        namespace = self._devices[uid][0]
+        self._make_room(namespace, element)
         command = messages.Command(
             uid=uid,
             id=secrets.token_hex(16),
@@ -223,6 +229,7 @@ class Gateway:
         )
         answer: asyncio.Future[messages.CommandResult] = asyncio.get_running_loop().create_future()
         self._waiting[command.id] = (uid, answer)
+        self._waited_for[namespace] += 1
         try:
             async with asyncio.timeout(timeout_seconds):
                 await connection.send_command(uid, self._sign(command))
@@ -232,12 +239,35 @@ class Gateway:
                 f"no answer within {timeout_seconds:g} s", element=element, hint="its link may be slow or broken"
             ) from None
         finally:
-            del self._waiting[command.id]
+            self._leave(command.id, namespace)
             if not answer.cancel() and not answer.cancelled():
                 answer.exception()  # retrieved, or asyncio complains of an answer that came with the timeout
         if result.error:
             raise _ERRORS.get(result.reason, UnavailableError)(result.error, element=element)
         return result
+
+    def _make_room(self, namespace: str, element: str) -> None:
+        """Have the newest command of the namespace that waits for most give way, where one has to.
+
+        Raises UnavailableError where it is this very namespace that has most.
+        """
+        if len(self._waiting) < self._settings.max_commands:
+            return
+        ((greedy, most),) = self._waited_for.most_common(1)
+        if most > self._waited_for[namespace] + 1:
+            for command_id, (uid, answer) in reversed(self._waiting.items()):
+                if not answer.done() and self._devices.get(uid, ("", ""))[0] == greedy:
+                    self._leave(command_id, greedy)
+                    self._shed.count("commands", greedy)
+                    why = "gave way to other namespaces: too many commands wait for their answers"
+                    answer.set_exception(UnavailableError(why, element=f"device {self._devices[uid][1]}"))
+                    return
+        self._shed.count("commands", namespace)
+        raise UnavailableError("too many commands wait for their answers", element=element, hint="try again")
+
+    def _leave(self, command_id: str, namespace: str) -> None:
+        if self._waiting.pop(command_id, None) is not None:
+            self._waited_for -= Counter((namespace,))  # which leaves out what is none
 
     def _sign(self, message: messages.DesiredState | messages.Command) -> bytes:
         return messages.encode(trust.sign(message, self._key, self._key_id))

@@ -41,6 +41,7 @@ from skerry.hub.server import (
     garbage,
     get,
     health,
+    metrics,
     openapi,
     openapi_v2,
     patch,
@@ -141,6 +142,7 @@ def _routes(context: HubContext) -> list[BaseRoute]:
 
     return [
         *health.routes(context.health),
+        *metrics.routes(context.shed),
         Route("/version", discovery.version),
         Route("/cacerts", cacerts),
         Route("/api", discovery.api),

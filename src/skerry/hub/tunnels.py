@@ -42,6 +42,9 @@ IDLE_SECONDS = 4 * 3600.0
 CLOSE_SECONDS = 5.0
 GOING = 1001
 FAILED = 1011
+ENDED = "ended"
+BROKEN = "the connection to the device broke"
+DELETED = "the device was deleted"
 
 
 @dataclass(eq=False)
@@ -153,6 +156,11 @@ class Tunnels:
             await asyncio.gather(arriving, asking, return_exceptions=True)
 
 
+def why_ended(device: Wire) -> str:
+    """Return why a device's connection ended; `ENDED` when the device says that all is well."""
+    return ENDED if device.code in (1000, 1005) else device.reason or BROKEN
+
+
 async def tell(client: Wire, failure: str, *, patience: float = CLOSE_SECONDS) -> None:
     """Say on a command's last channel that it failed, to a client that still listens."""
     with contextlib.suppress(Gone, TimeoutError):
@@ -174,7 +182,7 @@ class Splice:
     sent: int = 0
     received: int = 0
     """Bytes to the client."""
-    why: str = "ended"
+    why: str = ENDED
     _told: bool = False
     _all_said: bool = False
     """The device has said its last, so that the client alone is waited for."""
@@ -210,7 +218,7 @@ class Splice:
             moved = self.sent + self.received
             quiet, seen = (0.0 if moved != seen else quiet + WATCH_SECONDS), moved
             if not self.known():
-                self.why = "the device was deleted"
+                self.why = DELETED
                 return
             if quiet >= self.idle_seconds:
                 self.why = "nothing was said for too long"
@@ -229,15 +237,14 @@ class Splice:
                 self.received += len(message)
                 self._told = self._told or message[:1] == bytes((channels.ERROR,))
                 await self.client.send(message)
-            if self.device.code not in (1000, 1005):
-                self.why = self.device.reason or "the connection to the device broke"
+            self.why = why_ended(self.device)
 
     async def _end_client(self) -> None:
         if self.status_channel and not self._told:
-            said = self.why if self.why != "ended" else "the connection to the device broke"
+            said = self.why if self.why != ENDED else BROKEN
             await tell(self.client, said, patience=self.idle_seconds if self._all_said else CLOSE_SECONDS)
         await self.client.close(
-            1000 if self.why == "ended" else FAILED,
+            1000 if self.why == ENDED else FAILED,
             self.why,
             patience=self.idle_seconds if self._all_said else LINGER_SECONDS,
         )

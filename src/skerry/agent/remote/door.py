@@ -28,6 +28,7 @@ from skerry.api.errors import (
 from skerry.core import channels
 from skerry.core.messages import Command, CommandResult, RemoteSession
 from skerry.core.ports import Executed
+from skerry.kit.websocket import GOING_AWAY
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -164,6 +165,10 @@ class Door:
                 talking = asyncio.ensure_future(self._talk(session, command, place, socket))
                 try:
                     why = await self._watch(talking, socket)
+                except asyncio.CancelledError:
+                    why = "the agent ends"
+                    await socket.close(GOING_AWAY, why)
+                    raise
                 finally:
                     talking.cancel()
                     await asyncio.gather(talking, return_exceptions=True)
@@ -177,7 +182,10 @@ class Door:
             log.exception("remote.broke purpose=%s workload=%s", session.purpose, place.name)
         finally:
             self._open -= 1
-            log.info("remote.ended purpose=%s workload=%s why=%r", session.purpose, place.name, why)
+            log.info(
+                "remote.ended purpose=%s workload=%s user=%r bytes=%d why=%r",
+                *(session.purpose, place.name, session.user, socket.moved, why),
+            )
 
     async def _talk(self, session: RemoteSession, command: Command, place: Place, socket: WebSocket) -> None:
         module = importlib.import_module(f"skerry.agent.remote.{_MODULES[session.purpose]}")

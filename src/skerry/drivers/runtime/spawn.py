@@ -126,6 +126,7 @@ def bound_log(path: Path) -> None:
         if path.stat().st_size <= MAX_LOG_BYTES:
             return
         older = path.with_name(f"{path.name}.1")
+        older.unlink(missing_ok=True)  # whoever still reads it keeps it
         with path.open("rb") as source, open(older, "wb", opener=_private) as target:
             source.seek(-min(MAX_LOG_BYTES, path.stat().st_size), os.SEEK_END)
             shutil.copyfileobj(source, target)

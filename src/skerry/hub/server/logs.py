@@ -15,18 +15,19 @@ import msgspec
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from skerry.api.errors import BadRequestError, SkerryError
+from skerry.api.errors import BadRequestError, SkerryError, UnavailableError
 from skerry.api.kinds.device import Device
 from skerry.core.messages import MAX_TAIL_LINES, LogQuery, RemoteSession
 from skerry.hub.server import status
 from skerry.hub.server.call import Call
-from skerry.hub.tunnels import WATCH_SECONDS
-from skerry.hub.upgrade import Upgrade
+from skerry.hub.tunnels import DELETED, ENDED, WATCH_SECONDS, why_ended
+from skerry.hub.upgrade import Wire
 
 log = logging.getLogger(__name__)
 
 COMMAND_SECONDS = 30.0
 """How long a device may take to answer."""
+_LEFT = "the client has left"
 _MAX_SINCE = 10 * 366 * 24 * 3600
 
 
@@ -102,29 +103,44 @@ class _Following(Response):
             failure = status.status_of(error, group="", kind="Pod", plural="pods", name=call.name)
             await status.respond_status(failure)(scope, receive, send)
 
-    async def _pass_on(self, device: Upgrade, receive: Receive, send: Send) -> None:
+    async def _pass_on(self, device: Wire, receive: Receive, send: Send) -> None:
+        """Raises UnavailableError when the device is lost: an answer that breaks off is taken for no whole one."""
         element = f"{self._device.metadata.namespace}/{self._device.metadata.name}"
         user = self._call.identity.name
         log.info("remote.began purpose=logs device=%r workload=%r user=%r", element, self._workload, user)
-        copying = asyncio.ensure_future(_copy(device, send))
-        leaving = asyncio.ensure_future(_until_left(receive))
+        received, why = 0, "the hub ended it"
+
+        async def copy() -> None:
+            nonlocal received
+            while (message := await device.receive()) is not None:
+                received += len(message)
+                await send({"type": "http.response.body", "body": message, "more_body": True})
+
+        copying, leaving = asyncio.ensure_future(copy()), asyncio.ensure_future(_until_left(receive))
         try:
-            ended: set[asyncio.Future[None]] = set()
-            while not ended and self._call.context.gateway.known(self._device.metadata.uid):
-                ended, _ = await asyncio.wait(
-                    {copying, leaving}, timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                )
+            why = await self._watch(copying, leaving) or why_ended(device)
         finally:
             for task in (copying, leaving):
                 task.cancel()
             await asyncio.gather(copying, leaving, return_exceptions=True)
-            log.info("remote.ended purpose=logs device=%r workload=%r user=%r", element, self._workload, user)
+            log.info(
+                "remote.ended purpose=logs device=%r workload=%r user=%r received=%d why=%r",
+                *(element, self._workload, user, received, why),
+            )
+        if why not in (ENDED, _LEFT):
+            raise UnavailableError(why, element=f"device {self._device.metadata.name}")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-
-async def _copy(device: Upgrade, send: Send) -> None:
-    while (message := await device.receive()) is not None:
-        await send({"type": "http.response.body", "body": message, "more_body": True})
+    async def _watch(self, copying: asyncio.Future[None], leaving: asyncio.Future[None]) -> str:
+        """Return why it is over; "" when the device knows."""
+        while self._call.context.gateway.known(self._device.metadata.uid):
+            done, _ = await asyncio.wait({copying, leaving}, timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if copying in done:
+                copying.result()
+                return ""
+            if leaving in done:
+                return _LEFT
+        return DELETED
 
 
 async def _until_left(receive: Receive) -> None:

@@ -293,7 +293,9 @@ async def _device_by_uid(context: HubContext, asked: EnrollmentSpec, identity: I
         return named
     start, revision = "", 0
     while True:
-        page = await context.objects.list(Device, identity.namespace, limit=_PAGE, start=start, revision=revision)
+        page = await context.objects.list(
+            Device, identity.namespace, limit=_PAGE, start=start, revision=revision, leave_out_unreadable=True
+        )
         found = next((device for device in page.items if device.metadata.uid == identity.name), None)
         if found is not None or page.next_key is None:
             return found

@@ -150,7 +150,11 @@ async def find(context: HubContext, presented: Presented) -> JoinToken:
 
     Raises UnauthorizedError, the same for a token that does not exist or is being deleted and for a wrong secret.
     """
-    token = await context.objects.find(JoinToken, presented.namespace, presented.name)
+    token = None
+    try:
+        token = await context.objects.find(JoinToken, presented.namespace, presented.name)
+    except UNREADABLE as error:
+        log.error("token.unreadable token=%s/%s cause=%s", presented.namespace, presented.name, error)
     if token is not None and token.metadata.deletion_timestamp is not None:
         token = None
     stored = ("" if token is None else token.status.hash) or "-" * 64

@@ -117,7 +117,7 @@ async def run(objects: Objects, clock: Clock, *, round_seconds: float = ROUND_SE
             if not named:
                 await name_orphans(objects)
                 named = True
-            found = (await objects.list(Namespace)).items
+            found = (await objects.list(Namespace, leave_out_unreadable=True)).items
         except _FAILS as error:
             log.warning("namespace.sweep_failed cause=%s", error)
             found = []
@@ -133,7 +133,8 @@ async def run(objects: Objects, clock: Clock, *, round_seconds: float = ROUND_SE
 async def name_orphans(objects: Objects) -> None:
     """Make the object of each namespace that holds something and has none: then it can be seen, and deleted."""
     held = await find(objects)
-    for name in sorted(held - {one.metadata.name for one in (await objects.list(Namespace)).items}):
+    named = {one.metadata.name for one in (await objects.list(Namespace, leave_out_unreadable=True)).items}
+    for name in sorted(held - named):
         if await _count(objects, name):
             log.warning("namespace.orphan name=%s", name)
             await _make(objects, name)
@@ -168,11 +169,10 @@ async def _empty(objects: Objects, clock: Clock, info: KindInfo, namespace: Name
     while True:
         current = await _going(objects, namespace)
         guard = Guard(key=key_of(Namespace, "", name), revision=int(current.metadata.resource_version))
-        try:
-            page = await objects.list(info.type, name, limit=PAGE, start=start)
-        except UNREADABLE as error:
-            log.error("namespace.unreadable name=%s kind=%s cause=%s", name, info.kind, error)
-            return
+        page = await objects.list(info.type, name, limit=PAGE, start=start, leave_out_unreadable=True)
+        for _, unreadable in page.unreadable:
+            with suppress(NotFoundError, ConflictError):
+                await objects.discard(info.type, name, unreadable, guard=guard)
         for item in page.items:
             # Somebody wrote meanwhile, a finalizer perhaps, or the namespace: the next page or round looks again.
             with suppress(NotFoundError, ConflictError):

@@ -9,6 +9,7 @@ here: HTTP, validation of user input, controllers' decisions.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -26,12 +27,15 @@ from skerry.api.errors import (
     IntegrityError,
     NamespaceTerminatingError,
     NotFoundError,
+    UnreadableError,
 )
 from skerry.api.kinds import KINDS, KindInfo, Resource
 from skerry.api.kinds.namespace import NAME_LABEL, Namespace
 from skerry.api.meta import GROUP, LabelSelectorRequirement, ObjectMeta
 from skerry.core.desired import DesiredRecord
-from skerry.core.ports import Clock, Guard, Record, Store
+from skerry.core.ports import Change, Clock, Guard, Record, Store
+
+log = logging.getLogger(__name__)
 
 DESIRED_PREFIX = "desired/"
 UNREADABLE = (msgspec.DecodeError, ValueError)
@@ -75,6 +79,8 @@ class ObjectPage(Generic[T]):
     revision: int
     next_key: str | None
     remaining: int | None
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """Namespaces and names of those that were left out because they cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,16 +104,16 @@ class Objects:
         self._told.setdefault(kind, []).append(written)
 
     async def get(self, kind: type[T], namespace: str, name: str) -> T:
-        """Return the object. Raises NotFoundError."""
+        """Return the object. Raises NotFoundError, UnreadableError."""
         found = await self.find(kind, namespace, name)
         if found is None:
             raise NotFoundError(element=f'{_INFOS[kind].plural} "{name}"')
         return found
 
     async def find(self, kind: type[T], namespace: str, name: str) -> T | None:
-        """Return the object, or None."""
+        """Return the object, or None. Raises UnreadableError."""
         record = await self.store.get(key_of(kind, namespace, name))
-        return None if record is None else decode(kind, record)
+        return None if record is None else _readable(kind, record)
 
     async def create(self, item: T) -> T:
         """Store a new object; sets uid (kept if given), creationTimestamp, generation.
@@ -206,31 +212,62 @@ class Objects:
         limit: int = 0,
         start: str = "",
         revision: int = 0,
+        leave_out_unreadable: bool = False,
     ) -> ObjectPage[T]:
         """Return objects in key order, of one namespace or (empty) of all. Raises ExpiredError for an old revision.
 
-        With `labels` a page may hold fewer than `limit` items though more follow: follow `next_key`.
+        With `labels` a page may hold fewer than `limit` items though more follow: follow `next_key`. One that cannot be
+        read raises UnreadableError, for who does not see it may take it for gone; or it is left out, and named.
         """
         page = await self.store.list(prefix_of(kind, namespace), limit=limit, start=start, revision=revision)
-        items = [decode(kind, record) for record in page.records]
-        kept = [item for item in items if selectors.matches(labels, item.metadata.labels)] if labels else items
-        return ObjectPage(items=kept, revision=page.revision, next_key=page.next_key, remaining=page.remaining)
+        items: list[T] = []
+        unreadable: list[tuple[str, str]] = []
+        for record in page.records:
+            try:
+                items.append(_readable(kind, record))
+            except UnreadableError as error:
+                if not leave_out_unreadable:
+                    raise
+                log.error("objects.unreadable key=%s cause=%s", record.key, error.cause)
+                unreadable.append(_place_of(kind, record.key))
+        return ObjectPage(
+            items=[item for item in items if selectors.matches(labels, item.metadata.labels)] if labels else items,
+            revision=page.revision,
+            next_key=page.next_key,
+            remaining=page.remaining,
+            unreadable=tuple(unreadable),
+        )
+
+    async def discard(self, kind: type[Any], namespace: str, name: str, *, guard: Guard | None = None) -> None:
+        """Remove an object that cannot be read; its finalizers, if it has any, are not known.
+
+        Raises NotFoundError, and ConflictError for one that can be read, by now perhaps.
+        """
+        key, element = key_of(kind, namespace, name), f'{_INFOS[kind].plural} "{name}"'
+        record = await self.store.get(key)
+        if record is None:
+            raise NotFoundError(element=element)
+        with suppress(UnreadableError):
+            _readable(kind, record)
+            raise ConflictError(element=element)
+        removed = await self.store.delete(key, expected=record.revision, guard=guard)
+        log.warning("objects.discarded key=%s", key)
+        for written in self._told.get(kind, ()):
+            written(key, None, removed.revision)
 
     @asynccontextmanager
     async def watch(
         self, kind: type[T], namespace: str = "", *, after: int
     ) -> AsyncIterator[AsyncIterator[ObjectChange[T]]]:
-        """Every change of this kind after a revision, in order. Raises ExpiredError (list again, watch from there)."""
+        """Every change of this kind after a revision, in order. Raises ExpiredError (list again, watch from there).
+
+        One that cannot be read any more is told as deleted, and of one that could not be before, only the revision.
+        """
         async with self.store.watch(prefix_of(kind, namespace), after=after) as changes:
 
             async def typed() -> AsyncGenerator[ObjectChange[T]]:
                 async for change in changes:
-                    yield ObjectChange(
-                        type=change.type,
-                        revision=change.revision,
-                        object=None if change.record is None else decode(kind, change.record),
-                        previous=None if change.previous is None else decode(kind, change.previous),
-                    )
+                    yield _told(kind, change)
 
             async with aclosing(typed()) as stream:
                 yield stream
@@ -340,6 +377,45 @@ def decode(kind: type[T], record: Record) -> T:
     kept: Any = msgspec.json.decode(record.value, type=kind if storage is None else storage.type)
     item: T = kept if storage is None else storage.read(kept)
     return _with_meta(item, msgspec.structs.replace(item.metadata, resource_version=str(record.revision)))
+
+
+def _readable(kind: type[T], record: Record) -> T:
+    """Return the stored object. Raises UnreadableError, which names it."""
+    try:
+        return decode(kind, record)
+    except UNREADABLE as error:
+        info, (namespace, name) = _INFOS[kind], _place_of(kind, record.key)
+        where = f' in the namespace "{namespace}"' if namespace else ""
+        raise UnreadableError(
+            f"what is stored of it{where} cannot be read: {error}"[:300],
+            element=f'{info.resource} "{name}"',
+            hint="it is damaged, or of another version of the hub; delete it if it cannot be mended",
+        ) from None
+
+
+def _told(kind: type[T], change: Change) -> ObjectChange[T]:
+    """Return a change of the store as a change of those objects that can be read."""
+    shown, before = _shown(kind, change.record), _shown(kind, change.previous)
+    if shown is None and change.type == "MODIFIED" and before is not None:
+        meta = msgspec.structs.replace(before.metadata, resource_version=str(change.revision))
+        return ObjectChange(type="DELETED", revision=change.revision, object=_with_meta(before, meta), previous=before)
+    return ObjectChange(
+        type="BOOKMARK" if shown is None else change.type, revision=change.revision, object=shown, previous=before
+    )
+
+
+def _shown(kind: type[T], record: Record | None) -> T | None:
+    try:
+        return None if record is None else _readable(kind, record)
+    except UnreadableError as error:
+        log.error("objects.unreadable key=%s cause=%s", record.key if record else "", error.cause)
+        return None
+
+
+def _place_of(kind: type[Any], key: str) -> tuple[str, str]:
+    """Return the namespace and the name that a key is of."""
+    namespace, _, name = key.removeprefix(_ROOTS[kind]).rpartition("/")
+    return namespace, name
 
 
 def _decode_desired(record: Record) -> DesiredRecord:

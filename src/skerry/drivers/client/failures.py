@@ -27,6 +27,7 @@ REASONS: Mapping[str, type[errors.SkerryError]] = {
     "RequestEntityTooLarge": errors.TooLargeError,
     "UnsupportedMediaType": errors.UnsupportedError,
     "Invalid": errors.InvalidError,
+    "StorageReadError": errors.UnreadableError,
     "ServiceUnavailable": errors.UnavailableError,
     "Timeout": errors.TimedOutError,
     "StorageFull": errors.StorageFullError,

@@ -128,9 +128,14 @@ def respond(call: Call, item: Resource, *, code: int = 200, sent: Mapping[str, A
     """Return one object as the response; `sent` is what the client wrote, for warnings about unknown fields."""
     response = status.respond(shape_of(call).one(item), code=code)
     if sent is not None and call.field_validation == "Warn":
-        for path, near in validation.walk(call.info.type, sent)[1].unknown[:_MAX_WARNINGS]:
-            text = codec.unknown_field_problem(path, near).sentence
-            printable = "".join(c if " " <= c <= "~" else "?" for c in text)  # no line breaks in headers
-            quoted = printable.replace("\\", "\\\\").replace('"', '\\"')
-            response.headers.append("Warning", f'299 - "{quoted}"')
+        unknown = validation.walk(call.info.type, sent)[1].unknown
+        warn(response, [codec.unknown_field_problem(path, near).sentence for path, near in unknown])
     return response
+
+
+def warn(response: Response, texts: Sequence[str]) -> None:
+    """Have clients show these words; kubectl does. The first few of many have to do. Source: RFC 7234, 5.5."""
+    for text in texts[:_MAX_WARNINGS]:
+        printable = "".join(c if " " <= c <= "~" else "?" for c in text)  # no line breaks in headers
+        quoted = printable.replace("\\", "\\\\").replace('"', '\\"')
+        response.headers.append("Warning", f'299 - "{quoted}"')

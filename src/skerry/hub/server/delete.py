@@ -6,14 +6,15 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from skerry.api import codec
-from skerry.api.errors import BadRequestError, ConflictError, NotFoundError
+from skerry.api.errors import BadRequestError, ConflictError, NotFoundError, UnreadableError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.namespace import Namespace
 from skerry.hub import namespaces, removal
-from skerry.hub.server import answer, status
+from skerry.hub.server import answer, long_list, status
 from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call, precondition
 
@@ -21,8 +22,18 @@ _ATTEMPTS = 20
 
 
 async def delete(call: Call) -> Response:
-    """Remove the object, or mark it while it has finalizers. Raises NotFoundError, ConflictError."""
-    found = await _delete(call, await _options(call))
+    """Remove the object, or mark it while it has finalizers. Raises NotFoundError, ConflictError.
+
+    One that cannot be read goes at once: whether somebody's finalizer is on it, nobody can tell.
+    """
+    options = await _options(call)
+    try:
+        found = await _delete(call, options)
+    except UnreadableError:
+        if options.get("preconditions"):
+            raise
+        await _discard(call, options)
+        return status.respond(status.success(group=call.info.group, plural=call.info.plural, name=call.name, uid=""))
     assert found is not None  # without a selection all are meant
     removed, marked = found
     return answer.respond(call, removed) if marked else _gone(call, removed)
@@ -31,11 +42,13 @@ async def delete(call: Call) -> Response:
 async def delete_collection(call: Call) -> Response:
     """Remove what the selectors mean, one after the other; what is gone meanwhile is no error. Raises BadRequestError.
 
-    Each object is removed for itself: when one cannot be, those before it are gone.
+    Each object is removed for itself: when one cannot be, those before it are gone. What cannot be read goes with all,
+    and with nothing less.
     """
     options, selection = await _options(call), lists.selection_of(call)
     metadata: dict[str, Any] = {}
-    gone: list[dict[str, Any]] = []
+    gone: list[msgspec.Raw] = []  # as they are sent: there may be many
+    left_out: list[tuple[str, str]] = []
     async with aclosing(lists.pages(call)) as steps:
         async for page in steps:
             metadata = {"resourceVersion": str(page.revision)}
@@ -43,10 +56,23 @@ async def delete_collection(call: Call) -> Response:
                 one = replace(call, name=item.metadata.name, namespace=item.metadata.namespace)
                 with suppress(NotFoundError):
                     found = await _delete(one, options, uid=item.metadata.uid, selection=selection)
-                    gone += [] if found is None else [codec.present(found[0])]
-    return status.respond(
+                    gone += [] if found is None else [msgspec.Raw(codec.encode(found[0]))]
+            if not selection.everything or options.get("preconditions"):
+                left_out += selection.left_out(page)
+                continue
+            for namespace, name in page.unreadable:
+                with suppress(NotFoundError, ConflictError):
+                    await _discard(replace(call, name=name, namespace=namespace), options)
+    response = status.respond(
         {"kind": f"{call.info.kind}List", "apiVersion": call.info.api_version, "metadata": metadata, "items": gone}
     )
+    answer.warn(response, long_list.warnings(call, left_out))
+    return response
+
+
+async def _discard(call: Call, options: dict[str, Any]) -> None:
+    if not (call.dry_run or options.get("dryRun")):
+        await call.context.objects.discard(call.info.type, call.namespace, call.name)
 
 
 async def _delete(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import msgspec
 from starlette.responses import Response
 
 from skerry.api import selector
-from skerry.api.errors import BadRequestError, InvalidError, TimedOutError
+from skerry.api.errors import BadRequestError, InvalidError, TimedOutError, UnreadableError
 from skerry.api.kinds import Resource
 from skerry.api.kinds.event import Event
 from skerry.api.meta import LabelSelectorRequirement
@@ -23,6 +24,8 @@ from skerry.hub.server import answer, fields, list_options, long_list
 from skerry.hub.server.call import Call
 from skerry.hub.server.long_list import Part
 from skerry.hub.server.projection import events
+
+log = logging.getLogger(__name__)
 
 MAX_LIMIT = 1_000_000
 _STEP = 500  # objects read at once: other requests get their turn between two steps
@@ -60,6 +63,10 @@ class Selection:
         """Return whether this object is meant."""
         return selector.matches(self.labels, item.metadata.labels) and fields.matches(item, self.terms)
 
+    def left_out(self, page: ObjectPage[Resource]) -> list[tuple[str, str]]:
+        """Return which of those that cannot be read may be meant: what they have but a name is not known."""
+        return [one for one in page.unreadable if self.name in ("", one[1])]
+
     @property
     def name(self) -> str:
         """The one name that can match, or ""."""
@@ -93,21 +100,34 @@ async def list_(call: Call) -> Response:
 
 async def _single(call: Call, selection: Selection) -> AsyncGenerator[Part]:
     revision = await call.context.objects.store.revision()
-    item = await call.context.objects.find(call.info.type, call.namespace, selection.name)
+    left_out: list[tuple[str, str]] = []
+    item = None
+    try:
+        item = await call.context.objects.find(call.info.type, call.namespace, selection.name)
+    except UnreadableError as error:
+        key = objects.key_of(call.info.type, call.namespace, selection.name)
+        log.error("objects.unreadable key=%s cause=%s", key, error.cause)
+        left_out = [(call.namespace, selection.name)]
     items = [] if item is None or not selection.takes(item) else [item]
     for found in items:
         revision = max(revision, int(found.metadata.resource_version))
-    yield Part(items=items, metadata={"resourceVersion": str(revision)})
+    yield Part(items=items, metadata={"resourceVersion": str(revision)}, left_out=left_out)
 
 
 async def pages(
     call: Call, *, revision: int = 0, start: str = "", first: int = _STEP
 ) -> AsyncGenerator[ObjectPage[Resource]]:
-    """Yield the collection's objects in steps, all of one revision; `first` objects in the first step."""
+    """Yield the collection's objects in steps, all of one revision; `first` objects in the first step.
+
+    Those that cannot be read are left out, and named: one of them must not keep all others from being seen.
+    """
     at: str | None = start
     chunk = min(first, _STEP)
+    objects_, kind = call.context.objects, call.info.type
     while at is not None:
-        page = await call.context.objects.list(call.info.type, call.namespace, limit=chunk, start=at, revision=revision)
+        page = await objects_.list(
+            kind, call.namespace, limit=chunk, start=at, revision=revision, leave_out_unreadable=True
+        )
         revision, at, chunk = page.revision, page.next_key, _STEP
         yield page
 
@@ -125,10 +145,12 @@ async def _selected(call: Call, selection: Selection, *, limit: int, begin: Posi
                     metadata["continue"] = Position(revision=page.revision, key=following).text
                     if selection.everything and page.remaining is not None:
                         metadata["remainingItemCount"] = page.remaining + len(rest)
-                yield Part(items=[page.items[place] for place in places[:room]], metadata=metadata)
+                kept = [page.items[place] for place in places[:room]]
+                yield Part(items=kept, metadata=metadata, left_out=selection.left_out(page))
                 return
             room -= len(places)
-            yield Part(items=[page.items[place] for place in places], metadata=metadata)
+            kept = [page.items[place] for place in places]
+            yield Part(items=kept, metadata=metadata, left_out=selection.left_out(page))
 
 
 async def position(call: Call) -> Position:

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from skerry.api.errors import TimedOutError
 from skerry.hub.server import status
-from skerry.hub.server.answer import respond_list, takes_gzip
+from skerry.hub.server.answer import respond_list, takes_gzip, warn
 from skerry.hub.server.call import Call
 from skerry.hub.server.stream import until_left
 
@@ -49,28 +49,44 @@ class Part:
     items: Sequence[Any]
     metadata: Mapping[str, Any]
     """The list's, if it ended here."""
+    left_out: Sequence[tuple[str, str]] = ()
+    """Namespaces and names of those that would be here if they could be read."""
 
 
 async def respond(call: Call, shape: Shape, parts: AsyncGenerator[Part], *, limit: int) -> Response:
     """Return the list that these parts make up. Raises whatever they raise before it is found to be a long one.
 
-    What they raise later breaks the answer off, so that nobody takes what there is of it for the whole.
+    What they raise later breaks the answer off, so that nobody takes what there is of it for the whole. What cannot be
+    read is warned of, as far as it is known when the answer begins; the log has all.
     """
     items: list[Any] = []
+    left_out: list[tuple[str, str]] = []
     last = Part(items=(), metadata={})
     try:
         async for last in parts:
             items += last.items
+            left_out += last.left_out
             if len(items) > WHOLE:
                 head = shape.many([], last.metadata)  # says now, not in the stream, what is wrong with the parameters
                 break
         else:
-            return await respond_list(call, shape.many(items, last.metadata))
+            response = await respond_list(call, shape.many(items, last.metadata))
+            warn(response, warnings(call, left_out))
+            return response
     except BaseException:
         await parts.aclose()
         raise
-    begun = Part(items=items, metadata=last.metadata)
+    begun = Part(items=items, metadata=last.metadata, left_out=left_out)
     return _LongList(call=call, shape=shape, head=head, begun=begun, parts=parts, is_limited=limit > 0)
+
+
+def warnings(call: Call, left_out: Sequence[tuple[str, str]]) -> list[str]:
+    """Return what is said of objects that cannot be read."""
+    return [
+        f'{call.info.resource} "{name}"{f" in the namespace {namespace}" if namespace else ""} is left out: '
+        "what is stored of it cannot be read"
+        for namespace, name in left_out
+    ]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -93,6 +109,9 @@ class _LongList(Response):
         if takes_gzip(self.call):
             compressor = zlib.compressobj(level=1, wbits=16 + zlib.MAX_WBITS)
             headers += [(b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding")]
+        said = Response()
+        warn(said, warnings(self.call, self.begun.left_out))
+        headers += [header for header in said.raw_headers if header[0] == b"warning"]
         async with aclosing(self.parts):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             if scope["method"] != "HEAD" and not await until_left(receive, self._send(send, compressor)):

@@ -15,11 +15,11 @@ from starlette.routing import Route
 
 from skerry.api import rules, selector
 from skerry.api.errors import BadRequestError, InvalidError, NotFoundError, SkerryError
-from skerry.api.kinds import find_kind
+from skerry.api.kinds import Resource, find_kind
 from skerry.api.kinds.device import Device
 from skerry.core.messages import MAX_TAIL_LINES
 from skerry.hub.context import HubContext
-from skerry.hub.objects import ObjectChange
+from skerry.hub.objects import ObjectChange, ObjectPage
 from skerry.hub.server import answer, list_options, logs, long_list, status
 from skerry.hub.server import list as lists
 from skerry.hub.server.call import Call
@@ -112,10 +112,16 @@ async def _selected(
                 found += shown[:room]
                 if len(shown) > room:
                     going_on = lists.Position(revision=page.revision, key=key, skip=room + skip)
-                    yield Part(items=found, metadata=_metadata(page.revision, going_on.text))
+                    metadata = _metadata(page.revision, going_on.text)
+                    yield Part(items=found, metadata=metadata, left_out=_left_out(selection, page))
                     return
                 count += len(shown)
-            yield Part(items=found, metadata=_metadata(page.revision))
+            yield Part(items=found, metadata=_metadata(page.revision), left_out=_left_out(selection, page))
+
+
+def _left_out(selection: Selection, page: ObjectPage[Resource]) -> Sequence[tuple[str, str]]:
+    """Return which devices cannot be read; they are no business of who asked for one picture by its name."""
+    return () if any(path == "metadata.name" for path, _, _ in selection.terms) else page.unreadable
 
 
 def _metadata(revision: int, going_on: str = "") -> Shown:

@@ -20,11 +20,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from skerry.api import errors
 from skerry.api.errors import ExpiredError, InvalidError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Device
 from skerry.api.meta import Struct
-from skerry.core import messages, trust
+from skerry.core import answers, messages, trust
 from skerry.core.ports import Change, Clock, HubConnection, HubLink, Record
 from skerry.core.shares import Shed
 from skerry.hub.objects import UNREADABLE, Objects, key_of, prefix_of
@@ -38,9 +37,6 @@ _GOING = b'"deletionTimestamp"'
 """In a record that is worth reading again; a label may be called so too."""
 _PAGE = 500
 _RETRY_SECONDS = 1.0
-_ERRORS: dict[str, type[errors.SkerryError]] = {
-    kind.__name__.removesuffix("Error"): kind for kind in errors.SkerryError.__subclasses__()
-}
 
 
 class _Meta(Struct, frozen=True, kw_only=True):
@@ -243,7 +239,7 @@ class Gateway:
             if not answer.cancel() and not answer.cancelled():
                 answer.exception()  # retrieved, or asyncio complains of an answer that came with the timeout
         if result.error:
-            raise _ERRORS.get(result.reason, UnavailableError)(result.error, element=element)
+            raise answers.error_of(result, element=element)
         return result
 
     def _make_room(self, namespace: str, element: str) -> None:

@@ -20,7 +20,7 @@ import msgspec
 
 from skerry.api.errors import ExpiredError, TimedOutError, UnavailableError
 from skerry.api.kinds.device import Device
-from skerry.core import channels, messages
+from skerry.core import answers, channels, messages
 from skerry.core.access import Identity
 from skerry.core.shares import Shed, has_room
 from skerry.hub.upgrade import LEAVE_SECONDS, LINGER_SECONDS, Gone, Wire
@@ -158,7 +158,7 @@ class Tunnels:
 
 def why_ended(device: Wire) -> str:
     """Return why a device's connection ended; `ENDED` when the device says that all is well."""
-    return ENDED if device.code in (1000, 1005) else device.reason or BROKEN
+    return ENDED if device.code in (1000, 1005) else answers.shown(device.reason) or BROKEN
 
 
 async def tell(client: Wire, failure: str, *, patience: float = CLOSE_SECONDS) -> None:

@@ -207,3 +207,11 @@ async def test_silence_and_deletion_end_it(monkeypatch: pytest.MonkeyPatch) -> N
             await one.run()
         assert one.why == why
         assert far.closed == (module.GOING, why)
+
+
+async def test_a_device_s_last_words_do_nothing_to_a_terminal() -> None:
+    client, far = End(), End(code=1011)
+    far.reason = "\x1b[2Jall is well\n"
+    client.stays = True
+    await splice(client, far).run()
+    assert client.closed == (module.FAILED, "?[2Jall is well")

@@ -97,7 +97,7 @@ class AuditEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class AuditEventList(Struct, frozen=True, kw_only=True):
-    """One page of the log, oldest first; each item is the very line that is in the log."""
+    """One page of the log, oldest first; with `form=log` each item is the very line that is in the log."""
 
     kind: str = msgspec.field(default_factory=lambda: "EventList")
     api_version: str = msgspec.field(default_factory=lambda: API_VERSION)

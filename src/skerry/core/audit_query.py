@@ -21,7 +21,20 @@ Part = Literal["", "main", "bulk"]
 COLUMNS = ("Time", "User", "Verb", "Object", "Namespace", "Code", "From")
 MAX_LENGTH = 253
 ANSWERED = frozenset({"ResponseStarted", "ResponseComplete", "Panic"})
-PARAMETERS = ("user", "verb", "resource", "namespace", "name", "since", "until", "outcome", "auditID", "stage", "part")
+PARAMETERS = (
+    "user",
+    "verb",
+    "resource",
+    "namespace",
+    "name",
+    "since",
+    "until",
+    "outcome",
+    "auditID",
+    "stage",
+    "part",
+    "form",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

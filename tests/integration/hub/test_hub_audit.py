@@ -20,7 +20,7 @@ ANNOTATION = "audit.skerry.dev/"
 
 
 def entries(hub: HubProcess, query: str = "") -> list[dict[str, Any]]:
-    status, page = hub.call(hub.admin, "GET", f"{AUDIT}?limit=1000{query}")
+    status, page = hub.call(hub.admin, "GET", f"{AUDIT}?limit=1000&form=log{query}")
     assert status == 200, page
     assert (page["kind"], page["apiVersion"]) == ("EventList", "audit.k8s.io/v1")
     items: list[dict[str, Any]] = page["items"]
@@ -126,11 +126,12 @@ def test_the_log_is_asked_by_who_what_and_outcome_page_by_page(start_hub: START)
     assert entries(hub, "&namespace=nowhere") == []
     assert hub.call(hub.admin, "GET", f"{AUDIT}?since=yesterday")[0] == 400
     assert hub.call(hub.admin, "GET", f"{AUDIT}?continue=x")[0] == 400
+    assert hub.call(hub.admin, "GET", f"{AUDIT}?form=x")[0] == 400
     assert hub.call(hub.context(), "GET", AUDIT)[0] == 401
     assert hub.call(hub.admin, "DELETE", AUDIT)[0] in (404, 405)
     found, place = [], ""
     while True:
-        page = hub.call(hub.admin, "GET", f"{AUDIT}?limit=1&continue={place}")[1]
+        page = hub.call(hub.admin, "GET", f"{AUDIT}?limit=1&form=log&continue={place}")[1]
         found += page["items"]
         place = page["metadata"].get("continue", "")
         if not place:
@@ -182,11 +183,20 @@ def test_kubectl_lists_and_follows_it(start_hub: START, tmp_path: Path) -> None:
         assert (done.returncode != 0) == fails, done
         return done
 
-    shown = run("get", "auditevents", "--chunk-size=1").stdout.splitlines()
-    assert shown[0].split() == ["TIME", "USER", "VERB", "OBJECT", "NAMESPACE", "CODE"]
-    assert len([line for line in shown if "jointokens/t-" in line]) == 3
+    rows = run("get", "auditevents", "--chunk-size=1").stdout.splitlines()
+    assert rows[0].split() == ["TIME", "USER", "VERB", "OBJECT", "NAMESPACE", "CODE"]
+    assert len([line for line in rows if "jointokens/t-" in line]) == 3
     listed = json.loads(run("get", "--raw", AUDIT).stdout)
     assert {item["verb"] for item in listed["items"]} == {"create"}
+    items = json.loads(run("get", "auditevents", "--chunk-size=1", "-o", "json").stdout)["items"]
+    logged = hub.call(hub.admin, "GET", f"{AUDIT}?form=log")[1]["items"]
+    assert [item["metadata"]["name"] for item in items] == [entry["auditID"] for entry in logged]
+    assert {(item["kind"], item["apiVersion"]) for item in items} == {("AuditEvent", "skerry.dev/v1alpha1")}
+    whole = {"kind": "Event", "apiVersion": "audit.k8s.io/v1"}
+    shown = [{key: item[key] for key in item if key != "metadata"} | whole for item in items]
+    assert shown == logged
+    assert run("get", "auditevents", "-o", "jsonpath={.items[0].user.username}").stdout == "admin"
+    assert run("get", "auditevents", "-o", "name").stdout.startswith("auditevent.skerry.dev/")
     assert run("auth", "can-i", "watch", "auditevents").stdout.strip() == "yes"
     assert "is not for the audit log" in run("get", "auditevents", "-l", "a=b", fails=True).stderr
     begins = hub.call(hub.admin, "GET", f"{AUDIT}?limit=1000")[1]["metadata"]["resourceVersion"]

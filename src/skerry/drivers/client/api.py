@@ -167,7 +167,7 @@ class HubClient:
         """Yield the pages of the audit log, each an `audit.k8s.io/v1` EventList, to its end. Raises BadRequestError."""
         place = ""
         while True:
-            page = self._request("GET", _AUDIT, parameters={**question, "continue": place}).content
+            page = self._request("GET", _AUDIT, parameters={**question, "form": "log", "continue": place}).content
             yield page
             with self._translated():
                 place = msgspec.json.decode(page, type=_Page).metadata.get("continue", "")
@@ -178,7 +178,8 @@ class HubClient:
         """Yield what is added to the audit log from a place on, for ever; connections that break are made again."""
         patience = _Patience()
         while True:
-            given = {**question, "resourceVersion": place, "watch": "true", "allowWatchBookmarks": "true"}
+            given = {**question, "form": "log", "resourceVersion": place}
+            given |= {"watch": "true", "allowWatchBookmarks": "true"}
             try:
                 for event, shown in self._stream(_AUDIT, given, accept="application/json", seconds=READ_SECONDS):
                     patience.renew()

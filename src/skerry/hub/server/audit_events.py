@@ -1,7 +1,8 @@
 """GET of the audit log: pages of it, oldest first, and what is added to it from now on.
 
-They are the resource `auditevents` to roles, which may be listed and watched and nothing else. Must not live here: the
-log, what is asked for (`core.audit_query`).
+They are the resource `auditevents` to roles, which may be listed and watched and nothing else. Clients see them as the
+kind that discovery tells; `form=log` is for the lines as they are in the log, by which alone the chain can be checked.
+Must not live here: the log, what is asked for (`core.audit_query`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from starlette.routing import BaseRoute, Route
 
 from skerry.api.audit import API_VERSION, AuditEvent, AuditEventList
 from skerry.api.errors import BadRequestError, NotFoundError
+from skerry.api.meta import GROUP, VERSION
 from skerry.core.audit_query import COLUMNS, PARAMETERS, Question, cells_of, read_question
 from skerry.hub.audit import reading
 from skerry.hub.audit.ranked import RankedLog
@@ -31,6 +33,7 @@ PLURAL = "auditevents"
 KIND = "AuditEvent"
 QUIET_SECONDS = 30.0
 """A reader hears that it is still connected this often, at the latest."""
+_VERSION = f"{GROUP}/{VERSION}"
 _DEFAULT_LIMIT = 500
 _TABLE = re.compile(r";\s*as=Table\b")
 _ENCODER = msgspec.json.Encoder()
@@ -54,7 +57,9 @@ def routes(context: HubContext, group: str) -> list[BaseRoute]:
         if asked.table:
             body = _ENCODER.encode(_table(page.items, metadata))
         else:
-            body = _ENCODER.encode(AuditEventList(metadata=metadata, items=[msgspec.Raw(item) for item in page.items]))
+            kind, version = ("EventList", API_VERSION) if asked.as_logged else (f"{KIND}List", _VERSION)
+            items = [msgspec.Raw(item if asked.as_logged else _object(item)) for item in page.items]
+            body = _ENCODER.encode(AuditEventList(kind=kind, api_version=version, metadata=metadata, items=items))
         return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     return [Route(f"{group}/{PLURAL}", listed, methods=["GET"])]
@@ -69,6 +74,7 @@ class _Asked:
     watch: bool
     bookmarks: bool
     table: bool
+    as_logged: bool
 
 
 def _read_request(request: Request) -> _Asked:
@@ -78,6 +84,9 @@ def _read_request(request: Request) -> _Asked:
         if given.get(name):
             hint = f"ask by {', '.join(PARAMETERS)}"
             raise BadRequestError("is not for the audit log", element=name, hint=hint)
+    form = given.get("form", "")
+    if form not in ("", "log"):
+        raise BadRequestError(f'"{form[:40]}" is not known', element="form", hint="log, or leave it out")
     watch, version = _flag(given.get("watch", "")), given.get("resourceVersion", "")
     begins = version if watch and version != "0" else ""
     return _Asked(
@@ -86,6 +95,7 @@ def _read_request(request: Request) -> _Asked:
         watch=watch,
         bookmarks=_flag(given.get("allowWatchBookmarks", "")),
         table=_TABLE.search(request.headers.get("accept", "")) is not None,
+        as_logged=form == "log",
     )
 
 
@@ -105,24 +115,34 @@ async def _follow(log: RankedLog, asked: _Asked) -> AsyncGenerator[bytes]:
         grown = log.grown
         page = await _read(log, asked.question, place, reading.MAX_ITEMS)
         for item in page.items:
-            shown = _ENCODER.encode(_table([item], {}, header=header)) if asked.table else item
+            shown = item if asked.as_logged else _object(item)
+            if asked.table:
+                shown = _ENCODER.encode(_table([item], {}, header=header))
             yield b'{"type":"ADDED","object":' + shown + b"}\n"
             header = False
         if page.next != place:
             place = page.next
             if asked.bookmarks:
-                yield _bookmark(place)
+                yield _bookmark(asked, place)
         if page.at_end:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUIET_SECONDS):
                     await grown.wait()
                     continue
             if asked.bookmarks:
-                yield _bookmark(place)
+                yield _bookmark(asked, place)
 
 
-def _bookmark(place: Place) -> bytes:
-    shown = {"kind": "Event", "apiVersion": API_VERSION, "metadata": {"resourceVersion": place.text}}
+def _object(line: bytes) -> bytes:
+    """Return an entry as an object of the kind that discovery tells, with a name as kubectl wants one."""
+    fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    named = {"name": fields["auditID"], "creationTimestamp": fields["requestReceivedTimestamp"]}
+    return _ENCODER.encode({**fields, "kind": KIND, "apiVersion": _VERSION, "metadata": named})
+
+
+def _bookmark(asked: _Asked, place: Place) -> bytes:
+    kind, version = ("Event", API_VERSION) if asked.as_logged else (KIND, _VERSION)
+    shown = {"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": place.text}}
     return _ENCODER.encode({"type": "BOOKMARK", "object": shown}) + b"\n"
 
 

@@ -137,13 +137,14 @@ class _LongList(Response):
         head = {key: value for key, value in self.head.items() if key not in left_out}
         yield _ENCODER.encode(head)[:-1] + f',"{entries}":['.encode()
         separator, metadata = b"", self.begun.metadata
-        async for part in self._all_parts():
-            metadata = part.metadata
-            for start in range(0, len(part.items), PIECE):
-                shown = self.shape.many(part.items[start : start + PIECE], {})[entries]
-                yield separator + _ENCODER.encode(shown)[1:-1]
-                separator = b","
-                await asyncio.sleep(0)  # sending waits for nobody who takes what comes
+        async with aclosing(self._all_parts()) as parts:
+            async for part in parts:
+                metadata = part.metadata
+                for start in range(0, len(part.items), PIECE):
+                    shown = self.shape.many(part.items[start : start + PIECE], {})[entries]
+                    yield separator + _ENCODER.encode(shown)[1:-1]
+                    separator = b","
+                    await asyncio.sleep(0)  # sending waits for nobody who takes what comes
         yield b'],"metadata":' + _ENCODER.encode(metadata) + b"}" if self.is_limited else b"]}"
 
     async def _all_parts(self) -> AsyncGenerator[Part]:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from skerry.api.errors import InvalidError
+from skerry.cli import options
 from skerry.cli.kubectl_plugin import translate
+from skerry.drivers.client.kubeconfig import load_kubeconfigs
 
 CONFIG = """
 apiVersion: v1
@@ -31,12 +33,41 @@ def test_the_verb_s_own_words_stay_and_kubectl_s_are_understood_anywhere() -> No
         translate(["get", "devices", "-n"], home)
 
 
-def test_of_several_files_the_one_that_has_the_context(tmp_path: Path) -> None:
+def test_several_files_count_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text(CONFIG.format(name=name))
-    listed = {"KUBECONFIG": f"{tmp_path}/missing:{tmp_path}/one:{tmp_path}/two", "HOME": "/home/x"}
-    assert translate(["get", "x"], listed)[1] == {"SKERRY_KUBECONFIG": f"{tmp_path}/one"}
-    assert translate(["get", "x", "--context", "two"], listed)[1]["SKERRY_KUBECONFIG"] == f"{tmp_path}/two"
-    assert translate(["get", "x", "--context", "nope"], listed)[1]["SKERRY_KUBECONFIG"] == f"{tmp_path}/one"
-    gone = {"KUBECONFIG": f"{tmp_path}/missing", "HOME": "/home/x"}
-    assert translate(["get", "x"], gone)[1] == {"SKERRY_KUBECONFIG": f"{tmp_path}/missing"}
+    listed = f"{tmp_path}/missing:{tmp_path}/one:{tmp_path}/two"
+    assert translate(["get", "x"], {"KUBECONFIG": listed, "HOME": "/home/x"})[1] == {"SKERRY_KUBECONFIG": listed}
+    monkeypatch.setenv("SKERRY_KUBECONFIG", listed)
+    assert options.load_connection(None).source == f"{tmp_path}/one"
+    assert options.load_connection(None, "two").source == f"{tmp_path}/two"
+    with pytest.raises(InvalidError, match="there are: one, two"):
+        options.load_connection(None, "nope")
+    monkeypatch.setenv("SKERRY_KUBECONFIG", f"{tmp_path}/missing:{tmp_path}/neither")
+    with pytest.raises(InvalidError, match="missing"):
+        options.load_connection(None)
+
+
+def test_a_context_s_parts_may_be_in_different_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/context").write_text(
+        "{apiVersion: v1, kind: Config, current-context: lab,"
+        " contexts: [{name: lab, context: {cluster: c, user: u, namespace: shop}}]}"
+    )
+    (tmp_path / "rest").write_text(
+        "{apiVersion: v1, kind: Config, current-context: other,"
+        ' clusters: [{name: c, cluster: {server: "https://127.0.0.1:1", certificate-authority: ca.pem}}],'
+        " users: [{name: u, user: {tokenFile: token}}]}"
+    )
+    (tmp_path / "ca.pem").write_text("a CA beside the file that names it")
+    found = load_kubeconfigs([tmp_path / "a/context", tmp_path / "rest"])
+    assert (found.server, found.namespace) == ("https://127.0.0.1:1", "shop")
+    assert found.ca == b"a CA beside the file that names it"
+    assert found.token_file == tmp_path / "token"
+
+
+def test_a_verb_without_a_namespace_is_given_none() -> None:
+    for words in (["audit", "verify"], ["trust", "--help"]):
+        assert translate(["-n", "shop", *words], {"HOME": "/h"})[0] == words
+    assert translate(["-n", "shop", "audit", "--user", "joe"], {"HOME": "/h"})[0][-2:] == ["--namespace", "shop"]
+    assert translate(["-n", "shop", "rollout", "status", "d/a"], {"HOME": "/h"})[0][-2:] == ["--namespace", "shop"]

@@ -11,12 +11,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import typer
 
 from skerry.api.errors import InvalidError, SkerryError
 from skerry.cli import main as command_line
 from skerry.cli import output
-from skerry.drivers.client.kubeconfig import load_kubeconfig
 
 PROGRAM = "kubectl skerry"
 _SHORT = {"-n": "--namespace"}
@@ -37,6 +38,7 @@ def translate(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple
     """Return the arguments for `skerry`, and the variables that say which hub. Raises InvalidError.
 
     Options of kubectl's that verbs have too go behind the verb, where they are known; what follows `--` is left alone.
+    A namespace says nothing to a verb that has none, as with kubectl.
     """
     rest, found, after = list(arguments), dict[str, str](), list[str]()
     if "--" in rest:
@@ -53,7 +55,7 @@ def translate(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple
         if not equals and not rest:
             raise InvalidError("needs a value", element=name)
         found[name] = value if equals else rest.pop(0)
-    if "--namespace" in found:
+    if "--namespace" in found and _takes_namespace(kept):
         kept += ["--namespace", found["--namespace"]]
     variables = {"SKERRY_KUBECONFIG": _file(found, environment)}
     if "--context" in found:
@@ -61,24 +63,23 @@ def translate(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple
     return [*kept, *after], variables
 
 
+def _takes_namespace(words: Sequence[str]) -> bool:
+    """Whether the verb that these words begin with has a namespace."""
+    verb: Any = typer.main.get_command(command_line.app)
+    for word in words:
+        inner = getattr(verb, "commands", {}).get(word)
+        if inner is None and not word.startswith("-"):
+            break
+        verb = inner or verb
+    return any("--namespace" in parameter.opts for parameter in verb.params)
+
+
 def _file(found: Mapping[str, str], environment: Mapping[str, str]) -> str:
-    """The file that has the context: of several, the first that does."""
+    """The file, or the files that count as one."""
     if "--kubeconfig" in found:
         return found["--kubeconfig"]
     listed = [path for path in environment.get("KUBECONFIG", "").split(os.pathsep) if path]
-    files = [path for path in listed if Path(path).is_file()]
-    context = found.get("--context")
-    if context and len(files) > 1:
-        files = [path for path in files if _has(path, context)] or files
-    return files[0] if files else (listed or [str(Path(environment.get("HOME", "~")).expanduser() / ".kube/config")])[0]
-
-
-def _has(path: str, context: str) -> bool:
-    try:
-        load_kubeconfig(Path(path), context)
-    except SkerryError:
-        return False
-    return True
+    return os.pathsep.join(listed) or str(Path(environment.get("HOME", "~")).expanduser() / ".kube/config")
 
 
 if __name__ == "__main__":

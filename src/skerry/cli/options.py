@@ -14,7 +14,8 @@ import typer
 
 from skerry.api.errors import InvalidError
 from skerry.api.kinds import KINDS, KindInfo, find_kind
-from skerry.drivers.client.api import HubClient, load_kubeconfig
+from skerry.drivers.client.api import HubClient
+from skerry.drivers.client.kubeconfig import Connection, load_kubeconfigs
 
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace; the kubeconfig's, or default.")]
 Kubeconfig = Annotated[
@@ -44,7 +45,7 @@ def find_kubeconfig(chosen: Path | None) -> Path:
     if chosen is not None:
         return chosen
     if named := os.environ.get("SKERRY_KUBECONFIG"):
-        return Path(named)
+        return _listed(named)[0]
     candidates = [default_hub_dir() / "kubeconfig", Path.home() / ".kube/config"]
     if listed := os.environ.get("KUBECONFIG"):
         candidates.insert(1, Path(listed.split(os.pathsep)[0]))
@@ -63,7 +64,23 @@ def connect(kubeconfig: Path | None, namespace: str = "") -> HubClient:
     Raises InvalidError.
     """
     context = os.environ.get("SKERRY_CONTEXT") or None
-    return HubClient(load_kubeconfig(find_kubeconfig(kubeconfig), context), namespace=namespace or None)
+    return HubClient(load_connection(kubeconfig, context), namespace=namespace or None)
+
+
+def load_connection(kubeconfig: Path | None, context: str | None = None) -> Connection:
+    """Return the connection of the kubeconfig to use; $SKERRY_KUBECONFIG may list several, as $KUBECONFIG may.
+
+    Raises InvalidError.
+    """
+    named = os.environ.get("SKERRY_KUBECONFIG")
+    if kubeconfig is None and named:
+        return load_kubeconfigs(_listed(named), context)
+    return load_kubeconfigs([find_kubeconfig(kubeconfig)], context)
+
+
+def _listed(named: str) -> list[Path]:
+    whole = Path(named)
+    return [whole] if whole.exists() else [Path(one) for one in named.split(os.pathsep) if one] or [whole]
 
 
 def kind_of(word: str) -> KindInfo:

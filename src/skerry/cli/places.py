@@ -22,7 +22,6 @@ from skerry.cli import options, output
 from skerry.core import reference as references
 from skerry.core.reference import Reference
 from skerry.drivers.client.credentials import Credentials, find_credentials
-from skerry.drivers.client.kubeconfig import load_kubeconfig
 from skerry.drivers.client.registry_http import open_registry
 from skerry.drivers.client.repository import Progress, Repository, ignore_progress
 
@@ -47,7 +46,7 @@ class Access:
         """Parse a reference; what names no namespace is in the kubeconfig's, or the one that was given."""
         if text.startswith(references.SCHEME) or "/" in text.partition("@")[0].partition(":")[0]:
             return references.parse(text)
-        namespace = self.namespace or load_kubeconfig(options.find_kubeconfig(self.kubeconfig)).namespace
+        namespace = self.namespace or options.load_connection(self.kubeconfig).namespace
         return references.parse(text, namespace=namespace)
 
 

@@ -12,7 +12,7 @@ import binascii
 import ipaddress
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +95,20 @@ def load_kubeconfig(path: Path, context: str | None = None) -> Connection:
 
     Raises InvalidError that names the file and the field, UnsupportedError for ways to log in that hubs do not know.
     """
+    return load_kubeconfigs([path], context)
+
+
+def load_kubeconfigs(paths: Sequence[Path], context: str | None = None) -> Connection:
+    """Return the connection that a context describes in files that count as one, as those of $KUBECONFIG do.
+
+    Of what several of them say, the first one's word counts; a file that is not there says nothing, unless none is.
+    Raises as `load_kubeconfig`. Source: Kubernetes documentation, "Organizing Cluster Access Using kubeconfig Files".
+    """
+    there = [path for path in paths if path.exists()] or paths[:1]
+    return _Files(tuple((_Reader(path), _read(path)) for path in there)).connection(context)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidError(f"is larger than {MAX_BYTES} bytes, so it is no kubeconfig", element=str(path))
@@ -107,7 +121,70 @@ def load_kubeconfig(path: Path, context: str | None = None) -> Connection:
         raise InvalidError(error.cause, element=error.element, hint="it must be a kubeconfig") from None
     if len(found) != 1 or not isinstance(found[0], dict) or found[0].get("kind") != "Config":
         raise InvalidError("is not a kubeconfig", element=str(path), hint="it must have kind: Config")
-    return _Reader(path).connection(found[0], context)
+    return found[0]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Some files that count as one."""
+
+    each: tuple[tuple[_Reader, Mapping[str, Any]], ...]
+
+    def connection(self, name: str | None) -> Connection:
+        first = self.each[0][0]
+        told = (reader.text(config, "current-context", "") for reader, config in self.each)
+        chosen = name or next((one for one in told if one), "")
+        if not chosen:
+            raise first.error("current-context", "is not set", "name a context")
+        here, context = self.entry("contexts", "context", chosen)
+        there, cluster = self.entry("clusters", "cluster", here.text(context, "cluster", f"context {chosen}"))
+        login = here.text(context, "user", f"context {chosen}")
+        reader, user = self.entry("users", "user", login) if login else (here, dict[str, Any]())
+        for way in _FOREIGN:
+            if user.get(way):
+                raise UnsupportedError(
+                    f"logs in by {way}, which a hub does not know",
+                    element=f"{reader.path}: user {login}",
+                    hint="use the kubeconfig from the hub's state directory",
+                )
+        if cluster.get("insecure-skip-tls-verify"):
+            raise there.error(
+                "insecure-skip-tls-verify",
+                "is refused",
+                "give certificate-authority-data, so that the hub can be verified",
+            )
+        made = Connection(
+            server=there.server(cluster),
+            namespace=here.text(context, "namespace", f"context {chosen}") or "default",
+            ca=there.content(cluster, "certificate-authority"),
+            certificate=reader.content(user, "client-certificate"),
+            key=reader.content(user, "client-key"),
+            token=reader.text(user, "token", f"user {login}"),
+            token_file=reader.file(user, "tokenFile"),
+            program=reader.program(user, there.told(cluster), f"user {login}: exec"),
+            impersonate=reader.impersonate(user, f"user {login}"),
+            source=str(here.path),
+        )
+        if bool(made.certificate) != bool(made.key):
+            raise reader.error(f"user {login}", "has only one of client certificate and client key")
+        if made.server.startswith("http://") and not made.loopback:
+            raise there.error(
+                "server", f'"{made.server}" is not encrypted', "use https://; plain HTTP is for loopback only"
+            )
+        return made
+
+    def entry(self, listed: str, field: str, name: str) -> tuple[_Reader, Mapping[str, Any]]:
+        """Return an entry of a list, and what reads the file that it is in. Raises InvalidError."""
+        found = [(reader, entry) for reader, config in self.each for entry in reader.entries(config, listed)]
+        for reader, entry in found:
+            if entry.get("name") == name:
+                content = entry.get(field) or {}
+                if not isinstance(content, dict):
+                    raise reader.error(f"{listed}, {name}", f"its {field} is not a mapping")
+                return reader, content
+        known = ", ".join(str(entry.get("name")) for _, entry in found[:20])
+        hint = f"there are: {known}" if known else ""
+        raise self.each[0][0].error(listed, f'there is no {field} "{name[:80]}"', hint)
 
 
 @dataclass(frozen=True)
@@ -115,47 +192,6 @@ class _Reader:
     """Reads fields of one file, strictly, with the file's name in every message."""
 
     path: Path
-
-    def connection(self, config: Mapping[str, Any], name: str | None) -> Connection:
-        chosen = name or self.text(config, "current-context", "")
-        if not chosen:
-            raise self.error("current-context", "is not set", "name a context")
-        context = self.entry(config, "contexts", "context", chosen)
-        cluster = self.entry(config, "clusters", "cluster", self.text(context, "cluster", f"context {chosen}"))
-        login = self.text(context, "user", f"context {chosen}")
-        user = self.entry(config, "users", "user", login) if login else {}
-        for way in _FOREIGN:
-            if user.get(way):
-                raise UnsupportedError(
-                    f"logs in by {way}, which a hub does not know",
-                    element=f"{self.path}: user {login}",
-                    hint="use the kubeconfig from the hub's state directory",
-                )
-        if cluster.get("insecure-skip-tls-verify"):
-            raise self.error(
-                "insecure-skip-tls-verify",
-                "is refused",
-                "give certificate-authority-data, so that the hub can be verified",
-            )
-        made = Connection(
-            server=self.server(cluster),
-            namespace=self.text(context, "namespace", f"context {chosen}") or "default",
-            ca=self.content(cluster, "certificate-authority"),
-            certificate=self.content(user, "client-certificate"),
-            key=self.content(user, "client-key"),
-            token=self.text(user, "token", f"user {login}"),
-            token_file=self.file(user, "tokenFile"),
-            program=self.program(user, cluster, f"user {login}: exec"),
-            impersonate=self.impersonate(user, f"user {login}"),
-            source=str(self.path),
-        )
-        if bool(made.certificate) != bool(made.key):
-            raise self.error(f"user {login}", "has only one of client certificate and client key")
-        if made.server.startswith("http://") and not made.loopback:
-            raise self.error(
-                "server", f'"{made.server}" is not encrypted', "use https://; plain HTTP is for loopback only"
-            )
-        return made
 
     def server(self, cluster: Mapping[str, Any]) -> str:
         text = self.text(cluster, "server", "cluster").rstrip("/")
@@ -168,18 +204,11 @@ class _Reader:
             raise self.error("server", f'"{text[:200]}" is not a URL', "write it as in https://127.0.0.1:7443")
         return text
 
-    def entry(self, config: Mapping[str, Any], listed: str, field: str, name: str) -> Mapping[str, Any]:
+    def entries(self, config: Mapping[str, Any], listed: str) -> list[Mapping[str, Any]]:
         entries = config.get(listed) or []
         if not isinstance(entries, list):
             raise self.error(listed, "is not a list")
-        for entry in entries:
-            if isinstance(entry, dict) and entry.get("name") == name:
-                content = entry.get(field) or {}
-                if not isinstance(content, dict):
-                    raise self.error(f"{listed}, {name}", f"its {field} is not a mapping")
-                return content
-        known = ", ".join(str(entry.get("name")) for entry in entries[:20] if isinstance(entry, dict))
-        raise self.error(listed, f'there is no {field} "{name[:80]}"', f"there are: {known}" if known else "")
+        return [entry for entry in entries if isinstance(entry, dict)]
 
     def text(self, values: Mapping[str, Any], field: str, where: str) -> str:
         value = values.get(field)
@@ -212,7 +241,7 @@ class _Reader:
         return self.path.parent / name if name else None
 
     def program(self, user: Mapping[str, Any], cluster: Mapping[str, Any], where: str) -> Program | None:
-        """Return the program that logs the user in, or None."""
+        """Return the program that logs the user in, or None; `cluster` is what it is told of the hub if it wants."""
         given = user.get("exec")
         if not given:
             return None
@@ -240,7 +269,7 @@ class _Reader:
             },
             interactive=may_ask(self.text(given, "interactiveMode", where), element=f"{self.path}: {where}"),
             hint=self.text(given, "installHint", where),
-            cluster=self.told(cluster) if given.get("provideClusterInfo") is True else {},
+            cluster=dict(cluster) if given.get("provideClusterInfo") is True else {},
             element=f"{self.path}: {where}",
         )
 

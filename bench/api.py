@@ -206,11 +206,25 @@ class Connection:
         assert head[9:12] == b"200", head
 
     async def event(self) -> bytes:
-        while True:  # chunks: a length, the bytes, an empty line
-            size = int((await self._reader.readuntil(b"\r\n")).strip(), 16)
-            chunk = await self._reader.readexactly(size + 2)
+        while True:
+            chunk = await self._chunk()
             if b'"BOOKMARK"' not in chunk[:30]:
                 return chunk
+
+    async def whole(self, path: str) -> int:
+        """Get an answer that is sent in pieces; return how many bytes it has."""
+        await self.send("GET", path, b"", kind="application/json", accept="application/json")
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        assert b"chunked" in head, head
+        size = 0
+        while chunk := await self._chunk():
+            size += len(chunk)
+        return size
+
+    async def _chunk(self) -> bytes:
+        """A length, the bytes, an empty line."""
+        size = int((await self._reader.readuntil(b"\r\n")).strip(), 16)
+        return (await self._reader.readexactly(size + 2))[:-2]
 
     async def close(self) -> None:
         self._writer.close()
@@ -291,6 +305,28 @@ async def pages(hub: Hub, seconds: float, accept: str, label: str) -> None:
     say(label, f"{sum(samples) / len(samples):8.1f} ms  {times(samples)}   {sizes // len(samples) >> 10} KiB a page")
 
 
+async def at_once(hub: Hub, process: psutil.Process) -> None:
+    """List everything without a limit, and ask meanwhile for something small."""
+    taking, asking = await hub.connect(), await hub.connect()
+    before, most = process.memory_info().rss, 0
+    samples: list[float] = []
+    began = time.perf_counter()
+    listing = asyncio.create_task(taking.whole(DEVICES))
+    while not listing.done():
+        asked = time.perf_counter()
+        await asking.ask("GET", f"{DEVICES}/till-0000000")
+        samples.append((time.perf_counter() - asked) * 1000)
+        most = max(most, process.memory_info().rss)
+        await asyncio.sleep(0.005)
+    took, size = time.perf_counter() - began, await listing
+    await asyncio.gather(taking.close(), asking.close())
+    say(
+        "list without a limit",
+        f"{took:8.2f} s    {size >> 20} MiB, {(most - before) >> 20} MiB more of the hub's memory",
+    )
+    say("... and a get meanwhile", times(samples))
+
+
 async def fan_out(hub: Hub, process: psutil.Process, watchers: int, rounds: int = 20) -> None:
     """Open watches and see how long one change takes to reach all of them, and what a watch costs."""
     asking = await hub.connect()
@@ -340,6 +376,7 @@ async def measure(hub: Hub, process: psutil.Process, size: int, seconds: float, 
         await load(hub, clients, seconds, get, "get")
     await pages(hub, seconds, "application/json", f"list, page of {PAGE}")
     await pages(hub, seconds, TABLE, f"list, page of {PAGE}, as a table")
+    await at_once(hub, process)
     for clients in (1, 16):
         await load(hub, clients, seconds, patch, "patch (merge, a label)")
     await fan_out(hub, process, watchers)

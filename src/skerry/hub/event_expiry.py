@@ -146,9 +146,10 @@ class EventExpiry:
                 namespace = max(self._of, key=lambda one: len(self._of[one]))
                 key = next(iter(self._of[namespace]))
                 due, revision = self._kept[key]
-                self._shed.count("events-expired", namespace)
             try:
                 await self._store.delete(key, expected=revision)
+                if left > 0:
+                    self._shed.count("events-expired", self._namespace(key))
             except (NotFoundError, ConflictError):
                 pass  # whoever was quicker is told of by the watch
             except SkerryError as error:

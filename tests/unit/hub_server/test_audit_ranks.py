@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from tests.unit.hub_server.test_audit_middleware import ADMIN, ALICE, CLOCK, DEVICES, STRANGER, Hub, hub_in, run
 
-from skerry.api.audit import READS_UNRECORDED, REQUEST, UNANSWERED, AuditEvent
+from skerry.api.audit import READS_UNRECORDED, REQUEST, UNANSWERED, UNRECORDED, AuditEvent
 from skerry.core.access import Identity
 from skerry.core.audit import Check
 from skerry.core.audit_query import Question
@@ -101,6 +101,22 @@ async def test_refusals_of_a_day_stay_within_a_share_and_are_counted_beyond_it(t
             assert (await hub.ask(STRANGER, "GET", DEVICES)).status_code == 401
         assert (await hub.create("one")).status_code == 201
         assert hub.entries()[0].user.username == "system:anonymous"
+
+
+async def test_strangers_whose_requests_fail_do_not_fill_the_bulk_part(tmp_path: Path) -> None:
+    enrollments = DEVICES.replace("devices", "enrollments")
+    bearer = {"Authorization": "Bearer skj1.a.b.c"}
+    async with hub_in(tmp_path, most=64 * 1024) as hub:  # a user's share is 6 KiB, and 2 KiB of the bulk part
+        for _ in range(30):
+            refused = await hub.ask(STRANGER, "POST", f"{enrollments}?x={'y' * 900}", content=b"{", headers=bearer)
+            assert 400 <= refused.status_code < 500
+        assert (await hub.create("one")).status_code == 201
+        assert size_of(hub.log.bulk) < 4 * 1024
+        entries = hub.entries()
+        strangers = sum(entry.user.username == "system:anonymous" for entry in entries)
+        counted = sum(int(entry.annotations.get(UNRECORDED, 0)) for entry in entries)
+        assert 0 < strangers < 10
+        assert strangers + counted == 30
 
 
 async def test_commands_in_devices_are_kept_as_long_as_writes(tmp_path: Path) -> None:

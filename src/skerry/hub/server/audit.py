@@ -351,7 +351,7 @@ class Record:
 
     def _choose(self, event: AuditEvent) -> AuditLog | None:
         """Return the part of the log that an entry goes to; None: its user has used up what reads and refusals have."""
-        if self._code in (401, 403):
+        if self._is_refusal:
             part = self.audit.part_for_refusal(event)
             if part is None:
                 self.refusals.count()
@@ -369,7 +369,7 @@ class Record:
         Nobody fills the log who may change nothing: by refusals, and by asking for a device's certificate again and
         again, which gives the same one. Keys that are new cost uses of a token, and each has an allowance of its own.
         """
-        if self._code in (401, 403) or (self.identity.role == "anonymous" and not self.token and self._code >= 400):
+        if self._is_refusal:
             return self._caller
         if self._is_joining:
             made = event.object_ref.name if event.object_ref else ""
@@ -408,6 +408,12 @@ class Record:
     @property
     def _is_registry(self) -> bool:
         return policy.is_registry(self.attributes.path)
+
+    @property
+    def _is_refusal(self) -> bool:
+        """Whether somebody was refused; a stranger whose request fails is."""
+        stranger = self.identity.role == "anonymous" and not self.token
+        return self._code in (401, 403) or (stranger and self._code >= 400)
 
     @property
     def _is_joining(self) -> bool:

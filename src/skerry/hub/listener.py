@@ -31,10 +31,12 @@ from skerry.hub.identity import PEER, PeerCertificate
 
 log = logging.getLogger(__name__)
 # What uvicorn's protocol says of single requests: malformed ones are an attacker's to choose, so they are not logged;
-# an exception that the application let through is a bug and is, but not a request cancelled by our own shutdown.
+# an exception that the application let through is a bug and is, but not a request cancelled by our own shutdown, nor an
+# answer that it broke off on purpose, for a reason that it has logged itself.
 _request_log = logging.getLogger(f"{__name__}.requests")
 _request_log.setLevel(logging.ERROR)
-_request_log.addFilter(lambda r: not (r.exc_info and isinstance(r.exc_info[1], asyncio.CancelledError)))
+_NO_BUGS = (asyncio.CancelledError, ConnectionAbortedError)
+_request_log.addFilter(lambda r: not (r.exc_info and isinstance(r.exc_info[1], _NO_BUGS)))
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"

@@ -279,6 +279,8 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
 
     def _unsent(self) -> int:
         """Return how many bytes the peer's system has not acknowledged, as far as this one says."""
+        if self.transport.is_closing():
+            return 0
         waiting = self.transport.get_write_buffer_size()
         with contextlib.suppress(OSError, ValueError, AttributeError):
             count = bytearray(4)

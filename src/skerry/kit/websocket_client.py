@@ -96,7 +96,7 @@ class WebSocket:
         try:
             while not transport.is_closing() and not (await asyncio.wait({hanging}, timeout=PING_SECONDS))[0]:
                 # With something under way it is known whether it arrives.
-                if not transport.get_write_buffer_size() and not self._said_goodbye and not transport.is_closing():
+                if not self._said_goodbye and not transport.is_closing() and not transport.get_write_buffer_size():
                     self._writer.write(self._frames.ping())
         finally:
             hanging.cancel()

@@ -88,8 +88,9 @@ class Tail:
         """Go on where this log was moved to; what is lost is said."""
         mark, self._mark, self._position = self._mark, b"", 0
         older = self._open_older()
-        if older is None:
-            return self._lost()
+        if older is None:  # emptied, by somebody or for want of room: of what was in it nothing is known
+            log.info("remote.log_emptied log=%s", self.path)
+            return b""
         self._older = older
         content = older.read()
         found = content.rfind(mark)

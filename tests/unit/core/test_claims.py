@@ -169,7 +169,9 @@ def test_an_address_that_is_not_verified_is_nobody_s(verified: dict[str, Any], *
             claims.read_oidc(payload, rules, now=NOW)
 
 
-@pytest.mark.parametrize("name", ["system:masters", "System:Masters", "skerry:admins", "skerry-hub", "system:node:x", "admin", "Admin"])
+@pytest.mark.parametrize(
+    "name", ["system:masters", "System:Masters", "skerry:admins", "skerry-hub", "system:node:x", "admin", "Admin"]
+)
 def test_no_issuer_reaches_reserved_names(name: str) -> None:
     rules = OidcRules(
         issuer=RULES.issuer, client_id="skerry", username_prefix="-", groups_claim="groups", groups_prefix=""

@@ -112,7 +112,8 @@ def test_pods_and_nodes(fleet: HubClient, accept: str) -> None:
     pods = fleet.http.get(f"/api/v1/namespaces/{SPACE}/pods", headers={"accept": accept})
     assert pods.headers["transfer-encoding"] == "chunked"
     assert names_of(pods.json()) == [f"digits.{name}" for name in NAMES]
-    where, token, found = "/api/v1/nodes", "", []
+    where, token = "/api/v1/nodes", ""
+    found: list[str] = []
     parameters = {"limit": "700", "labelSelector": f"skerry.dev/namespace={SPACE}"}
     while token or not found:
         page = fleet.http.get(where, headers={"accept": accept}, params={**parameters, "continue": token}).json()

@@ -343,7 +343,7 @@ async def test_nothing_is_kept_of_deployments_that_are_gone(bench: Bench) -> Non
                     await asyncio.sleep(0)
             return await update(kind, namespace, name, change)
 
-        bench.objects.update_status = deleting  # type: ignore[method-assign]
+        bench.objects.update_status = deleting  # type: ignore[method-assign, assignment]
         await bench.apply(modelVersion="v1", placement={"benchmark": True})
         await bench.until_none(ModelDeployment)
         await bench.until_none(Rollout)

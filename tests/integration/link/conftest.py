@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from skerry.core import access
-from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker, server_context
+from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.mqtt import MqttSettings
+from skerry.drivers.link.tls import server_context
 
 
 class Authority:

@@ -20,8 +20,9 @@ from skerry.api.kinds.tensors import ModelSignature
 from skerry.api.kinds.variants import Blob, Requirements
 from skerry.api.meta import ObjectMeta
 from skerry.core import desired, messages
-from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker, server_context
+from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.mqtt import MqttHubLink, MqttSettings
+from skerry.drivers.link.tls import server_context
 from skerry.drivers.store.sqlite import open_store
 from skerry.hub.gateway import Gateway
 from skerry.hub.objects import Objects

@@ -14,8 +14,9 @@ import pytest
 
 from skerry.api.errors import InvalidError, UnavailableError
 from skerry.core import access, messages
-from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker, server_context
+from skerry.drivers.link.broker import BrokerSettings, EmbeddedBroker
 from skerry.drivers.link.mqtt import MqttDeviceLink, MqttSettings
+from skerry.drivers.link.tls import server_context
 
 SECONDS = 10.0
 

@@ -4,9 +4,9 @@ amqtt reads and writes the packets; sessions, routing and access are here, becau
 where it has to be (docs/adr/0002-embedded-broker.md has what was measured). It carries this protocol and nothing else:
 MQTT 3.1.1 with QoS 0 and 1, clean sessions for devices, one hub whose messages are kept while it is away.
 
-Lives here: listening, admission, one connection's life, routing. Must not live here: the access rules (`topics`), the
-packets (`packets`), the queues (`outbox`). Nothing is stored: after a restart the hub publishes all desired states
-again and devices announce themselves.
+Lives here: listening, admission, one connection's life, routing. Must not live here: TLS (`tls`), the access rules
+(`topics`), the packets (`packets`), the queues (`outbox`). Nothing is stored: after a restart the hub publishes all
+desired states again and devices announce themselves.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ import asyncio
 import logging
 import ssl
 import time
-from asyncio import sslproto
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from skerry.api.errors import InvalidError, UnavailableError
 from skerry.core import access
-from skerry.drivers.link import packets, topics
+from skerry.drivers.link import packets, tls, topics
 from skerry.drivers.link.admission import Admission, Waiter, Waiting
 from skerry.drivers.link.inbox import Drops
 from skerry.drivers.link.outbox import Message, Outbox
@@ -35,7 +33,6 @@ _log = logging.getLogger(__name__)
 
 _MIB = 1024 * 1024
 _POLL_SECONDS = 0.02
-_CLOSE_SECONDS = 2.0
 _HUB = Peer(role="hub", name="hub")
 """The hub of this process."""
 
@@ -71,12 +68,6 @@ class BrokerSettings:
     hub_window: int = 64
     device_window: int = 16
     """QoS 1 messages sent and not acknowledged."""
-
-
-class _SmallTls(sslproto.SSLProtocol):
-    """asyncio's TLS with a buffer for what devices send: by default each connection holds a quarter of a megabyte."""
-
-    max_size = 16 * 1024
 
 
 class _RefusedError(Exception):
@@ -143,30 +134,6 @@ class Seat:
             await self.outbox.wait_changed()
 
 
-def server_context(*, certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
-    """Return a TLS context from files: TLS 1.2 or later, a client certificate of that CA required, no resumption."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 0
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(ca)
-    context.load_cert_chain(certificate, key)
-    return context
-
-
-class _Door(asyncio.Protocol):
-    """A connection before its first byte is read."""
-
-    def __init__(self, arrived: Callable[[asyncio.Transport], None]) -> None:
-        self._arrived = arrived
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()  # what comes belongs to the handshake
-        self._arrived(transport)
-
-
 class EmbeddedBroker:
     """A context manager; it listens inside the block. `known` tells which devices exist, by uid and namespace."""
 
@@ -211,7 +178,7 @@ class EmbeddedBroker:
         self._hub_outbox = Outbox(max_bytes=settings.hub_buffer_bytes, window=settings.hub_window)
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Door(self._arrived), settings.host, settings.port, backlog=1024
+                lambda: tls.Door(self._arrived), settings.host, settings.port, backlog=1024
             )
         except OSError as error:
             raise UnavailableError(
@@ -299,39 +266,13 @@ class EmbeddedBroker:
     async def _greet(self, transport: asyncio.Transport, address: str, waiter: Waiter) -> None:
         """Do the TLS handshake, then live the connection."""
         try:
-            streams = await self._secure(transport)
+            streams = await tls.secure(transport, self._tls, seconds=self._settings.connect_timeout_seconds)
         except OSError as error:  # SSLError is one
             transport.abort()
             _log.debug("broker.handshake_failed address=%s cause=%s", address, error)
             return
         if streams is not None:
             await self._live(*streams, waiter)
-
-    async def _secure(self, transport: asyncio.Transport) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """Do what `loop.start_tls` does, with our own buffer; None when it was lost in the moment of its success."""
-        loop = asyncio.get_running_loop()
-        opened: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        reader = asyncio.StreamReader(loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, lambda *streams: opened.append(streams), loop=loop)
-        done: asyncio.Future[None] = loop.create_future()
-        tls = _SmallTls(
-            loop,
-            protocol,
-            self._tls,
-            done,
-            server_side=True,
-            ssl_handshake_timeout=self._settings.connect_timeout_seconds,  # type: ignore[arg-type] # seconds
-            ssl_shutdown_timeout=_CLOSE_SECONDS,
-        )
-        transport.set_protocol(tls)
-        tls.connection_made(transport)
-        transport.resume_reading()
-        try:
-            await done
-        except BaseException:
-            transport.abort()
-            raise
-        return opened[0] if opened else None
 
     async def _live(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, waiter: Waiter) -> None:
         """Live one connection's life; nothing it does reaches the others."""
@@ -360,7 +301,7 @@ class EmbeddedBroker:
             writer.transport.abort()
             raise
         finally:
-            await _close(writer)
+            await tls.close(writer)
 
     async def _admit(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, certificate: dict[str, Any]
@@ -568,16 +509,6 @@ class EmbeddedBroker:
             _keep(self._online, uid, will.payload)
         if not self._hub_outbox.offer(Message(topic=will.topic, payload=will.payload, qos=1)) and self._hub:
             self._hub.end("too slow for what it is sent")  # on return it finds what is kept
-
-
-async def _close(writer: asyncio.StreamWriter) -> None:
-    """Close in bounded time, also when the peer neither reads nor closes."""
-    writer.close()
-    try:
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await writer.wait_closed()
-    except (OSError, TimeoutError):
-        writer.transport.abort()
 
 
 def identify(certificate: Any, client_id: str) -> Peer:

@@ -80,6 +80,7 @@ async def run(election: Election, fence: Fence, lead: Callable[[int], Awaitable[
                 fence.term = None
                 await election.resign()
             log.warning("leadership.ended term=%d", term)
+            _stop_if_told()
             await asyncio.sleep(PAUSE_SECONDS)
     finally:
         await election.resign()
@@ -94,6 +95,13 @@ async def _until_lost(election: Election, term: int, lead: Callable[[int], Await
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
+
+
+def _stop_if_told() -> None:
+    """Raise what a group forgets that was cancelled while tasks of it failed: it raises their errors alone."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _first(error: BaseException) -> BaseException:

@@ -74,3 +74,43 @@ async def test_a_hub_that_cannot_write_down_that_it_leads_tries_again(
             with suppress(asyncio.CancelledError):
                 await leading
         assert fence.term is None
+
+
+class Sole:
+    """An election that this hub has won, whatever happens."""
+
+    async def campaign(self) -> int:
+        return 1
+
+    async def hold(self, term: int) -> None:
+        await asyncio.Event().wait()
+
+    async def resign(self) -> None:
+        return
+
+
+async def test_a_hub_that_is_stopped_while_its_work_fails_stops() -> None:
+    """The group of the work raises what failed, and says nothing of its having been cancelled."""
+    begun, ending = asyncio.Event(), asyncio.Event()
+
+    async def lead(_term: int) -> None:
+        async def slow() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ending.set()
+                await asyncio.shield(asyncio.sleep(0))  # it takes a moment to end
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(slow())
+            begun.set()
+            await asyncio.sleep(0)
+            raise StorageFullError(element="store")
+
+    running = asyncio.create_task(leadership.run(Sole(), Fence(), lead))
+    await begun.wait()
+    await ending.wait()
+    running.cancel()
+    async with asyncio.timeout(WAIT):
+        with pytest.raises(asyncio.CancelledError):
+            await running

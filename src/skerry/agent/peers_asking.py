@@ -14,6 +14,7 @@ from collections.abc import Callable
 from skerry.agent.peers_server import MAX_HEAD_BYTES, STAND_HEADER
 from skerry.api.errors import UnauthorizedError, UnavailableError
 from skerry.core.peering import STANDS, Stand, Told
+from skerry.kit.hangup import abort
 
 ASK_SECONDS = 5.0
 """From the connection's first packet to the answer's end: a neighbour is near, or no help."""
@@ -34,7 +35,7 @@ async def ask(
                 writer.write(f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("ascii"))
                 head = await reader.readuntil(b"\r\n\r\n")
             finally:
-                writer.transport.abort()
+                abort(writer.transport)
     except TimeoutError:
         raise UnavailableError(f"says nothing within {ASK_SECONDS:g} s", element=element) from None
     except UnauthorizedError:

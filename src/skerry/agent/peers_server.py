@@ -29,6 +29,7 @@ from skerry.api.errors import UnauthorizedError
 from skerry.core.peering import Told
 from skerry.core.ranges import wanted_part
 from skerry.drivers.registry.bandwidth import Bandwidth
+from skerry.kit.hangup import abort
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class PeerServer:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is None or len(self._clients) >= MAX_CONNECTIONS:
-            writer.transport.abort()
+            abort(writer.transport)
             return
         self._clients.add(task)
         try:
@@ -119,7 +120,7 @@ class PeerServer:
             log.warning("peers.stranger error=%s", error)
         finally:
             self._clients.discard(task)
-            writer.transport.abort()  # what was to be sent is sent, or nobody takes it
+            abort(writer.transport)  # what was to be sent is sent, or nobody takes it
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(HEAD_SECONDS):

@@ -28,6 +28,7 @@ from uvicorn.server import ServerState
 from skerry.api.errors import InvalidError, UnavailableError
 from skerry.hub import raw_upgrade, upgrade
 from skerry.hub.identity import PEER, PeerCertificate
+from skerry.kit.hangup import abort
 
 log = logging.getLogger(__name__)
 # What uvicorn's protocol says of single requests: malformed ones are an attacker's to choose, so they are not logged;
@@ -141,7 +142,7 @@ async def _end(state: ServerState, grace_seconds: float) -> None:
             task.cancel()
         await asyncio.wait(pending, timeout=grace_seconds)
     for connection in list(state.connections):
-        _abort(connection.transport)
+        abort(connection.transport)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(grace_seconds):
             while state.connections:  # noqa: ASYNC110 - at shutdown only; uvicorn's set of connections signals nothing
@@ -188,7 +189,7 @@ class HubProtocol(HttpToolsProtocol):
         """Wait for the peer to take what is buffered, but not for ever."""
         super().pause_writing()
         self._taken()
-        self._taking = self.loop.call_later(self._limits.take_seconds, _abort, self.transport)
+        self._taking = self.loop.call_later(self._limits.take_seconds, abort, self.transport)
 
     def resume_writing(self) -> None:
         """Go on: the peer has taken enough."""
@@ -255,7 +256,7 @@ class HubProtocol(HttpToolsProtocol):
         """
         if cycle.disconnected or self.cycle is not cycle or self._head_open or self.transport.is_closing():
             cycle.disconnected = True
-            _abort(self.transport)
+            abort(self.transport)
             raise ClientDisconnect
         self._disarm()
         self._taken()
@@ -289,10 +290,4 @@ class HubProtocol(HttpToolsProtocol):
         if self.flow.read_paused and not self._head_open:  # we are the slow one
             self._arm(self._limits.stall_seconds)
         else:
-            _abort(self.transport)
-
-
-def _abort(transport: asyncio.Transport) -> None:
-    # Python before 3.11.4 raises this of a TLS transport that was closed twice; its protocol ends it in its own time.
-    with contextlib.suppress(AttributeError):
-        transport.abort()
+            abort(self.transport)

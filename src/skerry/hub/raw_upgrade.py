@@ -9,7 +9,6 @@ Source: RFC 9110, section 7.8; Kubernetes `apimachinery/pkg/util/httpstream`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skerry.hub.upgrade import LINGER_SECONDS, UPGRADE, Gone, words
-from skerry.kit.hangup import hung_up
+from skerry.kit.hangup import abort, hung_up
 
 HIGH_WATER_BYTES = 64 * 1024
 """Of what was not read yet; beyond it the peer waits."""
@@ -106,8 +105,7 @@ class Connection(asyncio.Protocol):
 
     def _abort(self) -> None:
         if not self._lost.is_set():
-            with contextlib.suppress(AttributeError):  # Python before 3.11.4, of a TLS transport that was closed twice
-                self.transport.abort()
+            abort(self.transport)
 
 
 class RawUpgrade:

@@ -28,7 +28,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from skerry.api.errors import BadRequestError
 from skerry.hub.identity import PEER, PeerCertificate
-from skerry.kit.hangup import hung_up
+from skerry.kit.hangup import abort, hung_up
 
 log = logging.getLogger(__name__)
 UPGRADE = "skerry.upgrade"
@@ -229,7 +229,7 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
             self.transport.write(_NO_HANDSHAKE)
             self.transport.close()
         if self.transport.is_closing():
-            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            self.loop.call_later(LINGER_SECONDS, abort, self.transport)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note who the peer is."""
@@ -274,8 +274,7 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
 
     def abort(self) -> None:
         """Close without a word."""
-        with contextlib.suppress(AttributeError):  # Python before 3.11.4, of a TLS transport that was closed twice
-            self.transport.abort()
+        abort(self.transport)
 
     def _unsent(self) -> int:
         """Return how many bytes the peer's system has not acknowledged, as far as this one says."""
@@ -329,7 +328,7 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
             super().handle_parser_exception()
             return
         self.queue.put_nowait({"type": "websocket.disconnect", "code": ABNORMAL})
-        self.transport.abort()
+        abort(self.transport)
 
     def _fail(self, code: int, reason: str) -> None:
         log.info("upgrade.refused client=%s cause=%r", self.client, reason)
@@ -357,7 +356,7 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
             self.send_500_response()
         if self.close_timer is None:
             self.transport.close()
-        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        self.loop.call_later(LINGER_SECONDS, abort, self.transport)
 
     async def _http_receive(self) -> Message:
         if not self._asked:
@@ -377,6 +376,6 @@ class UpgradingProtocol(WebSocketsSansIOProtocol):
         else:
             self._sent += len(message.get("body", b""))
             if self._sent > MAX_ANSWER_BYTES:
-                self.transport.abort()
+                abort(self.transport)
                 raise ConnectionAbortedError("an answer without an end")
             await self.send({**message, "type": f"websocket.{message['type']}"})  # type: ignore[arg-type] # one of the two that ASGI has

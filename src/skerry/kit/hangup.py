@@ -1,4 +1,4 @@
-"""Noticing that a peer has hung up, also while nothing of what it sent is read.
+"""Hanging up, and noticing that a peer has hung up, also while nothing of what it sent is read.
 
 Who waits for one end of a conversation to take something does not read the other one, and a closed connection is seen
 by reading. The kernel knows all the same; where there is no epoll, only `lost` tells, by way of whatever is written.
@@ -24,6 +24,12 @@ async def hung_up(transport: asyncio.BaseTransport, lost: asyncio.Event) -> None
             for one in waits:
                 one.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+
+
+def abort(transport: asyncio.BaseTransport) -> None:
+    """Hang up at once, whatever was sent and not taken; one that was closed already may be one that is gone."""
+    with contextlib.suppress(AttributeError):  # Python before 3.11.4, of a TLS transport that was closed twice
+        transport.abort()  # type: ignore[attr-defined] # all of asyncio's that can be written to have it
 
 
 @contextlib.contextmanager

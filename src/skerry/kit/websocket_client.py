@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from skerry.api.errors import TimedOutError, UnavailableError
 from skerry.kit import websocket
-from skerry.kit.hangup import hung_up
+from skerry.kit.hangup import abort, hung_up
 from skerry.kit.websocket import Closed, Frames, Handshake, Message, ProtocolError, RefusedError
 
 MAX_HEAD_BYTES = 32 * 1024
@@ -87,7 +87,7 @@ class WebSocket:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._writer.wait_closed()
-        self._writer.transport.abort()
+        abort(self._writer.transport)
 
     async def gone(self) -> None:
         """Return once the other end is no more there, also while nobody receives; it is pinged meanwhile."""
@@ -184,7 +184,7 @@ async def _open(
         socket = WebSocket(reader, writer, Frames(max_message=MAX_MESSAGE_BYTES), name)
         socket.protocol = handshake.accept(found)
     except BaseException as error:
-        writer.transport.abort()
+        abort(writer.transport)
         if isinstance(error, OSError | asyncio.IncompleteReadError | asyncio.LimitOverrunError | ValueError):
             raise UnavailableError(f"did not answer as a hub does ({error})"[:300], element=name) from None
         if isinstance(error, ProtocolError):

@@ -29,6 +29,8 @@ SWEEP_SECONDS = 10.0
 """How long a call that deletes a namespace works on it; what is left then goes in the background."""
 ROUND_SECONDS = 5.0
 """Between two looks at namespaces that wait for somebody's finalizers."""
+ORPHANS_SECONDS = 3600.0
+"""Between two looks at what has no namespace any more, which take one step for each kind in each namespace."""
 PAGE = 200
 _AFTER_SLASH = "0"  # the character that sorts right after "/", so that one key skips a whole namespace
 _REMAINING = "NamespaceContentRemaining"
@@ -75,6 +77,16 @@ async def delete(objects: Objects, clock: Clock, namespace: Namespace) -> Namesp
     return left if left is not None and left.metadata.uid == going.metadata.uid else going
 
 
+async def renew(objects: Objects, clock: Clock, name: str) -> Namespace:
+    """Write a namespace anew whose object cannot be read, marked already, so that what is in it can go with it.
+
+    The default one, which does not go, is only written anew. Raises NotFoundError, and ConflictError for one that can
+    be read, by now perhaps.
+    """
+    fresh = Namespace(metadata=ObjectMeta(name=name))
+    return await objects.renew(fresh if name == DEFAULT else removal.marked(fresh, clock.now()))
+
+
 async def finish(objects: Objects, clock: Clock, namespace: Namespace) -> None:
     """Do as much of `sweep` as a caller waits for; the rest goes on in the background."""
     try:
@@ -109,14 +121,16 @@ async def sweep(objects: Objects, clock: Clock, namespace: Namespace) -> bool:
     return True
 
 
-async def run(objects: Objects, clock: Clock, *, round_seconds: float = ROUND_SECONDS) -> None:
+async def run(
+    objects: Objects, clock: Clock, *, round_seconds: float = ROUND_SECONDS, orphans_seconds: float = ORPHANS_SECONDS
+) -> None:
     """Finish, forever, what calls had no time for and what waited for finalizers, also of a hub before this one."""
-    named = False
+    due = clock.monotonic()
     while True:
         try:
-            if not named:
+            if clock.monotonic() >= due:
                 await name_orphans(objects)
-                named = True
+                due = clock.monotonic() + orphans_seconds
             found = (await objects.list(Namespace, leave_out_unreadable=True)).items
         except _FAILS as error:
             log.warning("namespace.sweep_failed cause=%s", error)
@@ -133,7 +147,8 @@ async def run(objects: Objects, clock: Clock, *, round_seconds: float = ROUND_SE
 async def name_orphans(objects: Objects) -> None:
     """Make the object of each namespace that holds something and has none: then it can be seen, and deleted."""
     held = await find(objects)
-    named = {one.metadata.name for one in (await objects.list(Namespace, leave_out_unreadable=True)).items}
+    page = await objects.list(Namespace, leave_out_unreadable=True)
+    named = {*(one.metadata.name for one in page.items), *(name for _, name in page.unreadable)}
     for name in sorted(held - named):
         if await _count(objects, name):
             log.warning("namespace.orphan name=%s", name)

@@ -122,15 +122,8 @@ class Objects:
         """
         kind, meta = type(item), item.metadata
         name = meta.name or f"{meta.generate_name}{secrets.token_hex(4)}"
-        meta = msgspec.structs.replace(
-            meta,
-            name=name,
-            uid=meta.uid or str(uuid.uuid4()),
-            generation=int(_INFOS[kind].has_spec),
-            creation_timestamp=self._clock.now().replace(microsecond=0),
-            resource_version="",
-        )
-        key, value = key_of(kind, meta.namespace, name), encode(_with_meta(item, meta))
+        meta = msgspec.structs.replace(meta, name=name)
+        key, value = key_of(kind, meta.namespace, name), self._encode_new(_with_meta(item, meta))
         for _ in range(_ATTEMPTS):
             guard = await self._place(_INFOS[kind], meta) if _INFOS[kind].namespaced and meta.namespace else None
             try:
@@ -243,17 +236,22 @@ class Objects:
 
         Raises NotFoundError, and ConflictError for one that can be read, by now perhaps.
         """
-        key, element = key_of(kind, namespace, name), f'{_INFOS[kind].plural} "{name}"'
-        record = await self.store.get(key)
-        if record is None:
-            raise NotFoundError(element=element)
-        with suppress(UnreadableError):
-            _readable(kind, record)
-            raise ConflictError(element=element)
-        removed = await self.store.delete(key, expected=record.revision, guard=guard)
-        log.warning("objects.discarded key=%s", key)
+        record = await self._unreadable(kind, namespace, name)
+        removed = await self.store.delete(record.key, expected=record.revision, guard=guard)
+        log.warning("objects.discarded key=%s", record.key)
         for written in self._told.get(kind, ()):
-            written(key, None, removed.revision)
+            written(record.key, None, removed.revision)
+
+    async def renew(self, item: T) -> T:
+        """Store a new object, as `create` does, in the place of one that cannot be read.
+
+        Raises NotFoundError, and ConflictError for one that can be read, by now perhaps.
+        """
+        kind, meta = type(item), item.metadata
+        damaged = await self._unreadable(kind, meta.namespace, meta.name)
+        record = await self.store.update(damaged.key, self._encode_new(item), expected=damaged.revision)
+        log.warning("objects.renewed key=%s", record.key)
+        return self._tell(decode(kind, record), record)
 
     @asynccontextmanager
     async def watch(
@@ -310,6 +308,27 @@ class Objects:
                 continue
             return StoredDesired(record=changed, revision=written.revision)
         raise ConflictError(element=f"desired state of device {empty.uid}")
+
+    def _encode_new(self, item: Resource) -> bytes:
+        meta = msgspec.structs.replace(
+            item.metadata,
+            uid=item.metadata.uid or str(uuid.uuid4()),
+            generation=int(_INFOS[type(item)].has_spec),
+            creation_timestamp=self._clock.now().replace(microsecond=0),
+            resource_version="",
+        )
+        return encode(_with_meta(item, meta))
+
+    async def _unreadable(self, kind: type[Any], namespace: str, name: str) -> Record:
+        """Return what is stored of an object that cannot be read. Raises NotFoundError, ConflictError."""
+        element = f'{_INFOS[kind].plural} "{name}"'
+        record = await self.store.get(key_of(kind, namespace, name))
+        if record is None:
+            raise NotFoundError(element=element)
+        with suppress(UnreadableError):
+            _readable(kind, record)
+            raise ConflictError(element=element)
+        return record
 
     async def _place(self, info: KindInfo, meta: ObjectMeta) -> Guard:
         """Return what an object's namespace must still be when it is stored; make one that is named for the first time.

@@ -24,7 +24,8 @@ _ATTEMPTS = 20
 async def delete(call: Call) -> Response:
     """Remove the object, or mark it while it has finalizers. Raises NotFoundError, ConflictError.
 
-    One that cannot be read goes at once: whether somebody's finalizer is on it, nobody can tell.
+    One that cannot be read goes at once: whether somebody's finalizer is on it, nobody can tell. A namespace goes with
+    all that is in it also then.
     """
     options = await _options(call)
     try:
@@ -32,8 +33,13 @@ async def delete(call: Call) -> Response:
     except UnreadableError:
         if options.get("preconditions"):
             raise
-        await _discard(call, options)
-        return status.respond(status.success(group=call.info.group, plural=call.info.plural, name=call.name, uid=""))
+        if call.info.type is not Namespace or _is_dry(call, options):
+            await _discard(call, options)
+            success = status.success(group=call.info.group, plural=call.info.plural, name=call.name, uid="")
+            return status.respond(success)
+        with suppress(ConflictError):  # somebody mended it meanwhile
+            await namespaces.renew(call.context.objects, call.context.clock, call.name)
+        found = await _delete(call, options)
     assert found is not None  # without a selection all are meant
     removed, marked = found
     return answer.respond(call, removed) if marked else _gone(call, removed)
@@ -71,7 +77,7 @@ async def delete_collection(call: Call) -> Response:
 
 
 async def _discard(call: Call, options: dict[str, Any]) -> None:
-    if not (call.dry_run or options.get("dryRun")):
+    if not _is_dry(call, options):
         await call.context.objects.discard(call.info.type, call.namespace, call.name)
 
 
@@ -87,7 +93,7 @@ async def _delete(
         if selection is not None and (current.metadata.uid != uid or not selection.takes(current)):
             return None
         call.check_preconditions(current, uid=meant, revision=revision)
-        if call.dry_run or options.get("dryRun"):
+        if _is_dry(call, options):
             return current, False
         try:
             if isinstance(current, Namespace):
@@ -107,6 +113,10 @@ async def finish(call: Call, item: Resource) -> Resource:
         else:
             await removal.finish(call.context.objects, item)
     return item
+
+
+def _is_dry(call: Call, options: dict[str, Any]) -> bool:
+    return bool(call.dry_run or options.get("dryRun"))
 
 
 async def _options(call: Call) -> dict[str, Any]:

@@ -20,6 +20,8 @@ Reads = Literal["none", "metadata", "request"]
 
 MAX_URI = 2048
 MAX_AGENT = 256
+_LOOKED_AT = 4 * MAX_URI
+"""So much of a longer text is gone through: what is behind is not shown, and strangers may send a lot of it."""
 MAX_BODY_BYTES = 64 * 1024
 """A larger body is known by its digest alone."""
 MAX_FIELDS = 50
@@ -84,15 +86,16 @@ def shows_body(resource: str, subresource: str) -> bool:
 
 def uri(path: str, query: str) -> str:
     """Return a request's path and query, bounded, without credentials and values that may be secret."""
-    text = quote(redaction.credentials(path), safe="/:@!$&'()*+,;=~-._[]", errors="replace")
+    text = quote(redaction.credentials(path[:_LOOKED_AT]), safe="/:@!$&'()*+,;=~-._[]", errors="replace")
     if query:
-        text += "?" + redaction.query(query)
+        seen = query if len(query) <= _LOOKED_AT else query[:_LOOKED_AT].rpartition("&")[0]
+        text += "?" + (redaction.query(seen) or "...")
     return _bounded(text, MAX_URI)
 
 
 def agent(text: str) -> str:
     """Return a User-Agent, or another thing that a caller says of itself, bounded and without credentials."""
-    return _bounded(redaction.text(text), MAX_AGENT)
+    return _bounded(redaction.text(text[:_LOOKED_AT]), MAX_AGENT)
 
 
 def read_body(raw: bytes) -> Any:

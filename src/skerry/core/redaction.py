@@ -34,7 +34,7 @@ _ASSIGNED = re.compile(
 # Bodies come from whoever may write: nothing here may go through the same text again and again.
 _CREDENTIAL = re.compile(
     r"sk[a-z]1\.[^\s\"'&,;]{8,}"  # this hub's own: join tokens, registry tokens and their bearers
-    r"|eyJ[A-Za-z0-9_-]{8,2048}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"  # JWT
+    r"|(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,2048}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"  # JWT
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[^-]|-(?!----END))*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
     r"|(?<=://)[^\s/@:\"']*+:[^\s/@\"']*+(?=@)"  # user:password of an address
     r"|(?i:(?<=bearer )|(?<=basic ))[A-Za-z0-9+/=._~-]{8,}"
@@ -97,7 +97,6 @@ def _fields(value: dict[str, Any], depth: int) -> list[tuple[str, Any]]:
     in_environment = not _ENVIRONMENTS.isdisjoint(step.lower() for step in steps)
     found: list[tuple[str, Any]] = []
     for key, item in value.items():
-        shown = redacted(item, depth)
         if is_secret(key) or (key in _VALUES and (named or patched)):
             shown = _nothing(item)
         elif key.lower() in _ENVIRONMENTS or (key == "value" and in_environment):
@@ -106,6 +105,8 @@ def _fields(value: dict[str, Any], depth: int) -> list[tuple[str, Any]]:
             shown = _nothing(item)
         elif (key == LAST_APPLIED or (key == "value" and LAST_APPLIED in steps)) and isinstance(item, str):
             shown = _inner(item, depth) or REDACTED
+        else:  # each value is gone through once: what is in it may be twice as deep for every time
+            shown = redacted(item, depth)
         found.append((key, shown))
     return found
 

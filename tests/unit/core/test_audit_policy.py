@@ -123,3 +123,30 @@ def test_a_patch_is_told_by_its_paths() -> None:
 def test_whatever_bytes_are_no_crash(raw: bytes) -> None:
     policy.read_body(raw)
     policy.patched_fields(raw)
+
+
+class Counted(dict[str, Any]):
+    """An object that counts how often it is gone through."""
+
+    times = 0
+
+    def items(self) -> Any:
+        type(self).times += 1
+        return super().items()
+
+
+def test_every_value_is_gone_through_once_however_it_is_called() -> None:
+    value: Any = "end"
+    for _ in range(15):
+        value = Counted(env=Counted(name="n", x=value))
+    Counted.times = 0
+    redaction.redacted(value)
+    assert Counted.times <= 2 * 15 + 1
+
+
+def test_of_what_strangers_say_no_more_is_looked_at_than_is_shown() -> None:
+    assert policy.uri("/", "a=1&b=2&c=" + "x" * 10_000) == "/?a=1&b=2"
+    assert policy.uri("/", "c=" + "x" * 10_000) == "/?..."
+    assert len(policy.uri("/" + "p" * 100_000, "a=1")) == policy.MAX_URI
+    token = "eyJ" + "a" * 40 + "." + "b" * 40 + "."
+    assert token not in policy.agent("x" * 200 + token + "y" * 100_000)

@@ -308,7 +308,7 @@ class Record:
                 await send(message)
             elif self._lasts(message):
                 self._lasting = True
-                await self._note(self._event("ResponseStarted", code=self._code), send, message)
+                await self._note("ResponseStarted", send, message)
             else:
                 self._held = message
             return
@@ -318,21 +318,16 @@ class Record:
             return
         tells = self._code >= 400 or self.attributes.verb in _TELLING
         body = message.get("body", b"") if tells and not message.get("more_body") else b""
-        await self._note(self._event("ResponseComplete", code=self._code, answer=body), send, head)
+        await self._note("ResponseComplete", send, head, answer=body)
         if not self._given_up:
             await send(message)
 
-    async def _note(self, event: AuditEvent, send: Send, head: Message) -> None:
+    async def _note(self, stage: Stage, send: Send, head: Message, *, answer: bytes = b"") -> None:
         """Record what is about to be answered and send its head; what cannot be recorded is answered otherwise."""
-        allowance = self._allowance(event)
-        shared = self._code >= 400  # many devices may join at the same time, and each is written down
-        if allowance is not None and not self._is_begun and not self.refusals.take(*allowance, shared=shared):
-            self._lasting = False
-            await send(head)
-            return
-        if self._part is None:
+        event = None if self._is_passed_over() else self._event(stage, code=self._code, answer=answer)
+        if event is not None and self._part is None and not self._is_repeated(event):
             self._part = self._choose(event)
-        if self._part is None:  # it is counted
+        if event is None or self._part is None:  # it is counted
             self._lasting = False
             await send(head)
             return
@@ -340,9 +335,9 @@ class Record:
             await self._part.append(self._counted(event))
         except SkerryError as error:
             self._given_up = True
-            answer = status.respond_status(status.status_of(error))
-            await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
-            await send({"type": "http.response.body", "body": answer.body})
+            told = status.respond_status(status.status_of(error))
+            await send({"type": "http.response.start", "status": told.status_code, "headers": told.raw_headers})
+            await send({"type": "http.response.body", "body": told.body})
             if self._lasting:
                 raise ClientDisconnect from None  # to whoever is about to talk: there is nobody to talk to
             return
@@ -363,18 +358,22 @@ class Record:
             return self.audit.part_for_read(event, entries=entries)
         return self.audit.part_for(event, entries=entries)
 
-    def _allowance(self, event: AuditEvent) -> tuple[str, str] | None:
-        """Return whose allowance an entry takes from; None: it is written in any case.
+    def _is_passed_over(self) -> bool:
+        """Take a refusal from its caller's allowance; whether it has none left, and no entry is even made of it."""
+        if self._is_begun or not self._is_refusal:
+            return False
+        return not self.refusals.take(*self._caller, shared=self._code >= 400)
 
-        Nobody fills the log who may change nothing: by refusals, and by asking for a device's certificate again and
-        again, which gives the same one. Keys that are new cost uses of a token, and each has an allowance of its own.
+    def _is_repeated(self, event: AuditEvent) -> bool:
+        """Whether somebody asks for a device's certificate again and again, which gives the same one.
+
+        Keys that are new cost uses of a token, and each has an allowance of its own: many devices may join at the same
+        time, and each is written down.
         """
-        if self._is_refusal:
-            return self._caller
-        if self._is_joining:
-            made = event.object_ref.name if event.object_ref else ""
-            return self.identity.username, made
-        return None
+        if self._is_begun or self._is_refusal or not self._is_joining:
+            return False
+        made = event.object_ref.name if event.object_ref else ""
+        return not self.refusals.take(self.identity.username, made, shared=self._code >= 400)
 
     async def _end(self, stage: Stage) -> None:
         if self._part is None:

@@ -105,9 +105,13 @@ def account_of(username: str) -> tuple[str, str] | None:
 
 
 def is_reserved(name: str) -> bool:
-    """Return whether only the hub may give this name to a user or a group. Case does not help to pass for one."""
-    folded = name.strip().lower()
-    return folded.startswith(RESERVED_PREFIXES) or folded in (SERVER, ADMIN)
+    """Return whether only the hub may give this name to a user. Case does not help to pass for one."""
+    return is_reserved_group(name) or name.strip().lower() in (SERVER, ADMIN)
+
+
+def is_reserved_group(name: str) -> bool:
+    """Return whether only the hub may put users into a group of this name; `admin` is none of the hub's."""
+    return name.strip().lower().startswith(RESERVED_PREFIXES)
 
 
 def is_name(text: str) -> bool:
@@ -127,11 +131,11 @@ def check_user(name: str, groups: Sequence[str], *, element: str) -> None:
             raise InvalidError(
                 f'"{text[:80]}" cannot be a {what}', element=element, hint=f"1 to {MAX_NAME} printable characters"
             )
-        if is_reserved(text):
+        if is_reserved(text) if what == "user name" else is_reserved_group(text):
             raise ForbiddenError(
                 f'{what} "{text[:80]}" is reserved',
                 element=element,
-                hint=f"only the hub gives system: and skerry: names, and {ADMIN}",
+                hint=f"only the hub gives system: and skerry: names, and {ADMIN} to a user",
             )
 
 

@@ -174,7 +174,7 @@ def read_oidc(payload: bytes, rules: OidcRules, *, now: datetime) -> Identity:
     prefixed = [rules.groups_prefix + group for group in groups if group]
     if len(prefixed) > access.MAX_GROUPS:
         raise _refused(f"names more than {access.MAX_GROUPS} groups")
-    kept = tuple(group for group in prefixed if access.is_name(group) and not access.is_reserved(group))
+    kept = tuple(group for group in prefixed if access.is_name(group) and not access.is_reserved_group(group))
     return Identity(role="user", name=name, groups=kept)
 
 

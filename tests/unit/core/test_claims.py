@@ -170,16 +170,31 @@ def test_an_address_that_is_not_verified_is_nobody_s(verified: dict[str, Any], *
 
 
 @pytest.mark.parametrize(
-    "name", ["system:masters", "System:Masters", "skerry:admins", "skerry-hub", "system:node:x", "admin", "Admin"]
+    ("name", "is_group"),
+    [
+        ("system:masters", True),
+        ("System:Masters", True),
+        ("skerry:admins", True),
+        ("system:node:x", True),
+        ("skerry-hub", False),
+        ("admin", False),
+        ("Admin", False),
+    ],
 )
-def test_no_issuer_reaches_reserved_names(name: str) -> None:
+def test_no_issuer_reaches_reserved_names(name: str, *, is_group: bool) -> None:
+    """Two names are the hub's own as users, and mean nothing as groups, where many have one that is called so."""
     rules = OidcRules(
         issuer=RULES.issuer, client_id="skerry", username_prefix="-", groups_claim="groups", groups_prefix=""
     )
     with pytest.raises(UnauthorizedError):
         claims.read_oidc(oidc(sub=name), rules, now=NOW)
-    assert claims.read_oidc(oidc(groups=[name, "dev"]), rules, now=NOW).groups == ("dev", "system:authenticated")
-    with pytest.raises(ForbiddenError):
+    kept = () if is_group else (name,)
+    found = claims.read_oidc(oidc(groups=[name, "dev"]), rules, now=NOW)
+    assert found.groups == (*kept, "dev", "system:authenticated")
+    if is_group:
+        with pytest.raises(ForbiddenError):
+            access.check_user("ada", [name], element="subject")
+    else:
         access.check_user("ada", [name], element="subject")
     with pytest.raises(ForbiddenError):
         access.check_user(name, [], element="subject")

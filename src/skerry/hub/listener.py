@@ -20,7 +20,7 @@ from email.utils import formatdate
 from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -246,6 +246,8 @@ class HubProtocol(HttpToolsProtocol):
         wanted = raw_upgrade.asked(cycle.scope)  # type: ignore[arg-type] # one of ASGI's, by uvicorn's name
         if wanted is not None:
             app = raw_upgrade.offering(app, wanted, lambda: self._hand_over(cycle))
+        elif cycle.scope["http_version"] == "1.0":
+            app = _without_chunks(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _hand_over(self, cycle: RequestResponseCycle) -> raw_upgrade.Connection:
@@ -291,3 +293,23 @@ class HubProtocol(HttpToolsProtocol):
             self._arm(self._limits.stall_seconds)
         else:
             abort(self.transport)
+
+
+def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+    """Answer HTTP/1.0, which knows no chunks: what has no length lasts until the connection's end (RFC 9112, 6.3)."""
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        lasts = False
+
+        async def sending(message: Message) -> None:
+            nonlocal lasts
+            if message["type"] == "http.response.start":
+                lasts = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+                cycle.chunked_encoding = False if lasts else None
+            elif lasts:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return answering

@@ -143,7 +143,7 @@ def test_the_revision_is_the_first_pages(hub: Hub, fleet: HubClient) -> None:
     assert names_of(listed) == NAMES
 
 
-def request(hub: Hub, target: str) -> ssl.SSLSocket:
+def request(hub: Hub, target: str, version: str = "1.1") -> ssl.SSLSocket:
     """Ask as the admin, by a connection that takes little and reads nothing yet."""
     connection = load_kubeconfig(hub.kubeconfig)
     context = ssl.create_default_context(cadata=connection.ca.decode())
@@ -155,7 +155,7 @@ def request(hub: Hub, target: str) -> ssl.SSLSocket:
     plain.settimeout(10)
     plain.connect(("127.0.0.1", int(hub.url.rpartition(":")[2])))
     taken = context.wrap_socket(plain, server_hostname="127.0.0.1")
-    taken.sendall(f"GET {target} HTTP/1.1\r\nhost: hub\r\n\r\n".encode())
+    taken.sendall(f"GET {target} HTTP/{version}\r\nhost: hub\r\n\r\n".encode())
     return taken
 
 
@@ -195,3 +195,17 @@ def test_a_list_that_cannot_go_on_breaks_off(hub: Hub, fleet: HubClient) -> None
     assert b"d1202" not in got
     assert not got.endswith(b"0\r\n\r\n"), "a body in chunks that has its end"
     hub.call(_until_none(hub))
+
+
+@pytest.mark.parametrize(("limit", "count"), [("", COUNT), ("?limit=3", 3)])
+def test_who_knows_no_chunks_reads_to_the_end(hub: Hub, fleet: HubClient, limit: str, count: int) -> None:
+    """HTTP/1.0, as some proxies speak it."""
+    del fleet
+    raw = b""
+    with closing(request(hub, path(SPACE, "devices") + limit, "1.0")) as asking:
+        while piece := asking.recv(65536):
+            raw += piece
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"chunked" not in head.lower()
+    assert names_of(json.loads(body)) == NAMES[:count]

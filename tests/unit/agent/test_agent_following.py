@@ -107,3 +107,21 @@ def test_a_log_that_somebody_empties_is_read_on(log: Log) -> None:
     assert numbers(rest(tail)) == [10, 11]
     log.path.unlink()
     assert tail.more() == b""
+
+
+def test_a_log_that_was_emptied_is_not_told_again_from_an_older_one(log: Log) -> None:
+    log.write(400)
+    spawn.bound_log(log.path)
+    log.write(400)
+    spawn.bound_log(log.path)
+    log.write(3)
+    tail = Tail(path=log.path)
+    tail.last(3)
+    log.path.write_bytes(b"")
+    log.write(2)
+    assert numbers(rest(tail)) == [803, 804]
+    log.write(800)
+    spawn.bound_log(log.path)  # now it is another one that was moved aside
+    log.write(1)
+    assert numbers(rest(tail))[-1] == 1605
+    tail.close()

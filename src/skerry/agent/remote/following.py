@@ -42,6 +42,8 @@ class Tail:
     _mark: bytes = b""
     _older: BinaryIO | None = None
     """What was moved aside, and is read first."""
+    _known: tuple[int, int] = (0, 0)
+    """Which file was the one that was moved aside when this one's place was taken: it is no news."""
 
     def last(self, lines: int) -> bytes:
         """Return its last lines, of what is kept in memory at a time, and stand at its end."""
@@ -51,6 +53,10 @@ class Tail:
                 file.seek(max(0, size - MAX_LOG_BYTES))
                 raw = file.read(MAX_LOG_BYTES)
                 self._position, self._mark = file.tell(), raw[-MARK_BYTES:]
+                older = self._open_older()
+                if older is not None:
+                    with older:
+                        self._known = _which(older)
         except FileNotFoundError:
             return b""
         except OSError as error:
@@ -88,10 +94,13 @@ class Tail:
         """Go on where this log was moved to; what is lost is said."""
         mark, self._mark, self._position = self._mark, b"", 0
         older = self._open_older()
+        if older is not None and _which(older) == self._known:
+            older.close()
+            older = None
         if older is None:  # emptied, by somebody or for want of room: of what was in it nothing is known
             log.info("remote.log_emptied log=%s", self.path)
             return b""
-        self._older = older
+        self._older, self._known = older, _which(older)
         content = older.read()
         found = content.rfind(mark)
         older.seek(found + len(mark) if found >= 0 else content.find(b"\n") + 1)  # a line's beginning was cut off
@@ -104,6 +113,7 @@ class Tail:
             if self._older is None or os.path.sameopenfile(self._older.fileno(), done.fileno()):
                 self.close()
                 return b""
+        self._known = _which(self._older)
         self._older.readline()  # of which the beginning was cut off, and what was before it
         return self._lost()
 
@@ -117,6 +127,11 @@ class Tail:
         log.warning("remote.lines_lost log=%s", self.path)
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return stamp.encode("ascii") + LOST
+
+
+def _which(file: BinaryIO) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_ino, found.st_mtime_ns
 
 
 async def talk(asked: Conversation) -> None:

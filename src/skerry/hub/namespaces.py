@@ -43,9 +43,9 @@ log = logging.getLogger(__name__)
 async def adopt(objects: Objects) -> None:
     """Make the objects of all namespaces that hold something (those of older hubs have none) and of the default one.
 
-    The default one is made last: where it is there, this has been done.
+    The default one is made last: where it is there, though it cannot be read perhaps, this has been done.
     """
-    if await objects.find(Namespace, "", DEFAULT) is not None:
+    if await objects.store.get(key_of(Namespace, "", DEFAULT)) is not None:
         return
     for name in (*sorted(await find(objects) - {DEFAULT}), DEFAULT):
         await _make(objects, name)

@@ -18,6 +18,7 @@ from skerry.api.errors import AlreadyExistsError, IntegrityError, InvalidError, 
 from skerry.api.meta import Struct
 from skerry.core.ports import Store
 from skerry.hub.leadership import PREFIX, Election, Fence
+from skerry.hub.objects import UNREADABLE
 from skerry.hub.settings import SHARED_SCHEME, check_store
 
 if TYPE_CHECKING:
@@ -130,7 +131,15 @@ async def check_same_keys(store: Store, authority: Authority) -> None:
             await store.create(KEY, msgspec.json.encode(own))
             return
         found = await store.get(KEY)
-    if found is None or msgspec.json.decode(found.value, type=_Identity) != own:
+    try:
+        first = None if found is None else msgspec.json.decode(found.value, type=_Identity)
+    except UNREADABLE as error:
+        raise IntegrityError(
+            f"what it keeps of whose keys the devices know cannot be read: {error}"[:300],
+            element="--store",
+            hint="it is damaged: put back a backup of the database",
+        ) from None
+    if first != own:
         raise IntegrityError(
             "belongs to hubs with other keys",
             element="--store",

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 
@@ -32,6 +33,7 @@ ROUND_SECONDS = 5.0
 ORPHANS_SECONDS = 3600.0
 """Between two looks at what has no namespace any more, which take one step for each kind in each namespace."""
 PAGE = 200
+_ATTEMPTS = 20  # somebody who writes the namespace as often in the time of one write rests before the next round
 _AFTER_SLASH = "0"  # the character that sorts right after "/", so that one key skips a whole namespace
 _REMAINING = "NamespaceContentRemaining"
 _FAILS = (SkerryError, OSError, *UNREADABLE)
@@ -99,26 +101,21 @@ async def finish(objects: Objects, clock: Clock, namespace: Namespace) -> None:
 
 
 async def sweep(objects: Objects, clock: Clock, namespace: Namespace) -> bool:
-    """Remove what is in exactly this namespace, which was marked, then the namespace; returns whether it is gone."""
+    """Remove what is in exactly this namespace, which was marked, then the namespace; returns whether it is gone.
+
+    Raises ConflictError when somebody writes the namespace all the time; the others must not wait for that.
+    """
     try:
         for info in _WITHIN:
             await _empty(objects, clock, info, namespace)
         current = await _going(objects, namespace)
+        # Nothing comes into it since the mark, so what is counted here is all there will be.
+        if left := await _count(objects, current.metadata.name):
+            await _tell(objects, clock, current, left)
+            return False
+        return await _remove(objects, current)
     except NotFoundError:
         return True
-    # Nothing comes into it since the mark, so what is counted here is all there will be.
-    if left := await _count(objects, current.metadata.name):
-        await _tell(objects, clock, current, left)
-        return False
-    if current.metadata.finalizers:
-        return False
-    with suppress(NotFoundError):
-        try:
-            await removal.remove(objects, current)
-        except ConflictError:
-            return False
-    log.info("namespace.deleted name=%s uid=%s", current.metadata.name, current.metadata.uid)
-    return True
 
 
 async def run(
@@ -155,6 +152,21 @@ async def name_orphans(objects: Objects) -> None:
             await _make(objects, name)
 
 
+async def _remove(objects: Objects, namespace: Namespace) -> bool:
+    """Remove a namespace that nothing is in; returns whether it went. Raises NotFoundError."""
+    for _ in range(_ATTEMPTS):
+        if namespace.metadata.finalizers:
+            return False
+        try:
+            await removal.remove(objects, namespace)
+        except ConflictError:  # somebody wrote it meanwhile, a finalizer perhaps
+            namespace = await _going(objects, namespace)
+        else:
+            log.info("namespace.deleted name=%s uid=%s", namespace.metadata.name, namespace.metadata.uid)
+            return True
+    return False
+
+
 async def _make(objects: Objects, name: str) -> None:
     with suppress(AlreadyExistsError):
         await objects.create(Namespace(metadata=ObjectMeta(name=name)))
@@ -183,18 +195,40 @@ async def _empty(objects: Objects, clock: Clock, info: KindInfo, namespace: Name
     name, start = namespace.metadata.name, ""
     while True:
         current = await _going(objects, namespace)
-        guard = Guard(key=key_of(Namespace, "", name), revision=int(current.metadata.resource_version))
         page = await objects.list(info.type, name, limit=PAGE, start=start, leave_out_unreadable=True)
         for _, unreadable in page.unreadable:
-            with suppress(NotFoundError, ConflictError):
-                await objects.discard(info.type, name, unreadable, guard=guard)
+            discard = partial(objects.discard, info.type, name, unreadable)
+            current = await _within(objects, current, discard)
         for item in page.items:
-            # Somebody wrote meanwhile, a finalizer perhaps, or the namespace: the next page or round looks again.
-            with suppress(NotFoundError, ConflictError):
-                await removal.remove_or_mark(objects, item, clock.now(), guard=guard)
+            current = await _within(objects, current, partial(removal.remove_or_mark, objects, item, clock.now()))
         if page.next_key is None:
             return
         start = page.next_key
+
+
+async def _within(objects: Objects, namespace: Namespace, write: Callable[..., Awaitable[object]]) -> Namespace:
+    """Write with a guard that it is in exactly this namespace; again where that was written meanwhile, and only that.
+
+    What was written itself, a finalizer perhaps, is for the next round, which looks again. Returns the namespace as it
+    was seen last. Raises NotFoundError when it is gone, or another one has its name, and ConflictError when it is
+    written all the time.
+    """
+    for _ in range(_ATTEMPTS):
+        guard = Guard(
+            key=key_of(Namespace, "", namespace.metadata.name), revision=int(namespace.metadata.resource_version)
+        )
+        try:
+            await write(guard=guard)
+        except NotFoundError:  # somebody was faster
+            return namespace
+        except ConflictError:
+            seen = await _going(objects, namespace)
+            if seen.metadata.resource_version == namespace.metadata.resource_version:
+                return namespace
+            namespace = seen
+        else:
+            return namespace
+    raise ConflictError("is written all the time", element=f'namespaces "{namespace.metadata.name}"')
 
 
 async def _tell(objects: Objects, clock: Clock, namespace: Namespace, left: Mapping[str, str]) -> None:

@@ -36,17 +36,20 @@ async def objects(tmp_path: Path) -> AsyncIterator[Objects]:
 
 
 class Meanwhile:
-    """The store of a hub beside which another one acts, once, at one moment of it: right before a call."""
+    """The store of a hub beside which another one acts, at one moment of it, right before a call: once, or `times`."""
 
-    def __init__(self, store: Store, verb: str, key: str, deed: Deed, *, after: bool = False) -> None:
+    def __init__(self, store: Store, verb: str, key: str, deed: Deed, *, after: bool = False, times: int = 1) -> None:
         self._store, self._verb, self._key, self._after = store, verb, key, after
-        self._deeds = [deed]
+        self._deeds = [deed] * times
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def create(self, key: str, value: bytes, **more: Any) -> Record:
         return await self._at("create", key, lambda: self._store.create(key, value, **more))
+
+    async def update(self, key: str, value: bytes, **more: Any) -> Record:
+        return await self._at("update", key, lambda: self._store.update(key, value, **more))
 
     async def delete(self, key: str, **more: Any) -> Record:
         return await self._at("delete", key, lambda: self._store.delete(key, **more))
@@ -66,6 +69,33 @@ class Meanwhile:
     @property
     def happened(self) -> bool:
         return not self._deeds
+
+
+class Busy:
+    """The store of a hub beside which somebody writes the namespace before every second deletion."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects, self._deletions, self.written = objects, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objects.store, name)
+
+    async def delete(self, key: str, **more: Any) -> Record:
+        self._deletions += 1
+        if self._deletions % 2:
+            self.written += 1
+            await note(self._objects)
+        return await self._objects.store.delete(key, **more)
+
+
+async def note(objects: Objects, **meta: list[str]) -> None:
+    """Somebody writes the namespace, each time something else."""
+
+    def change(one: Namespace) -> Namespace:
+        noted = {"count": str(1 + int(one.metadata.annotations.get("count", "0")))}
+        return msgspec.structs.replace(one, metadata=msgspec.structs.replace(one.metadata, annotations=noted, **meta))
+
+    await objects.update_status(Namespace, "", SHOP, change)
 
 
 def account(name: str, namespace: str = SHOP, **meta: Any) -> ServiceAccount:
@@ -219,17 +249,84 @@ async def test_labels_that_change_meanwhile_keep_nothing(objects: Objects) -> No
     await objects.create(account("a"))
     going = await marked(objects)
 
-    async def label() -> None:
-        await objects.update_status(
-            Namespace,
-            "",
-            SHOP,
-            lambda one: msgspec.structs.replace(
-                one, metadata=msgspec.structs.replace(one.metadata, annotations={"a": "b"})
-            ),
-        )
-
-    store = Meanwhile(objects.store, "delete", key_of(ServiceAccount, SHOP, "a"), label)
-    assert not await namespaces.sweep(Objects(store, CLOCK), CLOCK, going), "the next round looks again"
-    assert await namespaces.sweep(objects, CLOCK, going)
+    store = Meanwhile(objects.store, "delete", key_of(ServiceAccount, SHOP, "a"), lambda: note(objects))
+    assert await namespaces.sweep(Objects(store, CLOCK), CLOCK, going)
+    assert store.happened
     assert await objects.find(Namespace, "", SHOP) is None
+
+
+@pytest.mark.parametrize("finalizers", [(), ("example.com/keep",)])
+async def test_a_write_to_the_namespace_costs_nothing_of_what_is_in_it(
+    objects: Objects, finalizers: tuple[str, ...]
+) -> None:
+    for number in range(5):
+        await objects.create(account(f"a{number}", finalizers=list(finalizers)))
+    going = await marked(objects)
+    key = key_of(ServiceAccount, SHOP, "a0")
+    verb = "update" if finalizers else "delete"
+    store = Meanwhile(objects.store, verb, key, lambda: note(objects))
+    assert await namespaces.sweep(Objects(store, CLOCK), CLOCK, going) is not bool(finalizers)
+    assert store.happened
+    left = (await objects.list(ServiceAccount, SHOP)).items
+    assert len(left) == (5 if finalizers else 0)
+    assert all(one.metadata.deletion_timestamp is not None for one in left)
+
+
+async def test_what_cannot_be_read_goes_though_the_namespace_is_written_meanwhile(objects: Objects) -> None:
+    await objects.create(account("a"))
+    damaged = key_of(ServiceAccount, SHOP, "broken")
+    await objects.store.create(damaged, b"{")
+    going = await marked(objects)
+    store = Meanwhile(objects.store, "delete", damaged, lambda: note(objects))
+    assert await namespaces.sweep(Objects(store, CLOCK), CLOCK, going)
+    assert store.happened
+
+
+async def test_a_namespace_goes_that_somebody_writes_before_each_step(objects: Objects) -> None:
+    for number in range(500):
+        await objects.create(account(f"a{number:03}"))
+    going = await marked(objects)
+    busy = Busy(objects)
+    assert await namespaces.sweep(Objects(busy, CLOCK), CLOCK, going)
+    assert busy.written > 500
+    assert await held(objects) == []
+    assert await objects.find(Namespace, "", SHOP) is None
+
+
+async def test_somebody_who_never_rests_ends_in_a_later_round(objects: Objects) -> None:
+    await objects.create(account("a"))
+    going = await marked(objects)
+    store = Meanwhile(objects.store, "delete", key_of(ServiceAccount, SHOP, "a"), lambda: note(objects), times=1000)
+    with pytest.raises(ConflictError, match="is written all the time"):
+        await namespaces.sweep(Objects(store, CLOCK), CLOCK, going)
+    await namespaces.finish(Objects(store, CLOCK), CLOCK, going)  # a caller is not told
+    assert await held(objects) == ["a"]
+    assert await namespaces.sweep(objects, CLOCK, going)
+
+
+async def test_an_object_that_was_given_a_finalizer_meanwhile_is_looked_at_again(objects: Objects) -> None:
+    await objects.create(account("a"))
+    going = await marked(objects)
+
+    async def keep() -> None:
+        def change(one: ServiceAccount) -> ServiceAccount:
+            metadata = msgspec.structs.replace(one.metadata, finalizers=["example.com/keep"])
+            return msgspec.structs.replace(one, metadata=metadata)
+
+        await note(objects)
+        await objects.update_status(ServiceAccount, SHOP, "a", change)
+
+    store = Meanwhile(objects.store, "delete", key_of(ServiceAccount, SHOP, "a"), keep)
+    assert not await namespaces.sweep(Objects(store, CLOCK), CLOCK, going)
+    assert await held(objects) == ["a"]
+
+
+async def test_a_namespace_that_was_given_a_finalizer_in_its_last_moment_stays(objects: Objects) -> None:
+    going = await marked(objects, (await objects.create(Namespace(metadata=ObjectMeta(name=SHOP)))).metadata.name)
+
+    async def keep() -> None:
+        await note(objects, finalizers=["example.com/keep"])
+
+    store = Meanwhile(objects.store, "delete", key_of(Namespace, "", SHOP), keep)
+    assert not await namespaces.sweep(Objects(store, CLOCK), CLOCK, going)
+    assert (await objects.get(Namespace, "", SHOP)).metadata.finalizers == ["example.com/keep"]

@@ -198,15 +198,15 @@ async def _empty(objects: Objects, clock: Clock, info: KindInfo, namespace: Name
         page = await objects.list(info.type, name, limit=PAGE, start=start, leave_out_unreadable=True)
         for _, unreadable in page.unreadable:
             discard = partial(objects.discard, info.type, name, unreadable)
-            current = await _within(objects, current, discard)
+            current = await _guarded(objects, current, discard)
         for item in page.items:
-            current = await _within(objects, current, partial(removal.remove_or_mark, objects, item, clock.now()))
+            current = await _guarded(objects, current, partial(removal.remove_or_mark, objects, item, clock.now()))
         if page.next_key is None:
             return
         start = page.next_key
 
 
-async def _within(objects: Objects, namespace: Namespace, write: Callable[..., Awaitable[object]]) -> Namespace:
+async def _guarded(objects: Objects, namespace: Namespace, write: Callable[..., Awaitable[object]]) -> Namespace:
     """Write with a guard that it is in exactly this namespace; again where that was written meanwhile, and only that.
 
     What was written itself, a finalizer perhaps, is for the next round, which looks again. Returns the namespace as it
